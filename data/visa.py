@@ -1,0 +1,22 @@
+"""VisA: folders -> meta.json, by the one-class split that comes with the set.
+
+    python data/visa.py [--root data/visa]
+
+Expects <root>/split_csv/1cls.csv and the files that it lists, <root>/<class>/Data/Images/{Normal,Anomaly}/*.JPG and
+<root>/<class>/Data/Masks/Anomaly/*.png, as the archive unpacks, and writes <root>/meta.json. The full public set gives
+12 classes and 10821 images: 8659 for training, all normal, and 2162 for testing, 962 normal and 1200 anomalous. The
+split does not tell kinds of defect apart, so the specie_name of a defect is "".
+"""
+
+from pathlib import Path
+
+from meta import Samples, run, visa_layout
+
+
+def build(root: Path) -> Samples:
+    """All images that the split lists, in its order."""
+    return visa_layout(root)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(build, "data/visa"))

@@ -1,0 +1,297 @@
+"""meta.json -> samples -> tensors; the seeded draw of reference images; mosaics.
+
+The format itself (read, check, write) lives in data/meta.py.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from data.meta import Sample, read
+
+__all__ = ["AnomalyDataset", "EpochSampler", "Sample", "Shots", "draw_shots", "load_image", "load_mask", "load_shots",
+           "read", "select"]  # fmt: skip
+
+
+def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sample]:
+    """The samples of the given classes (None: of all). Raises ValueError on a class that has none."""
+    known = list(dict.fromkeys(sample.cls_name for sample in samples))
+    for name in classes or ():
+        if name not in known:
+            raise ValueError(f"unknown class '{name}'; the dataset has {', '.join(known)}")
+    return [sample for sample in samples if not classes or sample.cls_name in classes]
+
+
+class AnomalyDataset(Dataset):
+    """Images and masks at one size.
+
+    An item is a dict: image (3, S, S) uint8 RGB; mask (S, S) uint8, 1 = defect; cls_name; index into the samples.
+    An anomalous sample without a mask gets an all-zero one: ask `Sample.mask_path` before it is used.
+
+    Args:
+        root: the folder that the samples' paths are relative to.
+        samples: what to read, in this order.
+        image_size: side S in pixels.
+        mosaic_rate: probability of replacing a sample by a 2 x 2 mosaic of images of its class.
+        seed: of the mosaics; their draw depends on (seed, epoch, index) alone.
+    """
+
+    def __init__(
+        self, root: str | Path, samples: Sequence[Sample], image_size: int, *, mosaic_rate: float = 0.0, seed: int = 0
+    ):
+        self.root, self.samples, self.image_size = Path(root), list(samples), image_size
+        self.mosaic_rate, self.seed, self.epoch = mosaic_rate, seed, 0
+        self._kinds = _by_class_and_kind(self.samples) if mosaic_rate > 0 else {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index]
+        dice = random.Random(f"{self.seed}/{self.epoch}/{index}")
+        if dice.random() < self.mosaic_rate:
+            image, mask = self._mosaic(sample.cls_name, dice)
+        else:
+            image, mask = self._read(sample)
+        return {
+            "image": _image_tensor(image, self.image_size),
+            "mask": _mask_tensor(mask, self.image_size),
+            "cls_name": sample.cls_name,
+            "index": index,
+        }
+
+    def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:
+        """The image, and its mask as 0/255 of the same size."""
+        image = load_image(self.root / sample.img_path)
+        if not (sample.anomaly and sample.mask_path):
+            return image, Image.new("L", image.size)
+        mask = load_mask(self.root / sample.mask_path)
+        if mask.size != image.size:
+            raise ValueError(
+                f"mask {self.root / sample.mask_path} is {_size(mask)} pixels but its image {sample.img_path} is "
+                f"{_size(image)}; they must agree"
+            )
+        return image, mask
+
+    def _mosaic(self, cls_name: str, dice: random.Random) -> tuple[Image.Image, Image.Image]:
+        """2 x 2 images of a class, stitched: the kind of defect uniformly, then an image of it uniformly."""
+        kinds = self._kinds[cls_name]
+        tiles = [self._read(dice.choice(kinds[dice.choice(sorted(kinds))])) for _ in range(4)]
+        width, height = tiles[0][0].size
+        image, mask = Image.new("RGB", (2 * width, 2 * height)), Image.new("L", (2 * width, 2 * height))
+        for place, (tile, tile_mask) in enumerate(tiles):
+            corner = (place % 2 * width, place // 2 * height)
+            image.paste(tile.resize((width, height), Image.Resampling.BICUBIC), corner)
+            mask.paste(tile_mask.resize((width, height), Image.Resampling.NEAREST), corner)
+        return image, mask
+
+
+def _by_class_and_kind(samples: Sequence[Sample]) -> dict[str, dict[tuple[int, str], list[Sample]]]:
+    groups: dict[str, dict[tuple[int, str], list[Sample]]] = {}
+    for sample in samples:
+        kinds = groups.setdefault(sample.cls_name, {})
+        kinds.setdefault((sample.anomaly, sample.specie_name), []).append(sample)
+    return groups
+
+
+class EpochSampler(Sampler):
+    """A permutation that depends on (seed, epoch) alone, so that a resumed training sees what it would have seen."""
+
+    def __init__(self, length: int, seed: int, *, shuffle: bool = True):
+        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(self.length))
+        order = list(range(self.length))
+        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        return iter(order)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def load_image(path: Path) -> Image.Image:
+    """A picture as 8-bit grey or RGB; palette, alpha, CMYK and 16 bit are brought to that.
+
+    Raises:
+        ValueError: missing, truncated or otherwise unreadable; names the file.
+    """
+    image = _open(path)
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode.startswith("I"):  # 16 bit, which some files are opened as 32
+        return Image.fromarray(_eight_bit(image, path))
+    if image.mode == "F":
+        raise ValueError(f"{path}: floating-point pixels have no known range; save it as 8 or 16 bit")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def load_mask(path: Path) -> Image.Image:
+    """A mask as 0/255 grey: any colour but black is defect (VisA's hold 1..k; alpha is ignored)."""
+    image = _open(path)
+    if image.mode in ("P", "PA", "LA", "RGBA", "CMYK", "YCbCr"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image) != 0  # (H, W) or (H, W, 3)
+    return Image.fromarray((pixels.any(-1) if pixels.ndim == 3 else pixels).astype(np.uint8) * 255)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; is meta.json up to date?") from None
+    except Exception as error:  # decoders raise what they like on a broken file; the user needs its name
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: unreadable image ({reason})") from None
+
+
+def _eight_bit(image: Image.Image, path: Path) -> np.ndarray:
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"{path}: pixel values outside 0..65535; save it as 8 or 16 bit")
+    return ((pixels + 128) // 257).astype(np.uint8)
+
+
+def _image_tensor(image: Image.Image, size: int) -> Tensor:
+    """Stretched to S x S, bicubic; grey becomes RGB after that, as in the published programs. (3, S, S) uint8"""
+    image = image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _mask_tensor(mask: Image.Image, size: int) -> Tensor:
+    """Stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8"""
+    pixels = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR))
+    return torch.from_numpy((pixels > 127).astype(np.uint8))
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width} x {image.height}"
+
+
+# --- references -----------------------------------------------------------------------------------------------------
+
+
+class Shots(NamedTuple):
+    """One few-shot setting: which images of each class are the references. k_shot 0 is zero-shot."""
+
+    k_shot: int
+    seed: int | None
+    references: Mapping[str, Sequence[str]]  # class name -> image paths, relative to the root
+
+
+def draw_shots(dataset: str, train: Sequence[Sample], classes: Sequence[str], k_shot: int, seed: int) -> Shots:
+    """Draw k references per class without replacement.
+
+    For a (dataset, class, seed) there is one permutation of the class's normal training images sorted by path; k shots
+    are its first k, whatever else runs, so the references of a smaller k are among those of a larger one.
+
+    Raises:
+        ValueError: k_shot is larger than the number of normal training images of a class.
+    """
+    return Shots(k_shot, seed, {name: _draw(dataset, train, name, k_shot, seed) for name in classes})
+
+
+def _draw(dataset: str, train: Sequence[Sample], name: str, k_shot: int, seed: int) -> list[str]:
+    paths = sorted({sample.img_path for sample in train if sample.cls_name == name and not sample.anomaly})
+    if k_shot > len(paths):
+        raise ValueError(
+            f"--k_shot {k_shot}: class '{name}' of {dataset} has {len(paths)} normal training images; take a smaller k"
+        )
+    random.Random(f"{dataset}/{name}/{seed}").shuffle(paths)
+    return paths[:k_shot]
+
+
+def load_shots(
+    path: str | Path,
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    k_shots: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[Shots]:
+    """References from a file instead of a draw: our k_shot.json, or a published k_shot.txt (one image path a line).
+
+    Args:
+        samples: all samples of meta.json; a reference must be one of its class.
+        classes: every one of these needs references.
+        k_shots, seeds: keep only these settings of a k_shot.json; what a k_shot.txt must hold.
+
+    Raises:
+        ValueError: unreadable, an unknown image, a class without references, a setting that is not in it.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--references {path}: not to be read ({error})") from None
+    known = {(sample.cls_name, sample.img_path) for sample in samples}
+    if Path(path).suffix == ".json":
+        shots = [shot for shot in _from_json(path, text) if _wanted(shot, k_shots, seeds)]
+        if not shots:
+            raise ValueError(f"--references {path}: none of its settings has --k_shot {k_shots} and --seed {seeds}")
+    else:
+        shots = [_from_text(path, text, known, k_shots, seeds)]
+    for shot in (shot for shot in shots if shot.k_shot > 0):
+        _check_references(path, shot, known, classes)
+    return shots
+
+
+def _from_json(path: str | Path, text: str) -> list[Shots]:
+    try:
+        return [
+            Shots(
+                int(entry["k_shot"]),
+                entry["seed"],
+                {str(c): [str(p) for p in v] for c, v in entry["references"].items()},
+            )
+            for entry in json.loads(text)
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'--references {path}: want [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})'
+        ) from None
+
+
+def _wanted(shot: Shots, k_shots: Sequence[int] | None, seeds: Sequence[int] | None) -> bool:
+    return (not k_shots or shot.k_shot in k_shots) and (not seeds or shot.seed in seeds)
+
+
+def _from_text(path, text: str, known: set[tuple[str, str]], k_shots, seeds) -> Shots:
+    owner = {img_path: cls_name for cls_name, img_path in known}
+    references: dict[str, list[str]] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line not in owner:
+            raise ValueError(f"--references {path}: '{line}' is no image of meta.json")
+        references.setdefault(owner[line], []).append(line)
+    if not references:
+        raise ValueError(f"--references {path}: names no image")
+    if k_shots is not None and len(k_shots) > 1:
+        raise ValueError(f"--references {path}: a text file holds one setting; give one --k_shot or none")
+    k_shot = k_shots[0] if k_shots else max(map(len, references.values()))
+    return Shots(k_shot, seeds[0] if seeds else None, references)
+
+
+def _check_references(path, shot: Shots, known: set[tuple[str, str]], classes: Sequence[str]) -> None:
+    for name in classes:
+        paths = shot.references.get(name, ())
+        if len(paths) != shot.k_shot or not paths:
+            raise ValueError(
+                f"--references {path}: class '{name}' has {len(paths)} references where k_shot is {shot.k_shot}"
+            )
+        for img_path in paths:
+            if (name, img_path) not in known:
+                raise ValueError(f"--references {path}: '{img_path}' is no image of class '{name}' in meta.json")

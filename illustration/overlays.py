@@ -1,0 +1,27 @@
+"""Draw the README's picture from a result folder's overlays.
+
+    python illustration/overlays.py RESULT_FOLDER/imgs IMAGE.png [IMAGE.png ...]
+
+Writes illustration/overlay.png: the given overlays (paths below imgs/), one below the other.
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+
+def main(folder: str, *names: str) -> None:
+    pictures = [Image.open(Path(folder, name)).convert("RGB") for name in names]
+    width = min(picture.width for picture in pictures)
+    pictures = [picture.resize((width, round(picture.height * width / picture.width))) for picture in pictures]
+    whole = Image.new("RGB", (width, sum(picture.height for picture in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    whole.save(Path(__file__).parent / "overlay.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

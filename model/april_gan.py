@@ -1,0 +1,136 @@
+"""APRIL-GAN (Chen, Han, Zhang: "APRIL-GAN: A Zero-/Few-Shot Anomaly Classification and Segmentation Method for CVPR
+2023 VAND Workshop Challenge Tracks 1&2", arXiv 2305.17382).
+
+Linear adapters map the patch tokens of several layers into the joint embedding, where they are compared with the
+texts of two states; few-shot adds the distance of the raw tokens to a memory bank of normal images.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model import maps, memory
+from model.backbone import Backbone
+from model.interface import Memory, Prediction, Tokens
+from model.layers import Adapters, load_exactly
+from prompt_ensemble import APRIL_GAN, Prompts, sentences
+
+_SCALE = 100.0  # inverse temperature of every softmax over states
+_CHECKPOINT_KEY = "trainable_linearlayer"
+
+
+class AprilGan(nn.Module):
+    """A detector as `model.interface.Detector` describes it.
+
+    Args:
+        backbone: a frozen CLIP.
+        features_list: layers whose adapted tokens are compared with the texts.
+        few_shot_features: layers whose raw tokens are compared with the references.
+        prompts: states and templates.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        features_list: Sequence[int],
+        few_shot_features: Sequence[int],
+        prompts: Prompts = APRIL_GAN,
+    ):
+        super().__init__()
+        backbone.check_layers("features_list", features_list)
+        backbone.check_layers("few_shot_features", few_shot_features)
+        self.backbone = backbone
+        self.features_list = tuple(features_list)
+        self.few_shot_features = tuple(few_shot_features)
+        self.prompts = prompts
+        self.adapters = Adapters([backbone.width(layer) for layer in features_list], backbone.embed_dim)
+        self._text: dict[str, Tensor] = {}  # class name -> (D, 2)
+
+    # --- text -------------------------------------------------------------------------------------------------------
+
+    def encode_names(self, names: Sequence[str]) -> None:
+        new = [name for name in dict.fromkeys(names) if name not in self._text]
+        for name in tqdm(new, desc="text", unit="class", disable=None if len(new) > 1 else True):
+            self._text[name] = self._encode_name(name)
+
+    def _encode_name(self, name: str) -> Tensor:
+        """Per state: mean of the unit embeddings of all its sentences, unit length again. Returns (D, 2)."""
+        states = [self.backbone.encode_text(texts) for texts in sentences(name, self.prompts)]  # each (n, D)
+        means = [F.normalize(state, dim=-1).mean(0) for state in states]
+        return F.normalize(torch.stack(means, dim=-1), dim=0)
+
+    def _texts(self, names: Sequence[str]) -> Tensor:
+        self.encode_names(names)
+        return torch.stack([self._text[name] for name in names])  # (B, D, 2)
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tokens:
+        return self.backbone(images, {*self.features_list, *self.few_shot_features})
+
+    def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
+        logits = self._pixel_logits(self.encode(images), self._texts(names))
+        return [torch.sigmoid(torch.stack([-logit, logit], dim=1)) for logit in logits]  # each (B, 2, S, S)
+
+    def zero_shot(self, tokens: Tokens, names: Sequence[str]) -> Prediction:
+        text = self._texts(names)
+        probabilities = [torch.sigmoid(logit) for logit in self._pixel_logits(tokens, text)]
+        image_logit = maps.state_logit(tokens.pooled.float().unsqueeze(1), text, _SCALE)[:, 0]  # (B,)
+        return Prediction(torch.stack(probabilities).sum(0), {"text": torch.sigmoid(image_logit)})
+
+    def _pixel_logits(self, tokens: Tokens, text: Tensor) -> list[Tensor]:
+        """Per layer, the logit of "abnormal" at each pixel, (B, S, S)."""
+        adapted = self.adapters([tokens.patches[layer].float() for layer in self.features_list])
+        return [
+            maps.upsample(
+                maps.state_logit(features, text, _SCALE), tokens.grids[layer], self.backbone.image_size,
+                align_corners=True,
+            )
+            for layer, features in zip(self.features_list, adapted, strict=True)
+        ]  # fmt: skip
+
+    # --- references -------------------------------------------------------------------------------------------------
+
+    def remember(self, tokens: Tokens) -> Memory:
+        return Memory({layer: memory.bank(tokens.patches[layer]) for layer in self.few_shot_features})
+
+    def few_shot(
+        self, zero_shot: Prediction, tokens: Tokens, names: Sequence[str], memories: Mapping[str, Memory]
+    ) -> Prediction:
+        fused = zero_shot.maps.clone()
+        for name in dict.fromkeys(names):
+            rows = [row for row, other in enumerate(names) if other == name]
+            fused[rows] += self._distance_map(tokens, rows, memories[name])
+        return Prediction(fused, {**zero_shot.terms, "map_max": fused.amax((1, 2))})
+
+    def _distance_map(self, tokens: Tokens, rows: list[int], references: Memory) -> Tensor:
+        """Sum over layers of the upsampled distance to the nearest reference token, (len(rows), S, S)."""
+        layers = []
+        for layer in self.few_shot_features:
+            distance = memory.nearest_distance(tokens.patches[layer][rows], references.banks[layer])
+            layers.append(maps.upsample(distance, tokens.grids[layer], self.backbone.image_size, align_corners=True))
+        return torch.stack(layers).sum(0)
+
+    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Zero-shot: the text term. Few-shot: its mean with the map's maximum, min-max normalised over the class."""
+        if "map_max" not in terms:
+            return terms["text"]
+        return 0.5 * (terms["text"] + maps.minmax_over_class(terms["map_max"]))
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def trainable_state(self) -> dict:
+        return {_CHECKPOINT_KEY: self.adapters.state_dict()}
+
+    def load_trainable_state(self, state: Mapping) -> None:
+        if _CHECKPOINT_KEY not in state:
+            raise ValueError(
+                f"no '{_CHECKPOINT_KEY}' in it (found: {', '.join(map(str, state)) or 'nothing'}); "
+                "it is no checkpoint of april_gan"
+            )
+        load_exactly(self.adapters, state[_CHECKPOINT_KEY])

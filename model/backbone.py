@@ -1,0 +1,421 @@
+"""The frozen CLIP: the only file that imports open_clip or touches its insides.
+
+A `Backbone` turns images into `Tokens` and sentences into embeddings. Layers count from 1: the blocks of a ViT, or the
+four stages of a ResNet.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import logging
+import pickle
+import warnings
+import zipfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transformer import VisionTransformer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from model.interface import Tokens
+
+_LOG = logging.getLogger("vand")
+_SENTENCES_AT_ONCE = 256
+
+
+class Backbone(nn.Module):
+    """A CLIP of open_clip, frozen and in eval mode, built at the wanted image size.
+
+    Args:
+        model: an architecture of open_clip, or one registered by `register_architecture`.
+        pretrained: a tag of open_clip ("openai", "laion400m_e31", ...: downloaded and cached by open_clip), or a file
+            (.pt, .pth, .bin, .safetensors); None leaves random weights.
+        image_size: side S of the square input in pixels; None takes the architecture's own.
+        quick_gelu: "auto" takes what the architecture says, as the published programs do; "on" and "off" force it.
+
+    Raises:
+        ValueError: unknown or unsupported architecture, unknown tag, an image size that the patches do not divide,
+            weights that do not fit; one line that says what to do.
+        OSError: weights that can not be read or downloaded.
+    """
+
+    def __init__(
+        self, model: str, pretrained: str | None = None, *, image_size: int | None = None, quick_gelu: str = "auto"
+    ):
+        super().__init__()
+        config = architecture(model)
+        self.name = model
+        self.pretrained = pretrained
+        self.quick_gelu = {"on": True, "off": False, "auto": bool(config.get("quick_gelu", False))}[quick_gelu]
+        self.image_size = image_size or config["vision_cfg"].get("image_size", 224)
+        self.embed_dim: int = config["embed_dim"]
+        source = _Weights.find(model, pretrained)
+        source.warn_of_activation(self.quick_gelu)
+        is_vit = isinstance(config["vision_cfg"].get("layers", 12), int)
+        patch = config["vision_cfg"].get("patch_size", 16) if is_vit else 32
+        _check_image_size(self.image_size, patch, model)
+        # The attention pool of a ResNet is built at its own size and resampled after loading (see _ResNetTaps).
+        self.clip = _create(model, config, self.quick_gelu, self.image_size if is_vit else None)
+        source.load_into(self.clip)
+        self.taps = _ViTTaps(self.clip.visual) if is_vit else _ResNetTaps(self.clip.visual, self.image_size)
+        self.tokenizer = _tokenizer(model)
+        self.register_buffer("mean", torch.tensor(source.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(source.std).view(3, 1, 1), persistent=False)
+        self.fingerprint = _fingerprint(self.clip)
+        self.requires_grad_(False).eval()
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that can be tapped."""
+        return self.taps.depth
+
+    def width(self, layer: int) -> int:
+        """Width W of a layer's tokens."""
+        return self.taps.width(layer)
+
+    def quarter_layers(self) -> list[int]:
+        """Four evenly spaced layers, the last included: 6 12 18 24 of 24, 3 6 9 12 of 12."""
+        return sorted({max(1, round(self.depth * quarter / 4)) for quarter in (1, 2, 3, 4)})
+
+    def check_layers(self, flag: str, layers: Sequence[int]) -> None:
+        """Raises ValueError where a layer does not exist or is listed twice."""
+        wrong = [layer for layer in layers if not 1 <= layer <= self.depth]
+        if wrong:
+            raise ValueError(
+                f"{flag} {' '.join(map(str, layers))}: layer {wrong[0]} does not exist, {self.name} has layers "
+                f"1 to {self.depth}"
+            )
+        if len(set(layers)) != len(layers) or not layers:
+            raise ValueError(f"{flag} {' '.join(map(str, layers))}: list one or more layers, each once")
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Frozen: stays in eval mode whatever the detector around it does."""
+        return super().train(False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> float32, scaled to [0, 1], less the weights' own mean, over their std."""
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
+        """Tokens of the asked layers. images: (B, 3, S, S) uint8 RGB."""
+        return self.taps(self.normalize(images), layers)
+
+    @torch.no_grad()
+    def encode_text(self, sentences: Sequence[str]) -> Tensor:
+        """Embeddings of sentences, (n, D), not normalised."""
+        ids = self.tokenizer(list(sentences)).to(self.mean.device)
+        return torch.cat([self._encode_ids(part) for part in ids.split(_SENTENCES_AT_ONCE)]).float()
+
+    def _encode_ids(self, ids: Tensor) -> Tensor:
+        """open_clip's `encode_text` without the padding: under the causal mask nothing sees what follows the end token,
+        so the tokens behind the longest sentence need not be computed."""
+        clip = self.clip
+        causal = isinstance(clip, open_clip.CLIP) and clip.attn_mask is not None and clip.text_pool_type == "argmax"
+        if not causal:
+            return clip.encode_text(ids)
+        end = ids.argmax(-1)  # (n,), the end token has the largest id
+        length = int(end.max()) + 1
+        x = clip.token_embedding(ids[:, :length]) + clip.positional_embedding[:length]  # (n, length, width)
+        x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
+        x = clip.ln_final(x[torch.arange(len(x), device=x.device), end])  # (n, width)
+        return x if clip.text_projection is None else _project(x, clip.text_projection)
+
+
+def _project(x: Tensor, projection: nn.Linear | Tensor) -> Tensor:
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+class _ViTTaps(nn.Module):
+    """Token streams of a vision transformer."""
+
+    def __init__(self, visual: VisionTransformer):
+        super().__init__()
+        self.visual = visual
+        self.depth = len(visual.transformer.resblocks)
+
+    def width(self, layer: int) -> int:
+        return self.visual.transformer.width
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patch convolution, class token in front, position embedding added; before ln_pre. (B, 1 + N, W)"""
+        visual = self.visual
+        patches = visual.conv1(images).flatten(2).transpose(1, 2)  # (B, N, W)
+        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)  # (B, 1, W)
+        return torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+
+    def encode(self, tokens: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """All blocks. Returns the pooled embedding (B, D), not normalised, and the asked blocks' raw output, each
+        (B, 1 + N, W) with the class token at index 0."""
+        visual, outputs = self.visual, {}
+        x = visual.ln_pre(tokens)
+        for layer, block in enumerate(visual.transformer.resblocks, start=1):
+            x = block(x)
+            if layer in layers:
+                outputs[layer] = x
+        pooled, _ = visual._pool(x)
+        return (pooled if visual.proj is None else pooled @ visual.proj), outputs
+
+    def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
+        pooled, outputs = self.encode(self.embed(images), layers)
+        return Tokens(
+            pooled, {layer: x[:, 1:] for layer, x in outputs.items()}, dict.fromkeys(layers, self.visual.grid_size)
+        )
+
+
+class _ResNetTaps(nn.Module):
+    """Token streams of a ResNet: the outputs of its four stages, each on its own grid."""
+
+    depth = 4
+
+    def __init__(self, visual: ModifiedResNet, image_size: int):
+        super().__init__()
+        self.visual = visual
+        pool = visual.attnpool
+        pool.positional_embedding = nn.Parameter(_resample_positions(pool.positional_embedding, image_size // 32))
+        visual.image_size = image_size
+
+    def width(self, layer: int) -> int:
+        return self.visual.layer1[-1].conv3.out_channels * 2 ** (layer - 1)
+
+    def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
+        visual, patches, grids = self.visual, {}, {}
+        x = visual.stem(images)
+        for layer, stage in enumerate((visual.layer1, visual.layer2, visual.layer3, visual.layer4), start=1):
+            x = stage(x)  # (B, W, G, G)
+            if layer in layers:
+                patches[layer], grids[layer] = x.flatten(2).transpose(1, 2), tuple(x.shape[2:])  # (B, N, W)
+        return Tokens(visual.attnpool(x), patches, grids)
+
+
+def _resample_positions(table: Tensor, grid: int) -> Tensor:
+    """Position table (1 + g * g, W) -> (1 + grid * grid, W): bicubic, antialias, the first entry kept."""
+    first, rest = table.detach()[:1].float(), table.detach()[1:].float()
+    side = round(len(rest) ** 0.5)
+    if side == grid:
+        return table.detach()
+    rest = rest.T.reshape(1, -1, side, side)  # (1, W, g, g)
+    rest = F.interpolate(rest, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([first, rest.flatten(2)[0].T])
+
+
+# --- architectures --------------------------------------------------------------------------------------------------
+
+
+def register_architecture(config_path: str) -> str:
+    """Register an architecture JSON under its stem, which is returned.
+
+    A file that does not exist, but whose stem open_clip ships (`./open_clip/model_configs/ViT-L-14-336.json` in
+    published commands), means that architecture.
+
+    Raises:
+        ValueError: neither, or no architecture in the file.
+    """
+    path = Path(config_path)
+    if not path.is_file():
+        if path.stem in open_clip.list_models():
+            return path.stem
+        raise ValueError(
+            f"--config_path {config_path}: no such file, and open_clip ships no architecture '{path.stem}'"
+            f"{_suggest(path.stem)}"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--config_path {config_path}: no valid JSON ({error})") from None
+    complete = isinstance(config, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys()
+    if not complete or path.suffix != ".json":
+        raise ValueError(f"--config_path {config_path}: want a .json file with embed_dim, vision_cfg and text_cfg")
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+def architecture(model: str) -> dict:
+    """The architecture's settings. Raises ValueError with the nearest known names where it is unknown."""
+    config = open_clip.get_model_config(model.replace("/", "-")) if ":" not in model else None
+    if config is None:
+        raise ValueError(f"unknown model '{model}'{_suggest(model)}; --config_path FILE.json registers one of your own")
+    if not isinstance(config["vision_cfg"], dict) or "timm_model_name" in config["vision_cfg"]:
+        raise ValueError(
+            f"model '{model}': its image tower comes from timm; only open_clip's own ViTs and ResNets give layers"
+        )
+    return config
+
+
+def _suggest(model: str) -> str:
+    near = difflib.get_close_matches(model, open_clip.list_models(), n=4, cutoff=0.5)
+    return f" (did you mean {', '.join(near)}?)" if near else " (open_clip.list_models() lists the known ones)"
+
+
+def _check_image_size(size: int, patch: int, model: str) -> None:
+    if size < patch or size % patch:
+        below = max(size // patch, 1) * patch
+        raise ValueError(
+            f"--image_size {size}: the patches of {model} are {patch} pixels wide; take {below} or {below + patch}"
+        )
+
+
+def _create(model: str, config: dict, quick_gelu: bool, image_size: int | None) -> nn.Module:
+    try:
+        with _silent():
+            clip = open_clip.create_model(
+                model, load_weights=False, pretrained_text=False, force_image_size=image_size, quick_gelu=quick_gelu
+            )
+    except (AssertionError, ImportError, KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"model '{model}' cannot be built by open_clip: {_first_line(error)}") from None
+    if not isinstance(clip.visual, VisionTransformer | ModifiedResNet):
+        raise ValueError(f"model '{model}': only open_clip's own ViTs and ResNets give layers")
+    return clip
+
+
+def _tokenizer(model: str):
+    try:
+        with _silent():
+            return open_clip.get_tokenizer(model)
+    except (ImportError, OSError) as error:
+        raise ValueError(f"model '{model}': its tokenizer is not to be had here: {_first_line(error)}") from None
+
+
+@contextlib.contextmanager
+def _silent():
+    """open_clip and torch report through the root logger and warnings; what matters of that we say ourselves, once."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Where weights come from, and what they were trained with."""
+
+    label: str
+    path: Path | None
+    mean: tuple[float, ...] = OPENAI_DATASET_MEAN
+    std: tuple[float, ...] = OPENAI_DATASET_STD
+    quick_gelu: bool | None = None  # what the tag was trained with; None where nobody says
+
+    @classmethod
+    def find(cls, model: str, pretrained: str | None) -> "_Weights":
+        if pretrained is None:
+            return cls("random weights", None)
+        if Path(pretrained).is_file():
+            return cls(pretrained, Path(pretrained))
+        tag = get_pretrained_cfg(model.replace("/", "-"), pretrained)
+        if not tag:
+            known = ", ".join(list_pretrained_tags_by_model(model)) or "none"
+            raise ValueError(
+                f"--pretrained {pretrained}: neither a file nor a tag of {model} (its tags: {known}); "
+                "pass a tag or a weights file (.pt, .safetensors)"
+            )
+        label = f"{model} {pretrained}"
+        return cls(label, _download(tag, label), tag["mean"], tag["std"], tag.get("quick_gelu", False))
+
+    def warn_of_activation(self, quick_gelu: bool) -> None:
+        if self.quick_gelu is not None and self.quick_gelu != quick_gelu:
+            names = {True: "QuickGELU", False: "exact GELU"}
+            _LOG.warning(
+                "%s was trained with %s and runs with %s, as in the published programs; --quick_gelu %s changes it",
+                self.label, names[self.quick_gelu], names[quick_gelu], "on" if self.quick_gelu else "off",
+            )  # fmt: skip
+
+    def load_into(self, clip: nn.Module) -> None:
+        if self.path is None:
+            return
+        state = _read_state(self.path)
+        if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        for key in ("logit_scale", "logit_bias"):  # a scalar in some files, one element in others
+            if key in state and getattr(clip, key, None) is not None:
+                state[key] = state[key].reshape(getattr(clip, key).shape)
+        try:
+            with _silent():
+                resize_pos_embed(state, clip)
+                resize_text_pos_embed(state, clip)
+            clip.load_state_dict(state)
+        except (AssertionError, AttributeError, RuntimeError) as error:
+            detail = str(error).strip().splitlines()
+            raise ValueError(
+                f"weights {self.label} do not fit the architecture: {' '.join(line.strip() for line in detail[:3])}"
+            ) from None
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict in float32: half-precision position tables must be widened before they are resampled.
+
+    Nothing in the file is executed: safetensors, `weights_only` pickles, and TorchScript archives (OpenAI's own files),
+    of which the tensors alone are taken.
+    """
+    try:
+        with _silent():
+            if path.suffix == ".safetensors":
+                state = load_file(path)
+            elif _is_torchscript(path):
+                state = torch.jit.load(path, map_location="cpu").state_dict()
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, EOFError, KeyError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"--pretrained {path}: no readable weights file ({_first_line(error)})") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"--pretrained {path}: holds no state dict of a CLIP")
+    for key in ("input_resolution", "context_length", "vocab_size"):  # numbers that OpenAI's archives carry along
+        state.pop(key, None)
+    return {key.removeprefix("module."): value.float() if value.is_floating_point() else value
+            for key, value in state.items()}  # fmt: skip
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _download(tag: dict, label: str) -> Path:
+    """open_clip downloads and caches; its hub is tried first, the tag's own address second."""
+    tried = []
+    for from_hub, address in ((True, tag.get("hf_hub")), (False, tag.get("url"))):
+        if address:
+            try:
+                with _silent():
+                    return Path(download_pretrained(tag, prefer_hf_hub=from_hub))
+            except Exception as error:  # noqa: BLE001 - whatever the network stack raises, the user needs one line
+                tried.append(f"{address} ({_first_line(error)})")
+    raise OSError(
+        f"weights {label} could not be downloaded; tried {', then '.join(tried)}; get the file elsewhere and "
+        "pass it by --pretrained FILE"
+    )
+
+
+def _fingerprint(clip: nn.Module) -> str:
+    """Identity of the weights in 16 hex digits: a sample of every tensor but the resampled position tables."""
+    digest = hashlib.blake2b(digest_size=8)
+    for key, value in sorted(clip.state_dict().items()):
+        if not key.endswith("positional_embedding") or key == "positional_embedding":
+            flat = value.detach().float().flatten()
+            sample = flat[:: max(1, len(flat) // 256)].contiguous()
+            digest.update(f"{key} {tuple(value.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,67 @@
+"""What passes between a backbone, a method and the engine, and what a detector can do.
+
+Shape legend, used by every comment in model/:
+    B images of a batch      S image side in pixels     G x G grid of patches a side (a ResNet has one grid per stage)
+    N patch tokens of a layer (G * G, class token dropped)    W width of a layer's tokens    D joint embedding size
+    2 states, always in the order (normal, abnormal)          M tokens in a memory bank
+Layers count from 1, as in the papers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """What the backbone makes of a batch of images; knows nothing of classes or references."""
+
+    pooled: Tensor  # (B, D), not normalised
+    patches: dict[int, Tensor]  # layer -> (B, N, W), raw block output without class token
+    grids: dict[int, tuple[int, int]]  # layer -> (G, G)
+
+
+class Memory(NamedTuple):
+    """The reference images of one class: a value, so that it can be kept, saved and reused."""
+
+    banks: dict[int, Tensor]  # layer -> (M, W), unit length
+
+
+class Prediction(NamedTuple):
+    """Anomaly maps and the parts from which image scores are made."""
+
+    maps: Tensor  # (B, S, S) float32, larger is more anomalous
+    terms: dict[str, Tensor]  # name -> (B,)
+
+
+class Detector(Protocol):
+    """An nn.Module that maps images to anomaly maps. Each method of the papers is one such class."""
+
+    def encode_names(self, names: Sequence[str]) -> None:
+        """Encode the texts of class names once; asking again for a known name costs nothing."""
+
+    def encode(self, images: Tensor) -> Tokens:
+        """The expensive part. images: (B, 3, S, S) uint8 RGB."""
+
+    def remember(self, tokens: Tokens) -> Memory:
+        """The memory of one class from the tokens of its reference images."""
+
+    def zero_shot(self, tokens: Tokens, names: Sequence[str]) -> Prediction:
+        """Maps and terms without references; names: the B class names."""
+
+    def few_shot(
+        self, zero_shot: Prediction, tokens: Tokens, names: Sequence[str], memories: Mapping[str, Memory]
+    ) -> Prediction:
+        """The zero-shot prediction with one setting's references added; memories: class name -> Memory."""
+
+    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Scores of all images of one class, (n,), from their terms, each (n,)."""
+
+    def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Trainable methods: per map (B, 2, S, S) state probabilities, to which the engine applies the losses."""
+
+    def trainable_state(self) -> dict[str, Any]:
+        """The trained parts under the published checkpoint keys."""
+
+    def load_trainable_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `trainable_state` gave. Raises ValueError on missing keys or other shapes, naming both."""

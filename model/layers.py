@@ -1,0 +1,39 @@
+"""Adapters shared by methods."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+
+class Adapters(nn.Module):
+    """One linear map with bias per tapped layer, from that layer's width into the joint embedding.
+
+    State dict keys are the published ones: fc.0.weight (D, W), fc.0.bias (D,), fc.1.weight, ...
+    """
+
+    def __init__(self, widths: Sequence[int], embed_dim: int):
+        super().__init__()
+        self.fc = nn.ModuleList(nn.Linear(width, embed_dim) for width in widths)
+
+    def forward(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        """Per layer (B, N, W) -> (B, N, D)."""
+        return [fc(tokens) for fc, tokens in zip(self.fc, patches, strict=True)]
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` that names what differs in one line.
+
+    Raises:
+        ValueError: a missing or surplus key, or a tensor of another shape.
+    """
+    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("its weights are no mapping of names to tensors")
+    theirs = {key: tuple(value.shape) for key, value in state.items()}
+    for key in own.keys() | theirs.keys():
+        if own.get(key) != theirs.get(key):
+            raise ValueError(
+                f"'{key}' is {theirs.get(key, 'absent')} in the file but {own.get(key, 'absent')} in this model; "
+                "were model, features_list or method others when it was trained?"
+            )
+    module.load_state_dict(state)

@@ -1,0 +1,11 @@
+#!/bin/sh
+# Set up, lint, test:   sh run_tests.sh [pytest's own arguments]
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/utils/venv.sh"
+set_up requirements.txt requirements-dev.txt
+
+cd "$here"
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+exec "$PYTHON" -m pytest "$@"

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Test on one dataset what was trained on another:   sh test_zero_shot.sh    DATASET=mvtec TRAINED_ON=visa sh test_zero_shot.sh
+# Every setting can be given in the environment; further flags are passed on to test.py.
+set -eu
+here=$(dirname "$0")
+
+METHOD=${METHOD:-april_gan}
+DATASET=${DATASET:-visa}
+[ "$DATASET" = mvtec ] && other=visa || other=mvtec
+TRAINED_ON=${TRAINED_ON:-$other}
+DATA=${DATA:-./data/$DATASET}
+CHECKPOINT=${CHECKPOINT:-./exps/$METHOD/$TRAINED_ON} # a file, or a folder of train.sh: its latest epoch
+SAVE=${SAVE:-./results/$METHOD/$DATASET/zero_shot}
+MODEL=${MODEL:-}           # empty: the method's published one (april_gan: ViT-L-14-336)
+PRETRAINED=${PRETRAINED:-} # empty: the published weights (april_gan: openai); else a tag or a file
+CONFIG=${CONFIG:-}         # architecture JSON that open_clip does not ship
+IMAGE_SIZE=${IMAGE_SIZE:-} # empty: the published one (april_gan: 518), or the own one of another MODEL
+FEATURES=${FEATURES:-}     # empty: four evenly spaced layers (6 12 18 24 of ViT-L)
+BATCH_SIZE=${BATCH_SIZE:-} # empty: 8
+
+PYTHON=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python3)}
+
+# shellcheck disable=SC2086 # FEATURES holds several words
+exec "$PYTHON" "$here/test.py" --method "$METHOD" --mode zero_shot --dataset "$DATASET" --data_path "$DATA" \
+    --checkpoint_path "$CHECKPOINT" --save_path "$SAVE" \
+    ${MODEL:+--model "$MODEL"} ${PRETRAINED:+--pretrained "$PRETRAINED"} ${CONFIG:+--config_path "$CONFIG"} \
+    ${IMAGE_SIZE:+--image_size "$IMAGE_SIZE"} ${FEATURES:+--features_list $FEATURES} \
+    ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} "$@"

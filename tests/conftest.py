@@ -1,0 +1,84 @@
+"""Small real inputs: two tiny datasets, a tiny CLIP, and what the published program made of them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = Path(__file__).resolve().parent / "reference"
+
+
+class Weights(NamedTuple):
+    model: str
+    config_path: str
+    pretrained: str
+
+    @property
+    def flags(self) -> list[str]:
+        return ["--model", self.model, "--config_path", self.config_path, "--pretrained", self.pretrained]
+
+
+class Case(NamedTuple):
+    """A stored run of a published program."""
+
+    facts: dict
+    arrays: dict[str, np.ndarray]
+    folder: Path
+
+
+def load_case(name: str) -> Case:
+    folder = REFERENCE / "cases" / name
+    with np.load(folder / "outputs.npz") as arrays:
+        return Case(json.loads((folder / "case.json").read_text()), dict(arrays), folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_a(tmp_path_factory) -> Weights:
+    """ViT of 4 blocks, width 64, patch 16, exact GELU; token embeddings that no test uses are zero."""
+    with np.load(REFERENCE / "models/tiny-a.npz") as arrays:
+        state = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    path = tmp_path_factory.mktemp("weights") / "tiny-a.pt"
+    torch.save(state, path)
+    return Weights("tiny-a", str(REFERENCE / "models/tiny-a.json"), str(path))
+
+
+def copy_dataset(name: str, script: str, folder: Path) -> Path:
+    root = folder / name
+    shutil.copytree(REFERENCE / "data" / name, root)
+    subprocess.run([sys.executable, ROOT / "data" / script, "--root", root], check=True, capture_output=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def mini_mvtec(tmp_path_factory) -> Path:
+    return copy_dataset("mini_mvtec", "mvtec.py", tmp_path_factory.mktemp("mvtec"))
+
+
+@pytest.fixture(scope="session")
+def mini_visa(tmp_path_factory) -> Path:
+    return copy_dataset("mini_visa", "visa.py", tmp_path_factory.mktemp("visa"))
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a script's main on flags that must end with one clear line; returns that line."""
+    from utils import runtime
+
+    def run(main, *argv: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runtime.run(lambda: main([str(arg) for arg in argv]))
+        captured = capsys.readouterr()
+        assert end.value.code == 2
+        lines = captured.err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+        return lines[0]
+
+    return run

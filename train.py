@@ -1,0 +1,101 @@
+"""Fit a method's trainable parts on one dataset, to be tested on another.
+
+    python train.py --dataset mvtec --train_data_path ./data/mvtec --save_path ./exps/visa/vit_large_14_518
+
+Writes epoch_N.pth, losses.csv, config.json and log.txt into --save_path.
+"""
+
+import csv
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from dataset import AnomalyDataset, EpochSampler, read, select
+from model import METHODS, build
+from utils import checkpoint, runtime
+from utils.config import detector_settings, log_settings, resolve_train, train_parser
+from utils.engine import Step, train_epoch
+from utils.runtime import LOG
+
+
+def main(argv: list[str] | None = None) -> None:
+    settings, sources = resolve_train(train_parser(list(METHODS)).parse_args(argv))
+    accelerator = runtime.accelerator(settings.device, settings.precision)
+    samples = select(read(settings.train_data_path, settings.meta_path)["test"], settings.classes)
+    check_masks(samples, settings.train_data_path)
+    save_path = Path(settings.save_path)
+    last = checkpoint.latest(save_path) if settings.resume else None
+    start = checkpoint.load(last or settings.init_checkpoint) if last or settings.init_checkpoint else None
+    runtime.set_seed(settings.seed)
+    detector = build(settings.method, **detector_settings(settings)).to(accelerator.device)
+    description = checkpoint.describe(detector, settings)
+    optimizer = torch.optim.Adam(
+        [p for p in detector.parameters() if p.requires_grad], lr=settings.learning_rate, betas=settings.betas
+    )
+    if start:
+        checkpoint.restore(start, detector, description)
+    done, history = resume(start, optimizer) if last else (0, [])
+    save_path.mkdir(parents=True, exist_ok=True)
+    runtime.log_to(save_path, append=last is not None, quiet=not accelerator.is_main_process)
+    settings.features_list, settings.image_size = description["features_list"], description["image_size"]
+    log_settings(settings, sources)
+    if last:
+        LOG.info("resumed after %s", last)
+    if accelerator.is_main_process:
+        runtime.write_json(
+            save_path / "config.json",
+            {"settings": vars(settings), "sources": sources, "description": description, **runtime.provenance()},
+        )
+
+    dataset = AnomalyDataset(
+        settings.train_data_path, samples, description["image_size"], mosaic_rate=settings.aug_rate, seed=settings.seed
+    )
+    sampler = EpochSampler(len(dataset), settings.seed, shuffle=not settings.no_shuffle)
+    loader = DataLoader(dataset, settings.batch_size, sampler=sampler, num_workers=settings.num_workers)
+    detector.encode_names([sample.cls_name for sample in samples])
+    trained, optimizer, loader = accelerator.prepare(detector, optimizer, loader)
+    for epoch in range(done + 1, settings.epoch + 1):
+        dataset.epoch = sampler.epoch = epoch
+        steps = train_epoch(trained, loader, optimizer, accelerator, epoch)
+        history += steps
+        if epoch % settings.print_freq == 0:
+            LOG.info("epoch [%d/%d], loss:%.4f", epoch, settings.epoch, sum(s.loss for s in steps) / len(steps))
+        if accelerator.is_main_process and (epoch % settings.save_freq == 0 or epoch == settings.epoch):
+            progress = {"epoch": epoch, "seed": settings.seed, "optimizer": optimizer.state_dict()}
+            path = save_path / f"epoch_{epoch}.pth"
+            write_losses(save_path / "losses.csv", history)
+            checkpoint.save(path, detector.trainable_state(), {**description, **progress})
+            LOG.info("saved %s", path)
+
+
+def check_masks(samples, root: str) -> None:
+    for sample in samples:
+        if sample.anomaly and not sample.mask_path:
+            raise ValueError(f"training needs masks, and {sample.img_path} of {root} is anomalous without one")
+
+
+def resume(last: checkpoint.Checkpoint, optimizer) -> tuple[int, list[Step]]:
+    """Restore the optimiser; returns the epoch that is done and the losses until then."""
+    if "optimizer" not in last.meta:
+        raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
+    optimizer.load_state_dict(last.meta["optimizer"])
+    done = last.meta["epoch"]
+    return done, [step for step in read_losses(last.path.parent / "losses.csv") if step.epoch <= done]
+
+
+def write_losses(path: Path, history: list[Step]) -> None:
+    with runtime.replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Step)])
+        writer.writeheader()
+        writer.writerows(asdict(step) for step in history)
+
+
+def read_losses(path: Path) -> list[Step]:
+    with path.open(newline="") as file:
+        return [Step(*(field.type(row[field.name]) for field in fields(Step))) for row in csv.DictReader(file)]
+
+
+if __name__ == "__main__":
+    runtime.run(main)

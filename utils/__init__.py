@@ -1,0 +1,1 @@
+"""What every method shares: settings, engine, losses, metrics, reports."""

@@ -1,0 +1,97 @@
+"""Checkpoints: the published keys plus "meta"; saved atomically, loaded without running code in them, verified."""
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from utils.runtime import VERSION, replacing
+
+# Settings that a checkpoint and a run must share: adapters trained one way mean nothing the other way.
+_MUST_AGREE = ("method", "model", "weights", "quick_gelu", "features_list")
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint's content; meta is empty in published files."""
+
+    path: Path
+    state: dict[str, Any]
+    meta: dict[str, Any]
+
+
+def save(path: str | Path, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Write the trained parts under their published keys, and what they were made with under "meta"."""
+    with replacing(path) as temporary:
+        torch.save({**state, "meta": dict(meta)}, temporary)
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint of the latest epoch in a folder; None where there is none."""
+    found = [path for path in folder.glob("epoch_*.pth") if path.stem[6:].isdigit()]
+    return max(found, key=lambda path: int(path.stem[6:]), default=None)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, or the latest one of a folder.
+
+    Raises:
+        ValueError: missing, truncated, holding anything but plain data and tensors; names the file.
+    """
+    path = Path(path)
+    path = (latest(path) if path.is_dir() else None) or path
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"checkpoint {path}: no such file, and no folder with epoch_N.pth in it") from None
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"checkpoint {path}: refused, since it is broken or holds objects whose loading would run code"
+        ) from None
+    except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"checkpoint {path}: unreadable ({(str(error).splitlines() or ['empty'])[0]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint {path}: holds a {type(content).__name__}, not a mapping; it is no checkpoint")
+    meta = content.pop("meta", {})
+    return Checkpoint(path, content, meta if isinstance(meta, dict) else {})
+
+
+def describe(detector: Any, settings: Any) -> dict[str, Any]:
+    """What identifies a run, for "meta" and for `restore`."""
+    backbone = detector.backbone
+    return {
+        "method": settings.method,
+        "model": backbone.name,
+        "pretrained": backbone.pretrained,
+        "weights": backbone.fingerprint,
+        "quick_gelu": backbone.quick_gelu,
+        "features_list": list(detector.features_list),
+        "image_size": backbone.image_size,
+        "dataset": settings.dataset,
+        "version": VERSION,
+    }
+
+
+def restore(checkpoint: Checkpoint, detector: Any, description: Mapping[str, Any]) -> None:
+    """Put a checkpoint into a detector, unless it contradicts the run; what a published file does not say cannot.
+
+    Raises:
+        ValueError: names the file, the setting and both values.
+    """
+    path, state, meta = checkpoint
+    for key in _MUST_AGREE:
+        theirs, own = meta.get(key, description[key]), description[key]
+        if theirs != own:
+            raise ValueError(f"checkpoint {path} was trained with {key} {_text(theirs)} but this run has {_text(own)}")
+    try:
+        detector.load_trainable_state(state)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from None
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,181 @@
+"""Settings: flags, and the published preset of each method for the flags that are not given."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.runtime import LOG, PRECISIONS
+
+DATASETS = ("mvtec", "visa", "mtd", "folder", "demo_textures", "demo_objects")
+
+# The published settings of each method; a dict holds one value per dataset, "" for all others.
+# features_list is not here: four evenly spaced layers are the published ones at every published depth.
+_PRESETS = {
+    "april_gan": {
+        "backbone": {"model": "ViT-L-14-336", "pretrained": "openai", "image_size": 518},
+        "train": {
+            "batch_size": 8,
+            "learning_rate": 1e-3,
+            "betas": (0.5, 0.999),
+            "epoch": {"mvtec": 3, "": 15},
+            "aug_rate": {"mvtec": 0.2, "": 0.0},
+            "print_freq": 1,
+            "save_freq": 1,
+            "seed": 111,
+        },
+        "test": {"batch_size": 8, "k_shot": [4], "seed": [42]},
+    }
+}
+_COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "precision": "fp32", "num_workers": 2}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; --help lists the flags", file=sys.stderr)
+        sys.exit(2)
+
+
+def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of train.py. None means: not given, the preset decides."""
+    parser = _parser("Fit a method's trainable parts on the test split of a dataset (it has the anomalies).", methods)
+    add = parser.add_argument
+    add("--train_data_path", help="root of the dataset (default ./data/DATASET)")
+    add("--epoch", type=positive, help="epochs")
+    add("--learning_rate", type=float, help="of Adam")
+    add("--aug_rate", type=probability, help="probability of a 2 x 2 mosaic instead of an image")
+    add("--print_freq", type=positive, help="epochs between two lines of the log")
+    add("--save_freq", type=positive, help="epochs between two checkpoints; the last epoch is always saved")
+    add("--seed", type=int, help="of start weights, order and mosaics")
+    add("--init_checkpoint", help="start from the weights of this checkpoint")
+    add("--no_shuffle", action="store_true", help="samples in the order of meta.json")
+    add("--resume", action="store_true", help="go on after the last checkpoint in --save_path")
+    return parser
+
+
+def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of test.py. None means: not given, the preset decides."""
+    parser = _parser("Score the test split of a dataset, zero-shot or with a few normal reference images.", methods)
+    add = parser.add_argument
+    add("--data_path", help="root of the dataset (default ./data/DATASET)")
+    add("--checkpoint_path", help="trained adapters, ours or published")
+    add("--mode", choices=("zero_shot", "few_shot"), help="default: few_shot where --k_shot or --references is given")
+    add("--k_shot", type=natural, nargs="+", help="numbers of references per class, all scored in one pass")
+    add("--seed", type=int, nargs="+", help="seeds of the references' draw, all scored in one pass")
+    add("--few_shot_features", type=int, nargs="+", help="layers compared with the references (default features_list)")
+    add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
+    add("--save_maps", action="store_true", help="write every anomaly map as .npy")
+    add("--no_images", action="store_true", help="draw no overlays")
+    return parser
+
+
+def _parser(description: str, methods: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _Parser(description=description, allow_abbrev=False)
+    add = parser.add_argument
+    add("--method", choices=methods, help="default april_gan")
+    add("--dataset", choices=DATASETS, default="mvtec", help="its name (default mvtec)")
+    add("--meta_path", help="the dataset's meta.json, where it is not in the root")
+    add("--class", dest="classes", nargs="+", metavar="NAME", help="only these classes")
+    add("--save_path", help="folder of the results")
+    add("--model", help="architecture of open_clip, or of --config_path")
+    add("--pretrained", help="tag of open_clip (openai, laion400m_e31, ...) or file (.pt, .safetensors)")
+    add("--config_path", help="architecture JSON that open_clip does not ship")
+    add("--quick_gelu", choices=("auto", "on", "off"), help="activation; auto: what the architecture says")
+    add("--image_size", type=positive, help="side of the square input in pixels")
+    add("--features_list", type=int, nargs="+", help="layers compared with the texts, from 1")
+    add("--batch_size", type=positive, help="images at a time")
+    add("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--precision", choices=PRECISIONS, help="of the backbone")
+    add("--num_workers", type=natural, help="processes that read images")
+    return parser
+
+
+# Types of flags: argparse names them in its messages.
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: want 1 or more")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: want 0 or more")
+    return int(text)
+
+
+def probability(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: want a probability from 0 to 1")
+    return float(text)
+
+
+def resolve_train(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Fill in what was not given. Returns the settings and, per setting, where its value comes from."""
+    settings, sources = _fill(args, "train")
+    _default(settings, sources, "train_data_path", f"./data/{settings.dataset}")
+    _default(settings, sources, "save_path", f"./exps/{settings.method}/{settings.dataset}")
+    return settings, sources
+
+
+def resolve_test(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
+    """As `resolve_train`; besides, zero-shot and few-shot flags must not contradict each other (ValueError)."""
+    few = args.k_shot or args.references
+    if args.mode == "zero_shot" and few:
+        raise ValueError("--mode zero_shot takes no --k_shot and no --references; drop them or use --mode few_shot")
+    mode = args.mode or ("few_shot" if few else "zero_shot")
+    if args.references:  # the file says which settings there are; the flags choose among them
+        chosen = args.k_shot, args.seed
+        settings, sources = _fill(args, "test")
+        settings.k_shot, settings.seed = chosen
+    else:
+        settings, sources = _fill(args, "test")
+    if mode == "zero_shot":
+        settings.k_shot, settings.seed = [0], []
+        sources |= dict.fromkeys(("k_shot", "seed"), "zero-shot has none")
+    settings.mode = mode
+    _default(settings, sources, "data_path", f"./data/{settings.dataset}")
+    _default(settings, sources, "save_path", f"./results/{settings.method}/{settings.dataset}/{mode}")
+    return settings, sources
+
+
+def _fill(args: argparse.Namespace, script: str) -> tuple[argparse.Namespace, dict[str, str]]:
+    settings = argparse.Namespace(**vars(args))
+    sources = {key: "flag" for key, value in vars(args).items() if value is not None}
+    for key, value in _COMMON.items():
+        _default(settings, sources, key, value)
+    preset = _PRESETS[settings.method]
+    published = preset["backbone"]
+    if settings.config_path is not None:
+        _default(settings, sources, "model", Path(settings.config_path).stem, "--config_path")
+    # The published size and weights belong to the published architecture; another has its own.
+    same = settings.model in (None, published["model"])
+    for key, value in {**(published if same else {}), **preset[script]}.items():
+        value = value.get(settings.dataset, value[""]) if isinstance(value, dict) else value
+        _default(settings, sources, key, value, f"{settings.method} preset")
+    if settings.pretrained is None:
+        raise ValueError(f"--model {settings.model} needs --pretrained: a tag of open_clip or a weights file")
+    return settings, sources
+
+
+def _default(settings: argparse.Namespace, sources: dict, key: str, value: Any, source: str = "default") -> None:
+    if getattr(settings, key, None) is None:
+        setattr(settings, key, value)
+        sources[key] = source
+
+
+def detector_settings(settings: argparse.Namespace) -> dict[str, Any]:
+    """The settings that `model.build` takes beside the method."""
+    keys = ("model", "pretrained", "config_path", "image_size", "quick_gelu", "features_list")
+    few_shot = {"few_shot_features": getattr(settings, "few_shot_features", None)}
+    return {key: getattr(settings, key) for key in keys} | few_shot
+
+
+def log_settings(settings: argparse.Namespace, sources: dict[str, str]) -> None:
+    """One line per setting: its value and where that comes from."""
+    for key, value in sorted(vars(settings).items()):
+        if value is not None:
+            shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            LOG.info("%-20s %s (%s)", key, shown, sources.get(key, "default"))

@@ -1,0 +1,155 @@
+"""Rows of metrics -> table, JSON, CSV."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils import metrics
+from utils.runtime import replacing, write_json
+
+Row = Mapping[str, float | None]  # metric -> fraction; None where it cannot be computed
+
+TABLE = ("auroc_px", "f1_px", "ap_px", "aupro", "auroc_sp", "f1_sp", "ap_sp")
+_METRICS = (*TABLE, "aupro_200", "iou_px", "threshold_px")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The metrics of every class under one setting; k_shot 0 is zero-shot, which has no seed."""
+
+    k_shot: int
+    seed: int | None
+    classes: Mapping[str, Row]
+
+    @property
+    def mean(self) -> Row:
+        """The plain mean over classes."""
+        return metrics.mean(list(self.classes.values()))
+
+
+def write(save_path: Path, runs: Sequence[Run], settings: Mapping[str, Any]) -> None:
+    """metrics.json, metrics.csv and table.md. settings: what all runs share."""
+    with replacing(save_path / "table.md") as path:
+        path.write_text(markdown(runs) + "\n", encoding="utf-8")
+    write_json(save_path / "metrics.json", as_json(runs, settings))
+    with replacing(save_path / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["k_shot", "seed", "objects", *_METRICS])
+        for k_shot, seed, name, row in _csv_rows(runs):
+            writer.writerow([k_shot, "" if seed is None else seed, name, *(_blank(row[key]) for key in _METRICS)])
+
+
+def as_json(runs: Sequence[Run], settings: Mapping[str, Any]) -> dict:
+    """One run: {"settings", "classes", "mean"}. Several: {"runs", "mean", "std"}, the latter two over seeds, per k."""
+    entries = [
+        {
+            "settings": {**settings, "k_shot": run.k_shot, "seed": run.seed},
+            "classes": {name: _plain(row) for name, row in run.classes.items()},
+            "mean": _plain(run.mean),
+        }
+        for run in runs
+    ]
+    if len(entries) == 1:
+        return entries[0]
+    over_seeds = {str(k): _over_seeds([run.mean for run in group]) for k, group in _by_k(runs).items()}
+    return {
+        "runs": entries,
+        "mean": {k: mean for k, (mean, _) in over_seeds.items()},
+        "std": {k: std for k, (_, std) in over_seeds.items()},
+    }
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """One table per k, in percent; several seeds as mean ± standard deviation (of these seeds, not of a sample)."""
+    return "\n\n".join(_table(k, group) for k, group in _by_k(runs).items())
+
+
+def _table(k_shot: int, runs: Sequence[Run]) -> str:
+    rows = [["objects", *TABLE]]
+    for name in [*runs[0].classes, "mean"]:
+        mean, std = _over_seeds([_row(run, name) for run in runs])
+        rows.append([name, *(_cell(mean[key], std[key] if len(runs) > 1 else None) for key in TABLE)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    rule = "|" + "|".join([":" + "-" * (width + 1) for width in widths]) + "|"
+    return "\n".join([_title(k_shot, runs), "", lines[0], rule, *lines[1:]])
+
+
+def _title(k_shot: int, runs: Sequence[Run]) -> str:
+    if k_shot == 0:
+        return "zero-shot"
+    seeds = [str(run.seed) for run in runs if run.seed is not None]
+    return f"{k_shot}-shot" + (f", seed{'s' * (len(seeds) > 1)} {' '.join(seeds)}" if seeds else "")
+
+
+def _cell(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
+
+
+def _row(run: Run, name: str) -> Row:
+    return run.mean if name == "mean" else run.classes[name]
+
+
+def _by_k(runs: Iterable[Run]) -> dict[int, list[Run]]:
+    groups: dict[int, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.k_shot, []).append(run)
+    return groups
+
+
+def _over_seeds(rows: Sequence[Row]) -> tuple[dict, dict]:
+    """Mean and standard deviation of each metric; None where any seed lacks it."""
+    mean, std = {}, {}
+    for key in _METRICS:
+        values = [row[key] for row in rows]
+        known = None not in values
+        mean[key] = float(np.mean(values)) if known else None
+        std[key] = float(np.std(values)) if known else None
+    return mean, std
+
+
+def _csv_rows(runs: Sequence[Run]) -> Iterable[tuple[int, Any, str, Row]]:
+    for run in runs:
+        for name in [*run.classes, "mean"]:
+            yield run.k_shot, run.seed, name, _row(run, name)
+    for k_shot, group in _by_k(runs).items():
+        if len(group) > 1:
+            for name in [*group[0].classes, "mean"]:
+                mean, std = _over_seeds([_row(run, name) for run in group])
+                yield k_shot, "mean", name, mean
+                yield k_shot, "std", name, std
+
+
+def _plain(row: Row) -> dict[str, float | None]:
+    return {key: row[key] for key in _METRICS}
+
+
+def _blank(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def write_predictions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """predictions.csv: a row per image and setting."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def absent(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Class -> metrics that no run has."""
+    return {
+        name: missing
+        for name in runs[0].classes
+        if (missing := [key for key in _METRICS if all(run.classes[name][key] is None for run in runs)])
+    }

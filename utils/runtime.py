@@ -1,0 +1,149 @@
+"""Seed, device, precision, logging, and how a script ends."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+VERSION = "0.1.0"
+LOG = logging.getLogger("vand")
+PRECISIONS = ("fp32", "bf16", "fp16")
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pillow", "scikit-learn")
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a script's main; a user's mistake (ValueError, OSError) ends it with one line and exit code 2.
+
+    VAND_TRACEBACK=1 in the environment shows where it was raised.
+    """
+    LOG.addHandler(MemoryHandler(1000, flushLevel=logging.CRITICAL + 1))  # until `log_to` knows where lines go
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("VAND_TRACEBACK"):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def one_line(error: BaseException) -> str:
+    """The message alone: an error of a DataLoader worker comes with the worker's traceback in front of it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "DataLoader worker" in lines[0]:
+        return lines[-1].partition(": ")[2]
+    return " ".join(line.strip() for line in lines)
+
+
+def accelerator(device: str, precision: str) -> Accelerator:
+    """Device, precision and processes of a run.
+
+    Args:
+        device: "auto" (the first accelerator that is there, else the CPU), "cpu", "cuda", "cuda:1", "mps", ...
+        precision: one of PRECISIONS.
+
+    Raises:
+        ValueError: a device or precision that is not to be had here.
+    """
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    if device == "auto":
+        return Accelerator(mixed_precision=mixed)
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from None
+    if device == "cpu":
+        return Accelerator(cpu=True, mixed_precision=mixed)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    return Accelerator(mixed_precision=mixed)
+
+
+def set_seed(seed: int) -> None:
+    """Seed every generator that a library may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def log_to(save_path: Path, *, append: bool = False, quiet: bool = False) -> None:
+    """Log lines, those held since `run` among them, go to standard output and to save_path/log.txt.
+
+    Args:
+        append: go on with the log of an earlier run.
+        quiet: say nothing on this process (all but the first of several).
+    """
+    held = [record for handler in LOG.handlers if isinstance(handler, MemoryHandler) for record in handler.buffer]
+    for handler in LOG.handlers[:]:
+        LOG.removeHandler(handler)
+        handler.close()
+    LOG.propagate = False
+    LOG.setLevel(logging.CRITICAL if quiet else logging.INFO)
+    if quiet:
+        return
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    file = logging.FileHandler(save_path / "log.txt", mode="a" if append else "w", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    for handler in (screen, file):
+        LOG.addHandler(handler)
+    for record in held:
+        LOG.handle(record)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block ends well: no half file under a final name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def provenance() -> dict[str, str | None]:
+    """What a result was made with: versions, platform, git revision (None outside a checkout)."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "vand_kit": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **versions,
+        "git": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        return subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,114 @@
+"""Overlays: original | anomaly map | ground truth."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from utils.runtime import replacing
+
+_SIDE = 384  # the longer side of a panel, in pixels
+_STRIP = 22  # the caption's height, in pixels
+_GREEN = (60, 220, 60)
+_COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8).reshape(256, 1), cv2.COLORMAP_TURBO)[
+    :, 0, ::-1
+]  # (256, 3) RGB
+
+
+def overlay(image: Image.Image, heat: np.ndarray, mask: np.ndarray | None, captions: Sequence[str]) -> np.ndarray:
+    """Three panels side by side, at the image's own aspect ratio.
+
+    Args:
+        image: the original, any size.
+        heat: (S, S) in [0, 1], the colour scale's ends.
+        mask: (S, S), non-zero = defect; None where it is not known.
+        captions: one per panel.
+
+    Returns:
+        (H, W, 3) uint8 RGB
+    """
+    scale = _SIDE / max(image.size)
+    size = tuple(max(16, round(side * scale)) for side in image.size)  # (width, height)
+    picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+    heat = np.clip(cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), 0, 1)
+    colours = _COLOURS[(heat * 255).astype(np.uint8)]  # (H, W, 3)
+    blended = (0.45 * picture + 0.55 * colours).astype(np.uint8)
+    truth = picture.copy()
+    if mask is not None:
+        shape = cv2.resize((mask > 0).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        contours, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        for panel in (blended, truth):
+            cv2.drawContours(panel, contours, -1, (0, 0, 0), 3, cv2.LINE_AA)
+            cv2.drawContours(panel, contours, -1, _GREEN, 1, cv2.LINE_AA)
+    return np.hstack([_captioned(panel, text) for panel, text in zip((picture, blended, truth), captions, strict=True)])
+
+
+def _captioned(panel: np.ndarray, text: str) -> np.ndarray:
+    framed = cv2.copyMakeBorder(panel, _STRIP, 0, 1, 1, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    fitting = text.encode("ascii", "replace").decode()[: framed.shape[1] // 8]
+    return cv2.putText(framed, fitting, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
+
+
+class Overlays:
+    """Draws the overlays of a class when its last map has come, since one colour scale serves the whole class.
+
+    Until then its maps wait on disk, in half precision.
+
+    Args:
+        folder: where <img_path>.png goes.
+        root: the dataset's root.
+        load: path -> PIL image, mask path -> PIL mask.
+    """
+
+    def __init__(self, folder: Path, root: Path, load_image, load_mask):
+        self._folder, self._root, self._load_image, self._load_mask = folder, root, load_image, load_mask
+        folder.mkdir(parents=True, exist_ok=True)
+        self._spool = tempfile.TemporaryDirectory(prefix=".maps-", dir=folder)
+
+    def __enter__(self) -> "Overlays":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._spool.cleanup()
+
+    def keep(self, setting: int, index: int, one: np.ndarray) -> None:
+        """Hold a map, (S, S) float32, until its class is drawn."""
+        np.save(self._file(setting, index), one.astype(np.float16))
+
+    def draw(self, setting: int, folder: str, samples: Mapping[int, object], scores: Mapping[int, float]) -> None:
+        """Draw all images of a class under one setting into a subfolder ("" for none).
+
+        The colour scale runs from the class's median to its 99.9th percentile, so that the same colour means the same
+        value on all its pictures.
+        """
+        thumbnails = [np.load(self._file(setting, index))[::8, ::8].ravel() for index in samples]
+        low, high = np.quantile(np.concatenate(thumbnails).astype(np.float32), (0.5, 0.999))
+
+        def one(index: int) -> None:
+            heat = np.load(self._file(setting, index)).astype(np.float32)
+            heat = (heat - low) / max(high - low, 1e-6)
+            self._draw_one(self._folder / folder, samples[index], heat, scores[index])
+            self._file(setting, index).unlink()
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(one, samples))
+
+    def _file(self, setting: int, index: int) -> Path:
+        return Path(self._spool.name, f"{setting}-{index}.npy")
+
+    def _draw_one(self, folder: Path, sample, heat: np.ndarray, score: float) -> None:
+        image = self._load_image(self._root / sample.img_path)
+        mask = None
+        if not sample.anomaly:
+            mask = np.zeros_like(heat)
+        elif sample.mask_path:
+            mask = np.asarray(self._load_mask(self._root / sample.mask_path))
+        truth = "not known" if mask is None else sample.specie_name or ("defect" if sample.anomaly else "good")
+        captions = (PurePosixPath(sample.img_path).name, f"anomaly map, score {score:.3f}", f"ground truth: {truth}")
+        picture = overlay(image, heat, mask, captions)
+        with replacing(folder / PurePosixPath(sample.img_path).with_suffix(".png")) as path:
+            Image.fromarray(picture).save(path)
