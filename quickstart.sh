@@ -13,9 +13,8 @@ set_up requirements.txt
 
 METHOD=${METHOD:-april_gan}
 SAVE=${SAVE:-$here/results/quickstart}
-K_SHOT=${K_SHOT:-1 2 4}
+K_SHOT=${K_SHOT:-1 4}
 SEED=${SEED:-1 2 3}
-EPOCH=${EPOCH:-}
 
 if [ -n "${DATA:-}" ]; then
     first=mvtec second=visa
@@ -24,7 +23,6 @@ if [ -n "${DATA:-}" ]; then
     done
 else
     first=demo_textures second=demo_objects DATA=$here/data/demo
-    EPOCH=${EPOCH:-15}
     "$PYTHON" "$here/data/demo.py" --root "$DATA"
 fi
 
@@ -34,7 +32,8 @@ if [ -z "${MODEL:-}" ]; then
     CONFIG=$clip.json MODEL=quickstart-clip PRETRAINED=$clip.safetensors
     random=yes
 fi
-export METHOD MODEL PRETRAINED CONFIG EPOCH K_SHOT SEED PYTHON
+CONFIG=${CONFIG:-} PRETRAINED=${PRETRAINED:-}
+export METHOD MODEL PRETRAINED CONFIG K_SHOT SEED PYTHON
 
 cross() { # train on $1, test on $2
     printf '\n== %s trained on %s ==\n' "$METHOD" "$1"

@@ -74,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.num_processes > 1:
         results, rows = gather_object(results), gather_object(rows)
     if accelerator.is_main_process:
+        place = {(sample.cls_name, sample.img_path): number for number, sample in enumerate(samples)}
+        rows.sort(key=lambda row: (row["k_shot"], row["seed"] or 0, place[row["cls_name"], row["img_path"]]))
         write_results(save_path, settings, sources, description, shots, classes, results, rows)
 
 

@@ -1,8 +1,9 @@
-"""Draw the README's picture from a result folder's overlays.
+"""Draw the README's picture from the overlays of a quickstart.
 
-    python illustration/overlays.py RESULT_FOLDER/imgs IMAGE.png [IMAGE.png ...]
+    python illustration/overlays.py results/quickstart/demo_objects/few_shot/imgs/k4_seed1 \\
+        printed_page/Data/Images/Anomaly/003.png printed_page/Data/Images/Anomaly/009.png
 
-Writes illustration/overlay.png: the given overlays (paths below imgs/), one below the other.
+Writes illustration/overlay.png: the given overlays, one below the other.
 """
 
 import sys

@@ -5,11 +5,11 @@ it, and the share of each region above it. So no map need be kept. Float32 value
 values do, with all 32 bits, and two tables (normal pixels, defect pixels) hold how often each key occurred: ties stay
 ties, whatever the scale of the maps. One sweep over both tables, from the highest value down, gives every metric.
 
-A table that outgrows its capacity becomes a sketch: neighbouring keys are merged where their pixels are few beside those
-that rank higher (`RESOLUTION`), so that precision, recall and false positive rate hardly move at any cut; a key that is
-heavy by itself stays alone. Later pixels join the nearest key that has room, or enter as keys of their own, so that
-errors do not add up over the images. Measured on 400 maps of 518 x 518, in 13 kinds of distribution and order: within
-1e-5 of the exact metrics (python -m benchmarks.metrics --accuracy).
+A table that outgrows its capacity becomes a sketch: neighbouring keys are merged where their pixels are few beside
+those that rank higher (`RESOLUTION`), so that precision, recall and false positive rate hardly move at any cut; a key
+that is heavy by itself stays alone. Later pixels join the nearest key that has room, or enter as keys of their own, so
+that errors do not add up over the images. benchmarks/metrics.py measures speed, memory, and how far a sketch is from
+the exact numbers (below 1e-5 in all metrics for 400 maps of 518 x 518).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,7 +81,7 @@ class PixelMetrics:
             self._count(keys, labels)
 
     def merge(self, other: "PixelMetrics") -> None:
-        """Add what another accumulator (another process, another part of the class) has counted; that one stays as it is."""
+        """Add the counts of another accumulator (another process, another part of the class), which keeps them."""
         self._fold()
         other._fold()
         self._normal.add(other._normal.keys, other._normal.mass)
@@ -126,7 +126,7 @@ class PixelMetrics:
         defect = labels != 0
         normal, labels = keys[~defect], labels[defect]  # (n,), (d,)
         area = np.bincount(labels)[labels]  # (d,) of each pixel's region
-        packed = (keys[defect].astype(np.int64) << 32) | area  # sorted together, sums do not depend on the images' order
+        packed = (keys[defect].astype(np.int64) << 32) | area  # one sort orders both, so no sum depends on image order
         self._normal_waiting.append(normal)
         self._defect_waiting.append(packed)
         self._waiting_bytes += normal.nbytes + packed.nbytes
@@ -140,7 +140,7 @@ class PixelMetrics:
         keys = np.sort(np.concatenate(self._normal_waiting))
         packed = np.sort(np.concatenate(self._defect_waiting))
         self._normal_waiting, self._defect_waiting, self._waiting_bytes = [], [], 0
-        self._normal.add(keys, np.ones((1, keys.size)))
+        self._normal.add(keys, np.broadcast_to(1.0, (1, keys.size)))
         self._defect.add((packed >> 32).astype(np.int32), np.stack([np.ones(packed.size), 1 / (packed & 0xFFFFFFFF)]))
 
 
@@ -265,7 +265,7 @@ class _Table:
 
     def add(self, keys: np.ndarray, mass: np.ndarray) -> None:
         """Add keys (M,) in ascending order, repeats allowed, with their mass (C, M)."""
-        if self.cell:
+        if self.cell and keys.size:
             keys, mass = self._absorb(keys, mass)
         if keys.size:
             self._unite(keys, mass)
@@ -325,7 +325,7 @@ def _depth(mass: np.ndarray) -> np.ndarray:
 
 def _groups(depth: np.ndarray, cell: float) -> np.ndarray:
     """First index of each group when keys are grouped by cells of depth; a key wider than a cell stays alone."""
-    index = (depth[1:] + depth[:-1]) // (2 * cell)
+    index = ((depth[1:] + depth[:-1]) * (0.5 / cell)).astype(np.int64)  # the cell in which a key's middle lies
     heavy = np.diff(depth) > cell
     return _starts((index[1:] != index[:-1]) | heavy[1:] | heavy[:-1])
 

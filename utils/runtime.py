@@ -30,7 +30,7 @@ def run(main: Callable[[], Any]) -> None:
 
     VAND_TRACEBACK=1 in the environment shows where it was raised.
     """
-    LOG.addHandler(MemoryHandler(1000, flushLevel=logging.CRITICAL + 1))  # until `log_to` knows where lines go
+    LOG.handlers[:] = [MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)]  # until `log_to` knows where lines go
     try:
         main()
     except (ValueError, OSError) as error:

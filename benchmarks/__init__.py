@@ -1,0 +1,1 @@
+"""Measurements that print ratios on the machine at hand; README.md has commands and results."""

@@ -1,0 +1,239 @@
+"""Pixel metrics: speed against the published formulas and against anomalib, peak memory, and accuracy of the sketch.
+
+    python -m benchmarks.metrics                 # speed and memory, about 5 minutes
+    python -m benchmarks.metrics --accuracy      # distance from the exact numbers on 400 maps, about 15 minutes, 6 GB
+
+anomalib takes part where it is installed (in an environment of its own: pip install anomalib -r requirements.txt).
+"""
+
+import argparse
+import contextlib
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import torch
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+from torch.nn.functional import interpolate
+
+from benchmarks.common import machine
+from utils.metrics import PixelMetrics, label_regions
+
+BATCH = 8
+Batch = tuple[torch.Tensor, np.ndarray]  # maps (B, S, S) float32, masks (B, S, S) uint8
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--size", type=int, default=518)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--published_repeats", type=int, default=3)
+    parser.add_argument("--accuracy", action="store_true")
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)  # what the memory part starts
+    args = parser.parse_args(argv)
+    if args.peak is not None:
+        return print_peak(args.peak, args.size)
+    print(machine())
+    if args.accuracy:
+        return report_accuracy(10 * args.images, args.size)
+    report_memory([0, args.images, 10 * args.images], args.size)  # first: a process inherits the peak of its parent
+    batches = list(stream(args.images, args.size))
+    print(f"\nspeed: {args.images} maps of {args.size} x {args.size}, {defects(batches)}\n")
+    print("| other side | s | ours, s | ratio | largest difference |\n|---|---|---|---|---|")
+    compare("published formulas", published, batches, args.published_repeats)
+    if (theirs := anomalib()) is None:
+        print("anomalib is not installed here: skipped")
+    else:
+        compare("anomalib AUPRO, torchmetrics AUROC and AP", theirs, batches, args.repeats)
+
+
+# Maps
+
+
+def stream(images: int, size: int, kind: str = "smooth") -> Iterator[Batch]:
+    """Batches of maps as a ViT gives them (37 x 37 patches, upsampled), two of three images with 1 to 5 defects."""
+    for start in range(0, images, BATCH):
+        pairs = [one_image(index, images, size, kind) for index in range(start, min(start + BATCH, images))]
+        yield torch.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+
+
+def one_image(index: int, images: int, size: int, kind: str) -> tuple[torch.Tensor, np.ndarray]:
+    random = np.random.default_rng(index)
+    good = index < images // 2 if kind == "normal images first" else index % 3 == 0
+    mask = np.zeros((size, size), np.uint8)
+    for _ in range(0 if good else random.integers(1, 6)):
+        centre, axes = random.integers(0, size, 2), np.exp(random.uniform(math.log(2), math.log(60), 2))
+        cv2.ellipse(mask, centre.tolist(), axes.astype(int).tolist(), random.uniform(0, 180), 0, 360, 1, -1)
+    smooth = smooth_map(random, mask)
+    return KINDS[kind](SimpleNamespace(random=random, mask=torch.from_numpy(mask), smooth=smooth, index=index)), mask
+
+
+def smooth_map(random: np.random.Generator, mask: np.ndarray) -> torch.Tensor:
+    """(S, S) probabilities, higher around most defects."""
+    share = interpolate(torch.from_numpy(mask)[None, None].float(), (37, 37), mode="area")  # (1, 1, 37, 37)
+    noise = torch.from_numpy(random.standard_normal((1, 1, 37, 37), dtype=np.float32))
+    logits = 1.5 * noise + 4 * share - 2 + 0.5 * random.standard_normal()
+    return interpolate(logits.sigmoid(), mask.shape, mode="bilinear", align_corners=True)[0, 0]
+
+
+def normal_noise(image: SimpleNamespace) -> torch.Tensor:
+    return torch.from_numpy(image.random.standard_normal(image.smooth.shape, dtype=np.float32))
+
+
+def uniform_noise(image: SimpleNamespace) -> torch.Tensor:
+    return torch.from_numpy(image.random.random(image.smooth.shape, dtype=np.float32))
+
+
+KINDS: dict[str, Callable[[SimpleNamespace], torch.Tensor]] = {
+    "smooth": lambda image: image.smooth,
+    "clear defects": lambda image: image.smooth + 0.3 * image.mask,
+    "normal images first": lambda image: image.smooth,
+    "ever brighter": lambda image: image.smooth + 0.01 * image.index,
+    "ever darker": lambda image: image.smooth - 0.01 * image.index,
+    "narrow after 10 images": lambda image: image.smooth if image.index < 10 else 0.5 + 1e-3 * image.smooth,
+    "uniform noise": lambda image: uniform_noise(image) + 0.3 * image.mask,
+    "log-normal": lambda image: (2 * normal_noise(image) + 2 * image.mask).exp(),
+    "near constant": lambda image: 2 + 1e-6 * (2 * uniform_noise(image) - 1 + 0.5 * image.mask),
+    "heavy ties": lambda image: (100 * image.smooth).round() / 100,
+    "half tied": lambda image: image.smooth.clamp(min=0.2),
+    "one outlier": lambda image: image.smooth + 1e30 * (image.index == 133) * (image.smooth == image.smooth.max()),
+}
+
+
+def defects(batches: Sequence[Batch]) -> str:
+    regions = sum(int(label_regions(mask).max()) for _, masks in batches for mask in masks)
+    return f"{regions} regions, {np.mean([masks.mean() for _, masks in batches]):.1%} defect pixels"
+
+
+# Sides of the comparison: batches -> metrics
+
+
+def ours(batches: Sequence[Batch]) -> dict[str, float | None]:
+    metrics = PixelMetrics()
+    for maps, masks in batches:
+        metrics.update(maps, np.stack([label_regions(mask) for mask in masks]))
+    return metrics.compute()
+
+
+def published(batches: Sequence[Batch]) -> dict[str, float | None]:
+    """The formulas of the published programs: scikit-learn on all pixels, regions searched anew at every threshold."""
+    maps = np.concatenate([maps.numpy() for maps, _ in batches])  # (N, S, S)
+    masks = np.concatenate([masks for _, masks in batches])
+    truth, values = masks.ravel(), maps.ravel()
+    precision, recall, _ = precision_recall_curve(truth, values)
+    with np.errstate(invalid="ignore"):
+        f1 = np.nanmax(2 * precision * recall / (precision + recall))
+    return {
+        "auroc_px": roc_auc_score(truth, values),
+        "ap_px": average_precision_score(truth, values),
+        "f1_px": f1,
+        "aupro_200": published_aupro(maps, masks),
+    }
+
+
+def published_aupro(maps: np.ndarray, masks: np.ndarray) -> float:
+    from skimage import measure
+
+    rates, overlaps = [], []
+    low, high = float(maps.min()), float(maps.max())
+    for step in range(200):
+        above = maps > low + step * (high - low) / 200
+        shares = []
+        for cut, mask in zip(above, masks, strict=True):
+            for region in measure.regionprops(measure.label(mask)):
+                shares.append(cut[region.coords[:, 0], region.coords[:, 1]].sum() / region.area)
+        rates.append((above & (masks == 0)).sum() / (masks == 0).sum())
+        overlaps.append(np.mean(shares))
+    rates, overlaps = np.array(rates), np.array(overlaps)
+    rates, overlaps = rates[rates < 0.3], overlaps[rates < 0.3]
+    return auc((rates - rates.min()) / (rates.max() - rates.min()), overlaps)
+
+
+def anomalib() -> Callable[[Sequence[Batch]], dict[str, float | None]] | None:
+    try:
+        with contextlib.redirect_stderr(None):
+            import torchmetrics
+            from anomalib.metrics import AUPRO
+            from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+    except ImportError:
+        return None
+    from importlib.metadata import version
+
+    print(f"anomalib {version('anomalib')}, torchmetrics {torchmetrics.__version__}")
+
+    def side(batches: Sequence[Batch]) -> dict[str, float | None]:
+        aupro, auroc, ap = AUPRO(fields=["maps", "masks"]), BinaryAUROC(), BinaryAveragePrecision()
+        for maps, masks in batches:
+            masks = torch.from_numpy(masks).long()
+            aupro.update(SimpleNamespace(maps=maps, masks=masks))
+            auroc.update(maps, masks)
+            ap.update(maps, masks)
+        return {"aupro": aupro.compute().item(), "auroc_px": auroc.compute().item(), "ap_px": ap.compute().item()}
+
+    return side
+
+
+def compare(name: str, side: Callable, batches: Sequence[Batch], repeats: int) -> None:
+    """Both sides in turn; one row of the table."""
+    times: dict[Callable, list[float]] = {side: [], ours: []}
+    rows = {}
+    for _ in range(repeats):
+        for run in (side, ours):
+            start = time.perf_counter()
+            rows[run] = run(batches)
+            times[run].append(time.perf_counter() - start)
+    theirs, own = statistics.median(times[side]), statistics.median(times[ours])
+    differences = {key: abs(value - rows[ours][key]) for key, value in rows[side].items()}
+    worst = max(differences, key=differences.get)
+    cells = [name, f"{theirs:.2f}", f"{own:.3f}", f"{theirs / own:.0f}", f"{differences[worst]:.1e} ({worst})"]
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+# Memory
+
+
+def print_peak(images: int, size: int) -> None:
+    ours(stream(images, size))  # nothing keeps a batch
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale)
+
+
+def report_memory(counts: Sequence[int], size: int) -> None:
+    print(f"\nmemory: peak of a fresh process that makes and measures maps of {size} x {size}\n")
+    print("| images | MiB |\n|---|---|")
+    for images in counts:
+        command = [sys.executable, "-m", "benchmarks.metrics", "--peak", str(images), "--size", str(size)]
+        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(f"| {images or 'none, imports alone'} | {peak:.0f} |", flush=True)
+
+
+# Accuracy
+
+
+def report_accuracy(images: int, size: int) -> None:
+    names = ("auroc_px", "ap_px", "f1_px", "iou_px", "aupro", "aupro_200")
+    print(f"\naccuracy: sketch - exact, {images} maps of {size} x {size}; keys held, normal + defect\n")
+    print("| maps | " + " | ".join(names) + " | keys | exact keys |\n" + "|---" * (len(names) + 3) + "|")
+    for kind in KINDS:
+        sketch, exact = PixelMetrics(), PixelMetrics()
+        exact._normal.capacity = exact._defect.capacity = sys.maxsize
+        for maps, masks in stream(images, size, kind):
+            regions = np.stack([label_regions(mask) for mask in masks])
+            sketch.update(maps, regions)
+            exact.update(maps, regions)
+        row, truth = sketch.compute(), exact.compute()
+        cells = ["absent" if truth[name] is None else f"{row[name] - truth[name]:.1e}" for name in names]
+        keys = [f"{pixels._normal.keys.size} + {pixels._defect.keys.size}" for pixels in (sketch, exact)]
+        print(f"| {kind} | " + " | ".join(cells + keys) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

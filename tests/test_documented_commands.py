@@ -1,0 +1,136 @@
+"""Every command in the README and the shell scripts parses, and published command lines run unchanged."""
+
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+
+import test as test_script
+from conftest import ROOT
+from model import METHODS, build
+from utils import config
+
+PARSERS = {
+    "train.py": (config.train_parser, config.resolve_train),
+    "test.py": (config.test_parser, config.resolve_test),
+}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+def settings_of(script: str, flags: list[str]):
+    parser, resolve = PARSERS[script]
+    return resolve(parser(list(METHODS)).parse_args(flags))[0]
+
+
+def printed(script: str, *flags: str, **environment: str) -> tuple[str, list[str]]:
+    """(Python script, its flags) that a shell script runs."""
+    done = subprocess.run(
+        ["sh", ROOT / script, *flags],
+        env={"PATH": os.environ["PATH"], "PYTHON": str(ROOT / "tests/print_arguments.sh"), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, *words = done.stdout.splitlines()
+    return path.rpartition("/")[2], words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readme_command(command):
+    words = shlex.split(command)
+    environment = {}
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        environment[name] = value
+    if words[0] == "sh":
+        assert (ROOT / words[1]).is_file()
+        text = (ROOT / words[1]).read_text() + (ROOT / "train.sh").read_text()
+        assert all(f"${{{name}:-" in text for name in environment)
+    else:
+        assert words[0] == "python"
+        if words[1] == "-m":
+            assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file()
+        elif words[1] in PARSERS:
+            settings_of(words[1], words[2:])
+        else:
+            assert (ROOT / words[1]).is_file()
+
+
+def test_readme_has_commands():
+    assert len(COMMANDS) > 10
+
+
+def test_shell_defaults_are_the_published_settings():
+    script, flags = printed("train.sh")
+    settings = settings_of(script, flags)
+    assert script == "train.py" and settings.model == "ViT-L-14-336" and settings.pretrained == "openai"
+    assert (settings.image_size, settings.batch_size, settings.learning_rate) == (518, 8, 1e-3)
+    assert (settings.dataset, settings.epoch, settings.aug_rate, settings.betas) == ("mvtec", 3, 0.2, (0.5, 0.999))
+    settings = settings_of(*printed("train.sh", DATASET="visa"))
+    assert (settings.epoch, settings.aug_rate, settings.train_data_path) == (15, 0.0, "./data/visa")
+    settings = settings_of(*printed("test_zero_shot.sh"))
+    assert (settings.mode, settings.dataset, settings.checkpoint_path) == (
+        "zero_shot",
+        "visa",
+        "./exps/april_gan/mvtec",
+    )
+    settings = settings_of(*printed("test_few_shot.sh"))
+    assert (settings.mode, settings.k_shot, settings.seed) == ("few_shot", [4], [42])
+
+
+def test_shell_settings_come_from_the_environment_and_flags_pass_through():
+    settings = settings_of(
+        *printed(
+            "test_few_shot.sh", "--save_maps", "--class", "metal nut", "bolt", DATASET="mvtec", DATA="/a b/c",
+            K_SHOT="1 2 4", SEED="1 2", FEATURES="3 6", FEW_SHOT_FEATURES="9", MODEL="ViT-B-16", PRETRAINED="openai",
+            IMAGE_SIZE="240", BATCH_SIZE="3", CHECKPOINT="x.pth", SAVE="out",
+        )
+    )  # fmt: skip
+    assert (settings.k_shot, settings.seed, settings.features_list) == ([1, 2, 4], [1, 2], [3, 6])
+    assert (settings.few_shot_features, settings.data_path, settings.model) == ([9], "/a b/c", "ViT-B-16")
+    assert settings.save_maps and settings.classes == ["metal nut", "bolt"] and settings.image_size == 240
+    assert (settings.batch_size, settings.checkpoint_path, settings.save_path) == (3, "x.pth", "out")
+    assert settings_of(*printed("test_zero_shot.sh", DATASET="mvtec")).checkpoint_path == "./exps/april_gan/visa"
+    settings = settings_of(*printed("train.sh", EPOCH="2", AUG_RATE="0.1", CONFIG="a/own.json", PRETRAINED="own.pt"))
+    assert (settings.epoch, settings.aug_rate, settings.model, settings.pretrained) == (2, 0.1, "own", "own.pt")
+    assert settings.image_size is None
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "run_tests.sh", "train.sh", "test_zero_shot.sh",
+                                    "test_few_shot.sh", "utils/venv.sh"])  # fmt: skip
+def test_shell_syntax(script):
+    subprocess.run(["sh", "-n", ROOT / script], check=True)
+
+
+def test_published_config_path_means_the_shipped_architecture(fails, mini_visa):
+    """The published command line gets as far as its checkpoint, before any weights are asked for."""
+    command = next(c for c in COMMANDS if c.startswith("python test.py --mode few_shot --dataset visa"))
+    line = fails(test_script.main, *shlex.split(command)[2:], "--data_path", mini_visa)
+    assert "mvtec_pretrained.pth: no such file" in line
+
+
+def test_readme_example_runs(tiny_a, mini_mvtec):
+    """The Python block of the README, on small weights and data."""
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    block = block.replace('"./data/mvtec"', "root")
+    block, count = re.subn(r'build\("april_gan".*\)', "detector_of_test", block)
+    assert count == 1
+    detector = build("april_gan", model=tiny_a.model, pretrained=tiny_a.pretrained, config_path=tiny_a.config_path,
+                     image_size=224)  # fmt: skip
+    names = {"root": str(mini_mvtec), "detector_of_test": detector}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["prediction"].maps.shape == (4, 224, 224)
+
+
+def test_every_flag_has_help():
+    for parser, _ in PARSERS.values():
+        for action in parser(list(METHODS))._actions:
+            assert action.help or action.dest == "help"

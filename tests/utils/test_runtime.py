@@ -1,0 +1,73 @@
+"""How a script ends, and files that appear whole or not at all."""
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from utils import runtime
+from utils.runtime import LOG
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ValueError("a.png: unreadable image (reason: none)")
+
+
+def test_the_message_of_a_worker_is_its_last_line():
+    with pytest.raises(ValueError) as error:
+        list(DataLoader(Broken(), num_workers=1))
+    assert runtime.one_line(error.value) == "a.png: unreadable image (reason: none)"
+
+
+def test_a_bug_keeps_its_traceback():
+    def main():
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        runtime.run(main)
+
+
+def test_traceback_on_demand(monkeypatch):
+    def main():
+        raise ValueError("mistake")
+
+    monkeypatch.setenv("VAND_TRACEBACK", "1")
+    with pytest.raises(ValueError):
+        runtime.run(main)
+
+
+def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), runtime.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with runtime.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError):
+        runtime.write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_log_holds_what_was_said_before_its_file_was_known(tmp_path, capsys):
+    def main():
+        LOG.warning("early")
+        runtime.log_to(tmp_path)
+        LOG.info("late")
+
+    runtime.run(main)
+    assert capsys.readouterr().out.splitlines() == ["early", "late"]
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["WARNING early", "INFO late"]
+
+
+def test_provenance_names_versions():
+    facts = runtime.provenance()
+    assert facts["vand_kit"] == runtime.VERSION and facts["torch"] and facts["open_clip_torch"]
