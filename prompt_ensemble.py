@@ -73,3 +73,28 @@ APRIL_GAN = Prompts(
         "this is one {} in the scene.",
     ),
 )
+
+# WinCLIP (Jeong et al., arXiv 2303.14814): 7 + 4 phrases, 21 templates. The published re-implementation has one of them
+# twice, and so have we: it counts double in the mean.
+WINCLIP = Prompts(
+    normal=APRIL_GAN.normal,
+    abnormal=("damaged {}", "{} with flaw", "{} with defect", "{} with damage"),
+    templates=(
+        *_a_and_the(
+            "a close-up photo of {}.",
+            "a bright photo of {}.",
+            "a dark photo of {}.",
+            "a blurry photo of {}.",
+            "a photo of {}.",
+            "a photo of {} for visual inspection.",
+            "a photo of {} for anomaly detection.",
+        ),
+        "a cropped photo of the {}.",
+        "a jpeg corrupted photo of the {}.",
+        "a jpeg corrupted photo of the {}.",
+        "a photo of a small {}.",
+        "a photo of the small {}.",
+        "a photo of a large {}.",
+        "a photo of the large {}.",
+    ),
+)

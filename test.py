@@ -3,21 +3,21 @@
     python test.py --mode few_shot --dataset visa --data_path ./data/visa --checkpoint_path ./exps/visa/epoch_3.pth \\
         --k_shot 1 2 4 --seed 1 2 3 --save_path ./results/visa
 
-Writes log.txt, config.json, metrics.json, metrics.csv, predictions.csv, k_shot.json, imgs/ and, with --save_maps,
-maps/ into --save_path.
+Writes log.txt, table.md, config.json, metrics.json, metrics.csv, predictions.csv, k_shot.json, imgs/ and, with
+--save_maps, maps/ into --save_path.
 """
 
-import contextlib
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from dataset import AnomalyDataset, Sample, Shots, draw_shots, load_image, load_mask, load_shots, read, select
-from model import METHODS, build
+from model import METHODS, build, memory
 from utils import checkpoint, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
 from utils.engine import ClassScores, References, score
@@ -31,80 +31,158 @@ def main(argv: list[str] | None = None) -> None:
     meta = read(settings.data_path, settings.meta_path)
     samples = select(meta["test"], settings.classes)
     classes = list(dict.fromkeys(sample.cls_name for sample in samples))
-    shots = choose_shots(settings, meta, classes)
-    if settings.checkpoint_path is None:
-        raise ValueError(f"{settings.method} needs --checkpoint_path: adapters from train.py, or published ones")
-    trained = checkpoint.load(settings.checkpoint_path)
-    detector = build(settings.method, **detector_settings(settings)).to(accelerator.device).eval()
-    description = checkpoint.describe(detector, settings)
-    checkpoint.restore(trained, detector, description)
+    stored = memory.load(settings.memory, accelerator.device) if settings.memory else None
+    shots, held = stored_shots(settings, stored, classes) if stored else (choose_shots(settings, meta, classes), {})
+    detector, description = load_detector(settings, accelerator, stored)
 
     save_path = Path(settings.save_path)
     save_path.mkdir(parents=True, exist_ok=True)
     runtime.log_to(save_path, quiet=not accelerator.is_main_process)
-    settings.features_list, settings.image_size = description["features_list"], description["image_size"]
-    settings.few_shot_features = list(detector.few_shot_features)
+    vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
 
     # Each process takes classes of its own, so that no count has to be merged.
     own_classes = classes[accelerator.process_index :: accelerator.num_processes]
     own = [sample for sample in samples if sample.cls_name in own_classes]
     detector.encode_names(own_classes)
-    load = partial(loader, settings, description["image_size"])
-    references = References(detector, shots, lambda paths: load([Sample(p, "", "", "", 0) for p in paths]), accelerator)
-    results, rows = [], []
-    with contextlib.ExitStack() as stack:
-        root = Path(settings.data_path)
-        drawn = None if settings.no_images else stack.enter_context(
-            Overlays(save_path / "imgs", root, load_image, load_mask))  # fmt: skip
-        folders = [folder_name(shot) if len(shots) > 1 else "" for shot in shots]
-
-        def keep_map(setting: int, index: int, one: np.ndarray) -> None:
-            if drawn:
-                drawn.keep(setting, index, one)
-            if settings.save_maps:
-                save_map(save_path / "maps" / folders[setting], own[index], one)
-
-        for result in score(detector, load(own), own, shots, references, accelerator, keep_map):
+    remember = draw_memories(settings, accelerator, detector, shots)
+    if stored:
+        remember = lambda name: [held[number, name] for number in range(len(shots))]  # noqa: E731
+    results, rows, kept = [], [], {}
+    with MapFiles(settings, shots, own) as files:
+        for result in score(
+            detector, loader(settings, own), own, shots, keeping(remember, kept, settings), accelerator, files.keep
+        ):
+            files.finish(result)
             results.append(result)
             rows += prediction_rows(result, shots[result.setting], own)
-            if drawn:
-                drawn.draw(result.setting, folders[result.setting], {i: own[i] for i in result.indices},
-                           dict(zip(result.indices, result.scores, strict=True)))  # fmt: skip
     if accelerator.num_processes > 1:
-        results, rows = gather_object(results), gather_object(rows)
+        results, rows, kept = gather_object(results), gather_object(rows), dict(gather_object(list(kept.items())))
     if accelerator.is_main_process:
         place = {(sample.cls_name, sample.img_path): number for number, sample in enumerate(samples)}
         rows.sort(key=lambda row: (row["k_shot"], row["seed"] or 0, place[row["cls_name"], row["img_path"]]))
-        write_results(save_path, settings, sources, description, shots, classes, results, rows)
+        write_results(settings, sources, description, shots, classes, results, rows)
+        if settings.save_memory:
+            with runtime.replacing(settings.save_memory) as path:
+                memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
 
 
-def choose_shots(settings, meta: dict[str, list[Sample]], classes: list[str]) -> list[Shots]:
+def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
+    """(detector, its description), with the checkpoint in it; refuses what contradicts the run."""
+    trainable = METHODS[settings.method].TRAINABLE
+    if trainable and settings.checkpoint_path is None:
+        raise ValueError(f"{settings.method} needs --checkpoint_path: adapters from train.py, or published ones")
+    if not trainable and settings.checkpoint_path is not None:
+        raise ValueError(f"{settings.method} has nothing to train: drop --checkpoint_path {settings.checkpoint_path}")
+    trained = checkpoint.load(settings.checkpoint_path) if trainable else None
+    detector = build(settings.method, **detector_settings(settings)).to(accelerator.device).eval()
+    description = checkpoint.describe(detector, settings)
+    if trained:
+        checkpoint.restore(trained, detector, description)
+    if stored:
+        keys = ("method", "model", "weights", "quick_gelu", "image_size", *detector.options)
+        checkpoint.must_agree(f"memory {settings.memory} was made", stored[0], description, keys)
+    return detector, description
+
+
+# --- references -----------------------------------------------------------------------------------------------------
+
+
+def choose_shots(settings, meta: dict[str, list[Sample]], classes: Sequence[str]) -> list[Shots]:
     """The few-shot settings asked for; zero-shot is one with k_shot 0 and no seed."""
     if settings.references:
         everything = meta["train"] + meta["test"]
         return load_shots(settings.references, everything, classes, settings.k_shot, settings.seed)
-    few = [
+    zero_shot = [Shots(0, None, {})] if 0 in settings.k_shot else []
+    return zero_shot + [
         draw_shots(settings.dataset, meta["train"], classes, k_shot, seed)
-        for k_shot in settings.k_shot
-        for seed in settings.seed
+        for k_shot in dict.fromkeys(settings.k_shot)
+        for seed in dict.fromkeys(settings.seed)
         if k_shot > 0
     ]
-    return ([Shots(0, None, {})] if 0 in settings.k_shot else []) + few
 
 
-def loader(settings, image_size: int, samples: Sequence[Sample]) -> DataLoader:
-    dataset = AnomalyDataset(settings.data_path, samples, image_size)
+def stored_shots(settings, stored, classes: Sequence[str]) -> tuple[list[Shots], memory.Memories]:
+    """The settings of a file of memories that the flags ask for (all, where they say nothing), and their memories."""
+    header, memories = stored
+    try:
+        every = [Shots(**entry) for entry in header["shots"]]
+    except (KeyError, TypeError):
+        raise ValueError(f"memory {settings.memory}: does not say which settings it holds") from None
+    numbers = [
+        number
+        for number, shot in enumerate(every)
+        if (not settings.k_shot or shot.k_shot in settings.k_shot) and (not settings.seed or shot.seed in settings.seed)
+    ]
+    held = {(new, name): memories.get((old, name)) for new, old in enumerate(numbers) for name in classes}
+    shots = [every[number] for number in numbers]
+    lacking = [name for (new, name), one in held.items() if one is None and shots[new].k_shot > 0]
+    if lacking or not shots:
+        what = f"no references of class '{lacking[0]}'" if lacking else "nothing for these --k_shot and --seed"
+        raise ValueError(f"memory {settings.memory}: holds {what}")
+    return shots, held
+
+
+def draw_memories(settings, accelerator: Accelerator, detector, shots: Sequence[Shots]) -> References:
+    def load(paths: Sequence[str]) -> DataLoader:
+        return loader(settings, [Sample(path, "", "", "", 0) for path in paths])
+
+    return References(detector, shots, load, accelerator)
+
+
+def keeping(remember: Callable[[str], list], kept: dict, settings) -> Callable[[str], list]:
+    """`remember`, which keeps what it gave where --save_memory asks for it."""
+
+    def remembered(name: str) -> list:
+        memories = remember(name)
+        if settings.save_memory:
+            kept.update({(number, name): one.cpu() for number, one in enumerate(memories) if one is not None})
+        return memories
+
+    return remembered
+
+
+def loader(settings, samples: Sequence[Sample]) -> DataLoader:
+    dataset = AnomalyDataset(settings.data_path, samples, settings.image_size)
     return DataLoader(dataset, settings.batch_size, num_workers=min(settings.num_workers, len(samples)))
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+class MapFiles(ExitStack):
+    """Overlays and .npy files of the maps; several settings go to subfolders of imgs/ and maps/."""
+
+    def __init__(self, settings, shots: Sequence[Shots], samples: Sequence[Sample]):
+        super().__init__()
+        save_path = Path(settings.save_path)
+        self._samples = samples
+        self._folders = [folder_name(shot) if len(shots) > 1 else "" for shot in shots]
+        self._maps = save_path / "maps" if settings.save_maps else None
+        self._overlays = None
+        if not settings.no_images:
+            overlays = Overlays(save_path / "imgs", Path(settings.data_path), load_image, load_mask)
+            self._overlays = self.enter_context(overlays)
+
+    def keep(self, setting: int, index: int, one: np.ndarray) -> None:
+        """Take one map, (S, S) float32."""
+        if self._overlays:
+            self._overlays.keep(setting, index, one)
+        if self._maps:
+            name = PurePosixPath(self._samples[index].img_path).with_suffix(".npy")
+            with runtime.replacing(self._maps / self._folders[setting] / name) as path:
+                np.save(path, one.astype(np.float32))
+
+    def finish(self, result: ClassScores) -> None:
+        """Draw a class whose maps have all come."""
+        if self._overlays:
+            scores = dict(zip(result.indices, result.scores, strict=True))
+            samples = {index: self._samples[index] for index in result.indices}
+            self._overlays.draw(result.setting, self._folders[result.setting], samples, scores)
 
 
 def folder_name(shot: Shots) -> str:
     return "zero_shot" if shot.k_shot == 0 else f"k{shot.k_shot}_seed{shot.seed}"
-
-
-def save_map(folder: Path, sample: Sample, one: np.ndarray) -> None:
-    with runtime.replacing(folder / PurePosixPath(sample.img_path).with_suffix(".npy")) as path:
-        np.save(path, one.astype(np.float32))
 
 
 def prediction_rows(result: ClassScores, shot: Shots, samples: Sequence[Sample]) -> list[dict]:
@@ -117,17 +195,15 @@ def prediction_rows(result: ClassScores, shot: Shots, samples: Sequence[Sample])
     return rows
 
 
-def write_results(save_path, settings, sources, description, shots, classes, results, rows) -> None:
+def write_results(settings, sources, description, shots, classes, results, rows) -> None:
+    save_path = Path(settings.save_path)
     by_place = {(result.setting, result.name): result.metrics for result in results}
     runs = [
         report.Run(shot.k_shot, shot.seed, {name: by_place[number, name] for name in classes})
         for number, shot in enumerate(shots)
     ]
     few = [shot._asdict() for shot in shots if shot.k_shot > 0]
-    runtime.write_json(
-        save_path / "config.json",
-        {"settings": vars(settings), "sources": sources, "description": description, **runtime.provenance()},
-    )
+    runtime.write_config(save_path, settings, sources, description)
     if few:
         runtime.write_json(save_path / "k_shot.json", few)
     report.write_predictions(save_path / "predictions.csv", rows)

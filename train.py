@@ -39,15 +39,12 @@ def main(argv: list[str] | None = None) -> None:
     done, history = resume(start, optimizer) if last else (0, [])
     save_path.mkdir(parents=True, exist_ok=True)
     runtime.log_to(save_path, append=last is not None, quiet=not accelerator.is_main_process)
-    settings.features_list, settings.image_size = description["features_list"], description["image_size"]
+    vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
     if last:
         LOG.info("resumed after %s", last)
     if accelerator.is_main_process:
-        runtime.write_json(
-            save_path / "config.json",
-            {"settings": vars(settings), "sources": sources, "description": description, **runtime.provenance()},
-        )
+        runtime.write_config(save_path, settings, sources, description)
 
     dataset = AnomalyDataset(
         settings.train_data_path, samples, description["image_size"], mosaic_rate=settings.aug_rate, seed=settings.seed

@@ -199,7 +199,8 @@ def match_masks(pictures: list[Path], masks: list[Path], endings: tuple[str, ...
     lines = [f"{problem} {_names(paths)}" for problem, paths in problems.items() if paths]
     if lines:
         places = " and ".join(dict.fromkeys(str(path.parent) for path in (*pictures[:1], *masks[:1])))
-        raise ValueError(f"{places}: {'; '.join(lines)}; a mask has its image's name, with or without {endings[0]}")
+        names = " or ".join(f"<image>{ending}" for ending in endings)
+        raise ValueError(f"{places}: {'; '.join(lines)}; the mask of <image> is called {names}")
     return {picture: matches[0] for picture, matches in found.items()}
 
 
@@ -217,19 +218,19 @@ def _names(paths: list[Path]) -> str:
 # --- layouts on the disk ---
 
 
-def class_folders(root: Path) -> list[Path]:
+def class_folders(root: Path, normal: str = "good") -> list[Path]:
     """The folders under root that hold train/ or test/, sorted by name; raises where there is none."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; unpack the dataset there or give its place with --root")
     found = [path for path in folders(root) if any((path / split).is_dir() for split in SPLITS)]
     if not found:
-        raise ValueError(f"{root}: no class found; expected <class>/train/good, <class>/test/<good or defect>/*.png")
+        raise ValueError(f"{root}: no class; expected <class>/train/{normal}, <class>/test/<{normal} or defect>/*.png")
     return found
 
 
 def mvtec_layout(root: Path, normal: str = "good", masks_needed: bool = True) -> Samples:
     """Every class of a root in MVTec AD's layout, see `class_samples`."""
-    parts = [class_samples(root, folder, folder.name, normal, masks_needed) for folder in class_folders(root)]
+    parts = [class_samples(root, folder, folder.name, normal, masks_needed) for folder in class_folders(root, normal)]
     return {split: [sample for part in parts for sample in part[split]] for split in SPLITS}
 
 

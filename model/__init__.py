@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from model.april_gan import AprilGan
 from model.backbone import Backbone, register_architecture
 from model.interface import Detector
+from model.winclip import WinClip
 
-METHODS = {"april_gan": AprilGan}
+METHODS = {"april_gan": AprilGan, "winclip": WinClip}
 
 
 def build(
@@ -19,6 +20,7 @@ def build(
     quick_gelu: str = "auto",
     features_list: Sequence[int] | None = None,
     few_shot_features: Sequence[int] | None = None,
+    scales: Sequence[int] | None = None,
 ) -> Detector:
     """A detector on a frozen CLIP.
 
@@ -28,18 +30,17 @@ def build(
         pretrained: tag or file of weights; None leaves random weights.
         image_size: side of the square input; None takes the architecture's own.
         quick_gelu: "auto", "on" or "off".
-        features_list: layers compared with the texts; None takes four evenly spaced ones.
-        few_shot_features: layers compared with the references; None takes `features_list`.
+        features_list, few_shot_features, scales: options of the methods that have them; None takes their own defaults.
 
     Raises:
-        ValueError, OSError: see `Backbone`; one line that names the value and what to do.
+        ValueError, OSError: see `Backbone`; an option that the method does not have. One line that says what to do.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method '{method}'; known: {', '.join(METHODS)}")
+    options = {"features_list": features_list, "few_shot_features": few_shot_features, "scales": scales}
+    given = {key: list(value) for key, value in options.items() if value is not None}
+    for key in given.keys() - set(METHODS[method].OPTIONS):
+        raise ValueError(f"--{key} {' '.join(map(str, given[key]))}: {method} has no such option; drop it")
     if config_path is not None:
         register_architecture(config_path)
-    backbone = Backbone(model, pretrained, image_size=image_size, quick_gelu=quick_gelu)
-    features_list = list(features_list or backbone.quarter_layers())
-    return METHODS[method](
-        backbone, features_list=features_list, few_shot_features=list(few_shot_features or features_list)
-    )
+    return METHODS[method](Backbone(model, pretrained, image_size=image_size, quick_gelu=quick_gelu), **given)

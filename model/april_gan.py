@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from model import maps, memory
 from model.backbone import Backbone
 from model.interface import Memory, Prediction, Tokens
 from model.layers import Adapters, load_exactly
+from model.text import TextFeatures
 from prompt_ensemble import APRIL_GAN, Prompts, sentences
 
 _SCALE = 100.0  # inverse temperature of every softmax over states
@@ -27,20 +27,25 @@ class AprilGan(nn.Module):
 
     Args:
         backbone: a frozen CLIP.
-        features_list: layers whose adapted tokens are compared with the texts.
-        few_shot_features: layers whose raw tokens are compared with the references.
+        features_list: layers whose adapted tokens are compared with the texts; None takes four evenly spaced ones.
+        few_shot_features: layers whose raw tokens are compared with the references; None takes `features_list`.
         prompts: states and templates.
     """
+
+    OPTIONS = ("features_list", "few_shot_features")
+    TRAINABLE = True
 
     def __init__(
         self,
         backbone: Backbone,
         *,
-        features_list: Sequence[int],
-        few_shot_features: Sequence[int],
+        features_list: Sequence[int] | None = None,
+        few_shot_features: Sequence[int] | None = None,
         prompts: Prompts = APRIL_GAN,
     ):
         super().__init__()
+        features_list = features_list or backbone.quarter_layers()
+        few_shot_features = few_shot_features or features_list
         backbone.check_layers("features_list", features_list)
         backbone.check_layers("few_shot_features", few_shot_features)
         self.backbone = backbone
@@ -48,24 +53,22 @@ class AprilGan(nn.Module):
         self.few_shot_features = tuple(few_shot_features)
         self.prompts = prompts
         self.adapters = Adapters([backbone.width(layer) for layer in features_list], backbone.embed_dim)
-        self._text: dict[str, Tensor] = {}  # class name -> (D, 2)
+        self.texts = TextFeatures(self._encode_name)
+
+    @property
+    def options(self) -> dict[str, list[int]]:
+        return {"features_list": list(self.features_list), "few_shot_features": list(self.few_shot_features)}
 
     # --- text -------------------------------------------------------------------------------------------------------
 
     def encode_names(self, names: Sequence[str]) -> None:
-        new = [name for name in dict.fromkeys(names) if name not in self._text]
-        for name in tqdm(new, desc="text", unit="class", disable=None if len(new) > 1 else True):
-            self._text[name] = self._encode_name(name)
+        self.texts.encode(names)
 
     def _encode_name(self, name: str) -> Tensor:
         """Per state: mean of the unit embeddings of all its sentences, unit length again. Returns (D, 2)."""
         states = [self.backbone.encode_text(texts) for texts in sentences(name, self.prompts)]  # each (n, D)
         means = [F.normalize(state, dim=-1).mean(0) for state in states]
         return F.normalize(torch.stack(means, dim=-1), dim=0)
-
-    def _texts(self, names: Sequence[str]) -> Tensor:
-        self.encode_names(names)
-        return torch.stack([self._text[name] for name in names])  # (B, D, 2)
 
     # --- images -----------------------------------------------------------------------------------------------------
 
@@ -74,11 +77,11 @@ class AprilGan(nn.Module):
         return self.backbone(images, {*self.features_list, *self.few_shot_features})
 
     def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
-        logits = self._pixel_logits(self.encode(images), self._texts(names))
+        logits = self._pixel_logits(self.encode(images), self.texts(names))
         return [torch.sigmoid(torch.stack([-logit, logit], dim=1)) for logit in logits]  # each (B, 2, S, S)
 
     def zero_shot(self, tokens: Tokens, names: Sequence[str]) -> Prediction:
-        text = self._texts(names)
+        text = self.texts(names)
         probabilities = [torch.sigmoid(logit) for logit in self._pixel_logits(tokens, text)]
         image_logit = maps.state_logit(tokens.pooled.float().unsqueeze(1), text, _SCALE)[:, 0]  # (B,)
         return Prediction(torch.stack(probabilities).sum(0), {"text": torch.sigmoid(image_logit)})
@@ -97,7 +100,7 @@ class AprilGan(nn.Module):
     # --- references -------------------------------------------------------------------------------------------------
 
     def remember(self, tokens: Tokens) -> Memory:
-        return Memory({layer: memory.bank(tokens.patches[layer]) for layer in self.few_shot_features})
+        return Memory({str(layer): memory.bank(tokens.patches[layer]) for layer in self.few_shot_features})
 
     def few_shot(
         self, zero_shot: Prediction, tokens: Tokens, names: Sequence[str], memories: Mapping[str, Memory]
@@ -112,7 +115,7 @@ class AprilGan(nn.Module):
         """Sum over layers of the upsampled distance to the nearest reference token, (len(rows), S, S)."""
         layers = []
         for layer in self.few_shot_features:
-            distance = memory.nearest_distance(tokens.patches[layer][rows], references.banks[layer])
+            distance = memory.nearest_distance(tokens.patches[layer][rows], references.banks[str(layer)])
             layers.append(maps.upsample(distance, tokens.grids[layer], self.backbone.image_size, align_corners=True))
         return torch.stack(layers).sum(0)
 

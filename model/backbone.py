@@ -80,6 +80,11 @@ class Backbone(nn.Module):
         """Number of layers that can be tapped."""
         return self.taps.depth
 
+    @property
+    def grid(self) -> int | None:
+        """Patches a side, G, of a ViT; None for a ResNet, whose stages have grids of their own."""
+        return self.taps.visual.grid_size[0] if isinstance(self.taps, _ViTTaps) else None
+
     def width(self, layer: int) -> int:
         """Width W of a layer's tokens."""
         return self.taps.width(layer)
@@ -111,6 +116,23 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
         """Tokens of the asked layers. images: (B, 3, S, S) uint8 RGB."""
         return self.taps(self.normalize(images), layers)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens before the first block, of a ViT: (B, 1 + N, W), class token in front, positions added, before ln_pre.
+
+        images: (B, 3, S, S) uint8 RGB.
+        """
+        return self.taps.embed(self.normalize(images))
+
+    @torch.no_grad()
+    def encode(self, tokens: Tensor, layers: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
+        """All blocks of a ViT, on tokens as `embed` gives them or any choice of them with the class token in front.
+
+        Returns:
+            The pooled embedding (B, D), not normalised, and the asked layers' raw output, each (B, 1 + n, W).
+        """
+        return self.taps.encode(tokens, layers)
 
     @torch.no_grad()
     def encode_text(self, sentences: Sequence[str]) -> Tensor:

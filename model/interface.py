@@ -24,7 +24,11 @@ class Tokens(NamedTuple):
 class Memory(NamedTuple):
     """The reference images of one class: a value, so that it can be kept, saved and reused."""
 
-    banks: dict[int, Tensor]  # layer -> (M, W), unit length
+    banks: dict[str, Tensor]  # what the method compares ("6": a layer) -> (M, W), unit length
+
+    def cpu(self) -> "Memory":
+        """The same in main memory."""
+        return Memory({key: bank.cpu() for key, bank in self.banks.items()})
 
 
 class Prediction(NamedTuple):
@@ -36,6 +40,13 @@ class Prediction(NamedTuple):
 
 class Detector(Protocol):
     """An nn.Module that maps images to anomaly maps. Each method of the papers is one such class."""
+
+    OPTIONS: tuple[str, ...]  # keywords of the constructor that `model.build` may pass
+    TRAINABLE: bool  # whether there is anything to train; the last three below are for trainable methods
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The values of OPTIONS in use."""
 
     def encode_names(self, names: Sequence[str]) -> None:
         """Encode the texts of class names once; asking again for a known name costs nothing."""

@@ -1,8 +1,19 @@
-"""The memory bank: the reference images' patch tokens, and the distance of a token to its nearest one."""
+"""The memory bank: the reference images' patch tokens, the distance of a token to its nearest one, and its file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from model.interface import Memory
+
+Memories = dict[tuple[int, str], Memory]  # (number of the few-shot setting, class name) -> its memory
 
 # Similarities held at once; bounds the memory of a search to 256 MiB whatever the size of the bank.
 _CHUNK = 1 << 26
@@ -27,3 +38,35 @@ def nearest_distance(tokens: Tensor, references: Tensor) -> Tensor:
     rows = max(1, _CHUNK // len(references))
     best = torch.cat([(part @ references.T).amax(1) for part in queries.split(rows)])  # (B * N,)
     return (1 - best).clamp_min(0).unflatten(0, tokens.shape[:2])
+
+
+def save(path: Path, memories: Mapping[tuple[int, str], Memory], header: Mapping[str, Any]) -> None:
+    """Write memories as safetensors; the header (JSON) says what they were made with and belongs to."""
+    names = sorted({name for _, name in memories})
+    tensors = {
+        f"{setting}/{names.index(name)}/{key}": bank.cpu().contiguous()
+        for (setting, name), memory in memories.items()
+        for key, bank in memory.banks.items()
+    }
+    save_file(tensors, path, {"header": json.dumps({**header, "classes": names})})
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Memories]:
+    """What `save` wrote: (header, memories).
+
+    Raises:
+        ValueError: missing, broken, or no file of memories; names it.
+    """
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            header = json.loads((file.metadata() or {})["header"])
+            banks: dict[tuple[int, str], dict[str, Tensor]] = {}
+            for entry in file.keys():  # noqa: SIM118 - no mapping
+                setting, name, key = entry.split("/", 2)
+                banks.setdefault((int(setting), header["classes"][int(name)]), {})[key] = file.get_tensor(entry)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"memory {path}: no such file") from None
+    except (SafetensorError, KeyError, IndexError, OSError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"memory {path}: no file that --save_memory wrote ({reason})") from None
+    return header, {place: Memory(bank) for place, bank in banks.items()}

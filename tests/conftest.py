@@ -39,14 +39,24 @@ def load_case(name: str) -> Case:
         return Case(json.loads((folder / "case.json").read_text()), dict(arrays), folder)
 
 
+def unpack_weights(name: str, folder: Path) -> Weights:
+    """A tiny CLIP of tests/reference; token embeddings that no test uses are zero, which keeps the file small."""
+    with np.load(REFERENCE / f"models/{name}.npz") as arrays:
+        state = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    torch.save(state, folder / f"{name}.pt")
+    return Weights(name, str(REFERENCE / f"models/{name}.json"), str(folder / f"{name}.pt"))
+
+
 @pytest.fixture(scope="session")
 def tiny_a(tmp_path_factory) -> Weights:
-    """ViT of 4 blocks, width 64, patch 16, exact GELU; token embeddings that no test uses are zero."""
-    with np.load(REFERENCE / "models/tiny-a.npz") as arrays:
-        state = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    path = tmp_path_factory.mktemp("weights") / "tiny-a.pt"
-    torch.save(state, path)
-    return Weights("tiny-a", str(REFERENCE / "models/tiny-a.json"), str(path))
+    """ViT of 4 blocks, width 64, patch 16, made for 64 pixels."""
+    return unpack_weights("tiny-a", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def tiny_c(tmp_path_factory) -> Weights:
+    """As tiny_a, made for 240 pixels."""
+    return unpack_weights("tiny-c", tmp_path_factory.mktemp("weights"))
 
 
 def copy_dataset(name: str, script: str, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,10 +69,10 @@ def describe(detector: Any, settings: Any) -> dict[str, Any]:
         "pretrained": backbone.pretrained,
         "weights": backbone.fingerprint,
         "quick_gelu": backbone.quick_gelu,
-        "features_list": list(detector.features_list),
         "image_size": backbone.image_size,
         "dataset": settings.dataset,
         "version": VERSION,
+        **detector.options,
     }
 
 
@@ -83,14 +83,21 @@ def restore(checkpoint: Checkpoint, detector: Any, description: Mapping[str, Any
         ValueError: names the file, the setting and both values.
     """
     path, state, meta = checkpoint
-    for key in _MUST_AGREE:
-        theirs, own = meta.get(key, description[key]), description[key]
-        if theirs != own:
-            raise ValueError(f"checkpoint {path} was trained with {key} {_text(theirs)} but this run has {_text(own)}")
+    must_agree(f"checkpoint {path} was trained", meta, description, _MUST_AGREE)
     try:
         detector.load_trainable_state(state)
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}") from None
+
+
+def must_agree(said: str, theirs: Mapping[str, Any], own: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises ValueError for the first of the keys on which a file and a run differ, naming both values.
+
+    said: how the message begins, "checkpoint FILE was trained".
+    """
+    for key in keys:
+        if key in theirs and theirs[key] != own[key]:
+            raise ValueError(f"{said} with {key} {_text(theirs[key])} but this run has {_text(own[key])}")
 
 
 def _text(value: Any) -> str:

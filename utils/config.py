@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from utils.runtime import LOG, PRECISIONS
 
-DATASETS = ("mvtec", "visa", "mtd", "folder", "demo_textures", "demo_objects")
+DATASETS = ("mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "folder", "demo_textures", "demo_objects")
 
 # The published settings of each method; a dict holds one value per dataset, "" for all others.
 # features_list is not here: four evenly spaced layers are the published ones at every published depth.
@@ -26,7 +26,11 @@ _PRESETS = {
             "seed": 111,
         },
         "test": {"batch_size": 8, "k_shot": [4], "seed": [42]},
-    }
+    },
+    "winclip": {
+        "backbone": {"model": "ViT-B-16-plus-240", "pretrained": "laion400m_e31", "image_size": 240},
+        "test": {"batch_size": 8, "k_shot": [4], "seed": [42], "scales": [2, 3]},
+    },
 }
 _COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "precision": "fp32", "num_workers": 2}
 
@@ -64,6 +68,9 @@ def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--k_shot", type=natural, nargs="+", help="numbers of references per class, all scored in one pass")
     add("--seed", type=int, nargs="+", help="seeds of the references' draw, all scored in one pass")
     add("--few_shot_features", type=int, nargs="+", help="layers compared with the references (default features_list)")
+    add("--scales", type=positive, nargs="+", help="winclip: sides of the windows in patches (default 2 3)")
+    add("--save_memory", metavar="FILE", help="write the references' tokens of all classes and settings (.safetensors)")
+    add("--memory", metavar="FILE", help="use the references of such a file instead of images")
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
@@ -122,11 +129,15 @@ def resolve_train(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[st
 
 def resolve_test(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
     """As `resolve_train`; besides, zero-shot and few-shot flags must not contradict each other (ValueError)."""
-    few = args.k_shot or args.references
+    few = args.k_shot or args.references or args.memory
     if args.mode == "zero_shot" and few:
-        raise ValueError("--mode zero_shot takes no --k_shot and no --references; drop them or use --mode few_shot")
+        raise ValueError(
+            "--mode zero_shot takes no --k_shot, --references or --memory; drop them or use --mode few_shot"
+        )
+    if args.references and args.memory:
+        raise ValueError("--references and --memory both say what the references are; give one of them")
     mode = args.mode or ("few_shot" if few else "zero_shot")
-    if args.references:  # the file says which settings there are; the flags choose among them
+    if args.references or args.memory:  # the file says which settings there are; the flags choose among them
         chosen = args.k_shot, args.seed
         settings, sources = _fill(args, "test")
         settings.k_shot, settings.seed = chosen
@@ -147,6 +158,8 @@ def _fill(args: argparse.Namespace, script: str) -> tuple[argparse.Namespace, di
     for key, value in _COMMON.items():
         _default(settings, sources, key, value)
     preset = _PRESETS[settings.method]
+    if script not in preset:
+        raise ValueError(f"--method {settings.method} has nothing to train; test.py runs it as it is")
     published = preset["backbone"]
     if settings.config_path is not None:
         _default(settings, sources, "model", Path(settings.config_path).stem, "--config_path")
@@ -168,9 +181,9 @@ def _default(settings: argparse.Namespace, sources: dict, key: str, value: Any, 
 
 def detector_settings(settings: argparse.Namespace) -> dict[str, Any]:
     """The settings that `model.build` takes beside the method."""
-    keys = ("model", "pretrained", "config_path", "image_size", "quick_gelu", "features_list")
-    few_shot = {"few_shot_features": getattr(settings, "few_shot_features", None)}
-    return {key: getattr(settings, key) for key in keys} | few_shot
+    keys = ("model", "pretrained", "config_path", "image_size", "quick_gelu")
+    options = ("features_list", "few_shot_features", "scales")
+    return {key: getattr(settings, key, None) for key in keys + options}
 
 
 def log_settings(settings: argparse.Namespace, sources: dict[str, str]) -> None:

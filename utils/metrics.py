@@ -109,13 +109,12 @@ class PixelMetrics:
             return dict.fromkeys(PIXEL)
         curve = _sweep(self._normal, self._defect)
         f1, iou, threshold = _best_f1(curve)
-        constant = self._low == self._high
         row = {
             "auroc_px": _auroc(curve),
             "f1_px": f1,
             "ap_px": _average_precision(curve),
-            "aupro": None if constant else _aupro(curve),
-            "aupro_200": None if constant else _aupro_200(curve, self._low, self._high),
+            "aupro": _aupro(curve) if self._low < self._high else None,
+            "aupro_200": _aupro_200(curve, self._low, self._high),
             "iou_px": iou,
             "threshold_px": threshold,
         }
@@ -324,10 +323,9 @@ def _depth(mass: np.ndarray) -> np.ndarray:
 
 
 def _groups(depth: np.ndarray, cell: float) -> np.ndarray:
-    """First index of each group when keys are grouped by cells of depth; a key wider than a cell stays alone."""
-    index = ((depth[1:] + depth[:-1]) * (0.5 / cell)).astype(np.int64)  # the cell in which a key's middle lies
-    heavy = np.diff(depth) > cell
-    return _starts((index[1:] != index[:-1]) | heavy[1:] | heavy[:-1])
+    """First index of each group when keys go by the cell of depth in which their middle lies; a heavy key is alone."""
+    index = ((depth[1:] + depth[:-1]) * (0.5 / cell)).astype(np.int64)  # (K,)
+    return _starts(index[1:] != index[:-1])
 
 
 def _starts(change: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -122,6 +122,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_config(save_path: Path, settings: Any, sources: Mapping[str, str], description: Mapping[str, Any]) -> None:
+    """config.json: every setting and where it comes from, what identifies the run, and what it was made with."""
+    value = {"settings": vars(settings), "sources": sources, "description": description, **provenance()}
+    write_json(save_path / "config.json", value)
 
 
 def provenance() -> dict[str, str | None]:

@@ -38,7 +38,7 @@ def images(dataset: str, paths: list[str], masks: list[str] | None = None, what:
 def test_text_features(detector):
     case = load_case("aprilgan_visa_zero_shot")
     detector.encode_names(case.facts["classes"])
-    features = torch.stack([detector._text[name] for name in case.facts["classes"]])
+    features = torch.stack([detector.texts([name])[0] for name in case.facts["classes"]])
     np.testing.assert_allclose(features, case.arrays["text_features"], atol=case.facts["tolerance"]["text_abs"])
 
 

@@ -229,16 +229,51 @@ def test_sketch_fits_whatever_the_resolution(small_tables, monkeypatch):
     assert sketch.compute()["auroc_px"] is not None
 
 
-def test_heavy_ties_stay_exact_in_a_sketch(small_tables):
-    """Half of all pixels share one value; it keeps every one of them and takes none of its neighbours'."""
-    maps, masks = smooth_stream()
-    maps = np.maximum(maps, np.float32(0.5))
-    sketch = PixelMetrics()
+def fed(maps, masks) -> PixelMetrics:
+    pixels = PixelMetrics()
     for one, mask in zip(maps, masks, strict=True):
-        sketch.update(one[None], label_regions(mask)[None])
-    sketch._fold()
-    table = sketch._normal
-    assert table.cell and table.mass[0, -1] == ((maps == 0.5) & (masks == 0)).sum()
+        pixels.update(one[None], label_regions(mask)[None])
+    pixels._fold()
+    return pixels
+
+
+def test_heavy_ties_stay_exact_in_a_sketch(small_tables):
+    """A third of all pixels share a value in the middle: its key keeps all of them and takes nothing else."""
+    maps, masks = smooth_stream()
+    maps[np.abs(maps - 0.5) < 0.4] = 0.5
+    table = fed(maps, masks)._normal
+    assert table.cell
+    key = np.flatnonzero(metrics._values(table.keys) == 0.5)
+    assert table.mass[0, key] == ((maps == 0.5) & (masks == 0)).sum()
+
+
+def test_small_regions_stay_exact_in_a_sketch(small_tables):
+    """A region of one pixel weighs as much as one of thousands: its key is never merged with others."""
+    maps, masks = smooth_stream()
+    masks[:] = 0
+    masks[:6, :, 40:] = 1
+    masks[:6, 5, 5] = 1
+    table = fed(maps, masks)._defect
+    assert table.cell and (table.mass[0, table.mass[1] >= 1] == 1).sum() == 6
+
+
+def test_sketch_of_far_apart_values(small_tables, monkeypatch):
+    """Neighbouring keys may differ by more than an int32 holds."""
+    maps, masks = smooth_stream()
+    maps[3, 5, 5] = 3
+    maps *= np.float32(1e35)
+    sketch = fed(maps, masks)
+    monkeypatch.undo()
+    row, exact = sketch.compute(), evaluate(maps, masks)
+    assert sketch._normal.cell and row["auroc_px"] == pytest.approx(exact["auroc_px"], abs=1e-4)
+    assert row["aupro"] == pytest.approx(exact["aupro"], abs=1e-3)
+
+
+def test_published_thresholds_that_meet_values():
+    """Thresholds are whole numbers here: above means greater, and the point with FPR = 0.3 is left out."""
+    maps = np.array([[[0] * 7 + [30, 199, 200] + [50, 150]]], np.float32)
+    masks = np.array([[[0] * 10 + [1, 1]]])
+    assert evaluate(maps, masks)["aupro_200"] == pytest.approx(aupro_200_by_hand(maps, masks), abs=1e-12)
 
 
 MAP = np.array([[0.1, 0.2, 0.9], [0.3, 0.4, 0.8]], np.float32)

@@ -1,0 +1,29 @@
+"""BTAD, beanTech's products: folders -> meta.json.
+
+    python data/btad.py [--root data/btad]
+
+Expects <root>/<class>/{train,test}/ok/*, <root>/<class>/test/ko/* and <root>/<class>/ground_truth/ko/*, png or bmp, as
+in the folder that the archive unpacks to; a mask has its image's name, their suffixes may differ. Writes
+<root>/meta.json, where the specie_name of a normal image is "good", as in every set, and that of a defect "ko": the set
+does not tell kinds of defect apart. The full public set gives 3 classes (01, 02, 03), 1799 training and 741 test
+images, 290 of them defect.
+"""
+
+from pathlib import Path
+
+from meta import SPLITS, Samples, class_folders, folders, mvtec_layout, run
+
+NORMAL, DEFECT = "ok", "ko"
+
+
+def build(root: Path) -> Samples:
+    """All classes under root, sorted by name. Raises ValueError for images in a folder that is neither ok nor ko."""
+    for folder in class_folders(root, NORMAL):
+        for kind in (kind for split in SPLITS for kind in folders(folder / split)):
+            if kind.name not in (NORMAL, DEFECT):
+                raise ValueError(f"{kind}: BTAD has images in {NORMAL}/ and {DEFECT}/ only")
+    return mvtec_layout(root, NORMAL)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(build, "data/btad"))

@@ -1,0 +1,167 @@
+"""WinCLIP and WinCLIP+ (Jeong et al.: "WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation", CVPR 2023,
+arXiv 2303.14814). No training.
+
+Windows of a few patches go through the image encoder on their own and are compared with the texts of two states; each
+patch takes the harmonic mean over the windows that cover it. WinCLIP+ adds the distances of windows and patches to
+those of normal reference images.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import maps, memory
+from model.backbone import Backbone
+from model.interface import Memory, Prediction
+from model.text import TextFeatures
+from prompt_ensemble import WINCLIP, Prompts, sentences
+
+_TEMPERATURE = 0.07
+# Tokens in one call of the encoder; bounds its memory (about 1.5 GiB with ViT-L) whatever image size and scales.
+_TOKENS_AT_ONCE = 1 << 15
+
+
+class WindowTokens(NamedTuple):
+    """What WinCLIP makes of a batch of images."""
+
+    pooled: Tensor  # (B, D), not normalised
+    windows: dict[int, Tensor]  # scale -> (B, n, D), not normalised
+    patches: Tensor  # (B, N, W), raw output of the last block without class token
+
+
+class WinClip(nn.Module):
+    """A detector as `model.interface.Detector` describes it.
+
+    Args:
+        backbone: a frozen ViT CLIP.
+        scales: sides of the square windows, in patches; the published ones are 2 and 3.
+        prompts: states and templates.
+
+    Raises:
+        ValueError: a ResNet, or a window that does not fit into the grid.
+    """
+
+    OPTIONS = ("scales",)
+    TRAINABLE = False
+
+    def __init__(self, backbone: Backbone, *, scales: Sequence[int] = (2, 3), prompts: Prompts = WINCLIP):
+        super().__init__()
+        if backbone.grid is None:
+            raise ValueError(f"winclip needs a ViT: {backbone.name} is a ResNet, whose patches cannot be left out")
+        for scale in scales:
+            if not 1 <= scale <= backbone.grid or len(set(scales)) != len(scales):
+                raise ValueError(
+                    f"--scales {' '.join(map(str, scales))}: want different window sides from 1 to {backbone.grid}, "
+                    f"the patches a side of {backbone.name} at {backbone.image_size} pixels"
+                )
+        self.backbone = backbone
+        self.scales = tuple(scales)
+        self.prompts = prompts
+        self.texts = TextFeatures(self._encode_name)
+        for scale in scales:
+            members = window_patches(backbone.grid, scale)  # (n, scale * scale)
+            self.register_buffer(f"members{scale}", members, persistent=False)
+            coverage = F.one_hot(members, backbone.grid**2).sum(1).double()  # (n, N)
+            self.register_buffer(f"coverage{scale}", coverage, persistent=False)
+
+    @property
+    def options(self) -> dict[str, list[int]]:
+        return {"scales": list(self.scales)}
+
+    # --- text -------------------------------------------------------------------------------------------------------
+
+    def encode_names(self, names: Sequence[str]) -> None:
+        self.texts.encode(names)
+
+    def _encode_name(self, name: str) -> Tensor:
+        """Per state: mean of the embeddings of all its sentences, each at its own length; then unit length. (D, 2)"""
+        states = [self.backbone.encode_text(texts).mean(0) for texts in sentences(name, self.prompts)]  # each (D,)
+        return F.normalize(torch.stack(states, dim=-1), dim=0)
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> WindowTokens:
+        tokens = self.backbone.embed(images)  # (B, 1 + N, W)
+        pooled, outputs = self.backbone.encode(tokens, (self.backbone.depth,))
+        windows = {scale: self._encode_windows(tokens, scale) for scale in self.scales}
+        return WindowTokens(pooled, windows, outputs[self.backbone.depth][:, 1:])
+
+    def _encode_windows(self, tokens: Tensor, scale: int) -> Tensor:
+        """Embeddings of all windows of one scale, (B, n, D): the encoder sees the class token and the window's patches,
+        with the positions that they have in the full image."""
+        members = getattr(self, f"members{scale}")  # (n, scale * scale)
+        images, count = len(tokens), len(members)
+        class_token, patches = tokens[:, :1], tokens[:, 1:]
+        embeddings = []
+        for part in torch.arange(images * count, device=tokens.device).split(_TOKENS_AT_ONCE // (1 + scale**2)):
+            image, window = part // count, part % count
+            chosen = patches[image[:, None], members[window]]  # (m, scale * scale, W)
+            embeddings.append(self.backbone.encode(torch.cat([class_token[image], chosen], dim=1))[0])
+        return torch.cat(embeddings).unflatten(0, (images, count))
+
+    def zero_shot(self, tokens: WindowTokens, names: Sequence[str]) -> Prediction:
+        """Map: harmonic mean of the maps of all scales and the image score (section 4.2 of the paper)."""
+        text = self.texts(names)
+        image = self._abnormal(tokens.pooled.unsqueeze(1), text)[:, 0]  # (B,)
+        inverse = 1 / image.double()[:, None]  # (B, 1)
+        for scale in self.scales:
+            inverse = inverse + 1 / self._per_patch(self._abnormal(tokens.windows[scale], text), scale)  # (B, N)
+        return Prediction(self._upsample(_finite((len(self.scales) + 1) / inverse)), {"text": image})
+
+    def _abnormal(self, features: Tensor, text: Tensor) -> Tensor:
+        """Probability of the abnormal state, (B, n), of features (B, n, D)."""
+        return torch.sigmoid(maps.state_logit(features.float(), text, 1 / _TEMPERATURE))
+
+    def _per_patch(self, scores: Tensor, scale: int) -> Tensor:
+        """Harmonic mean at each patch, (B, N) float64, over the scores (B, n) of the windows that cover it."""
+        coverage = getattr(self, f"coverage{scale}")  # (n, N)
+        # A score of 0 makes the mean 0; its infinite inverse must not meet the zeros of the product.
+        inverse = (1 / scores.double()).clamp_max(torch.finfo(torch.float64).max / len(coverage))
+        return coverage.sum(0) / (inverse @ coverage)
+
+    def _upsample(self, values: Tensor) -> Tensor:
+        grid = (self.backbone.grid, self.backbone.grid)
+        return maps.upsample(values.float(), grid, self.backbone.image_size, align_corners=False)
+
+    # --- references -------------------------------------------------------------------------------------------------
+
+    def remember(self, tokens: WindowTokens) -> Memory:
+        windows = {f"window{scale}": memory.bank(tokens.windows[scale]) for scale in self.scales}
+        return Memory({**windows, "patch": memory.bank(tokens.patches)})
+
+    def few_shot(
+        self, zero_shot: Prediction, tokens: WindowTokens, names: Sequence[str], memories: Mapping[str, Memory]
+    ) -> Prediction:
+        """WinCLIP+: the mean of the association maps of windows and patches is added to the map (section 4.3)."""
+        values = zero_shot.maps.new_zeros(tokens.patches.shape[:2], dtype=torch.float64)  # (B, N)
+        for name in dict.fromkeys(names):
+            rows = [row for row, other in enumerate(names) if other == name]
+            values[rows] = self._association(tokens, rows, memories[name])
+        terms = {**zero_shot.terms, "map_max": values.amax(1).float()}
+        return Prediction(zero_shot.maps + self._upsample(values), terms)
+
+    def _association(self, tokens: WindowTokens, rows: list[int], references: Memory) -> Tensor:
+        """Mean over window scales and patches of half the distance to the nearest reference, (len(rows), N)."""
+        distances = [memory.nearest_distance(tokens.patches[rows], references.banks["patch"]).double() / 2]
+        for scale in self.scales:
+            distance = memory.nearest_distance(tokens.windows[scale][rows], references.banks[f"window{scale}"])
+            distances.append(self._per_patch(distance / 2, scale))
+        return _finite(torch.stack(distances).mean(0))
+
+    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Zero-shot: the text term. Few-shot: its mean with the association map's maximum."""
+        return (terms["text"] + terms["map_max"]) / 2 if "map_max" in terms else terms["text"]
+
+
+def window_patches(grid: int, scale: int) -> Tensor:
+    """Indices of the patches of every scale x scale window, stride 1, row by row: (n, scale * scale)."""
+    patches = torch.arange(grid * grid).view(grid, grid)
+    return patches.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
+
+
+def _finite(values: Tensor) -> Tensor:
+    return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
