@@ -1,7 +1,7 @@
 """Pixel metrics: speed against the published formulas and against anomalib, peak memory, and accuracy of the sketch.
 
     python -m benchmarks.metrics                 # speed and memory, 2 minutes
-    python -m benchmarks.metrics --accuracy      # distance from the exact numbers on 400 maps, 6 minutes, 4 GB
+    python -m benchmarks.metrics --accuracy      # distance from the exact numbers on 400 maps, 6 to 9 minutes, 4 GB
 
 anomalib takes part where it is installed (in an environment of its own: pip install anomalib -r requirements.txt).
 """

@@ -23,7 +23,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -135,6 +135,11 @@ class Backbone(nn.Module):
         return self.taps.encode(tokens, layers)
 
     @torch.no_grad()
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The pooled embedding alone of what `encode` takes, (B, D), not normalised; cheaper where only that counts."""
+        return self.taps.pool(tokens)
+
+    @torch.no_grad()
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Embeddings of sentences, (n, D), not normalised."""
         ids = self.tokenizer(list(sentences)).to(self.mean.device)
@@ -188,6 +193,20 @@ class _ViTTaps(nn.Module):
                 outputs[layer] = x
         pooled, _ = visual._pool(x)
         return (pooled if visual.proj is None else pooled @ visual.proj), outputs
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """As `encode`, the pooled embedding alone. It looks at the class token only, so the last block, which needs the
+        keys and values of all tokens, computes nothing else of the others."""
+        visual, (*blocks, last) = self.visual, self.visual.transformer.resblocks
+        if visual.pool_type != "tok" or visual.attn_pool is not None or type(last) is not ResidualAttentionBlock:
+            return self.encode(tokens, ())[0]
+        x = visual.ln_pre(tokens)
+        for block in blocks:
+            x = block(x)
+        everything = last.ln_1(x)
+        x = x[:, :1] + last.ls_1(last.attention(everything[:, :1], everything, everything))  # (B, 1, W)
+        x = visual.ln_post(x + last.ls_2(last.mlp(last.ln_2(x))))[:, 0]
+        return x if visual.proj is None else x @ visual.proj
 
     def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
         pooled, outputs = self.encode(self.embed(images), layers)

@@ -100,7 +100,7 @@ class WinClip(nn.Module):
         for part in torch.arange(images * count, device=tokens.device).split(_TOKENS_AT_ONCE // (1 + scale**2)):
             image, window = part // count, part % count
             chosen = patches[image[:, None], members[window]]  # (m, scale * scale, W)
-            embeddings.append(self.backbone.encode(torch.cat([class_token[image], chosen], dim=1))[0])
+            embeddings.append(self.backbone.pool(torch.cat([class_token[image], chosen], dim=1)))
         return torch.cat(embeddings).unflatten(0, (images, count))
 
     def zero_shot(self, tokens: WindowTokens, names: Sequence[str]) -> Prediction:

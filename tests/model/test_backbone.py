@@ -53,6 +53,13 @@ def test_vit_tokens_equal_open_clips(vit):
         assert tokens.grids[layer] == (6, 6) and tokens.patches[layer].shape == (2, 36, 64)
 
 
+@pytest.mark.parametrize("extra", [{}, {"pool_type": "avg"}, {"ls_init_value": 0.3}, {"scale_heads": True}])
+def test_pool_equals_the_pooled_embedding_of_encode(register, extra):
+    own = Backbone(register(f"test-pool-{'-'.join(extra)}", {**VIT, **extra}))
+    tokens = own.embed(some_images(32))[:, :7]
+    torch.testing.assert_close(own.pool(tokens), own.encode(tokens)[0], atol=1e-5, rtol=1e-5)
+
+
 def test_resnet_tokens(resnet):
     own = Backbone(resnet, image_size=96)
     tokens = own(some_images(96), (1, 2, 3, 4))
