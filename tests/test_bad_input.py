@@ -267,3 +267,60 @@ def test_labels_without_masks(run, visa, tmp_path):
     test_script.main(run())
     grass = json.loads((tmp_path / "out/metrics.json").read_text())["classes"]["grass"]
     assert grass["auroc_px"] is None and grass["aupro"] is None and grass["auroc_sp"] is not None
+
+
+# --- memories -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory_file(run, tmp_path):
+    path = tmp_path / "memory.safetensors"
+    test_script.main(run("--k_shot", "1", "2", "--seed", "5", "--save_memory", str(path)))
+    return path
+
+
+def test_memory_gives_what_its_images_gave(run, memory_file, visa, tmp_path):
+    before = json.loads((tmp_path / "out/metrics.json").read_text())["runs"]
+    change_meta(visa, lambda meta: meta.update(train={}))
+    test_script.main(run("--k_shot", "2", memory=memory_file))
+    again = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert again["classes"] == before[1]["classes"] and again["settings"]["seed"] == 5
+
+
+def test_memory_that_does_not_fit(run, fails, memory_file, tmp_path):
+    assert "with image_size 96 but this run has 80" in fails(
+        test_script.main, *run(memory=memory_file, image_size="80")
+    )
+    assert "nothing for these --k_shot" in fails(test_script.main, *run("--k_shot", "3", memory=memory_file))
+    assert "few_shot_features 1 2 3 4 but this run has 2" in fails(
+        test_script.main, *run("--few_shot_features", "2", memory=memory_file)
+    )
+    line = fails(test_script.main, *run("--references", "a.json", memory=memory_file))
+    assert "--references and --memory both say" in line
+
+
+def test_memory_without_a_class(run, fails, visa, tmp_path):
+    path = tmp_path / "memory.safetensors"
+    test_script.main(run("--k_shot", "1", "--save_memory", str(path), "--class", "grass"))
+    assert "holds no references of class 'tissue_slide'" in fails(test_script.main, *run(memory=path))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, no memory", "weights", "truncated"])
+def test_broken_memory(run, fails, memory_file, tiny_a, content):
+    if content == "weights":
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.zeros(2)}, memory_file)
+    else:
+        memory_file.write_bytes(memory_file.read_bytes()[:-50] if content == "truncated" else content)
+    assert "memory.safetensors: no file that --save_memory wrote" in fails(test_script.main, *run(memory=memory_file))
+
+
+def test_nothing_to_train(fails, tiny_a, visa):
+    assert "winclip has nothing to train" in fails(train_script.main, "--method", "winclip", *tiny_a.flags)
+    line = fails(test_script.main, *tiny_a.flags, "--method", "winclip", "--data_path", visa, "--checkpoint_path", "a")
+    assert "drop --checkpoint_path a" in line
+
+
+def test_an_option_of_another_method(run, fails):
+    assert "--scales 2: april_gan has no such option" in fails(test_script.main, *run(scales="2"))
