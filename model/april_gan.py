@@ -77,8 +77,10 @@ class AprilGan(nn.Module):
         return self.backbone(images, {*self.features_list, *self.few_shot_features})
 
     def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
-        logits = self._pixel_logits(self.encode(images), self.texts(names))
-        return [torch.sigmoid(torch.stack([-logit, logit], dim=1)) for logit in logits]  # each (B, 2, S, S)
+        tokens = self.encode(images)
+        with torch.autocast(images.device.type, enabled=False):  # only the backbone gains by lower precision
+            logits = self._pixel_logits(tokens, self.texts(names))
+            return [torch.sigmoid(torch.stack([-logit, logit], dim=1)) for logit in logits]  # each (B, 2, S, S)
 
     def zero_shot(self, tokens: Tokens, names: Sequence[str]) -> Prediction:
         text = self.texts(names)

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 
 import test as test_script
 import train as train_script
-from conftest import REFERENCE, load_case
+from conftest import REFERENCE, ROOT, load_case
 from dataset import AnomalyDataset, read
 from model import build
 from utils import checkpoint
@@ -214,3 +216,27 @@ def test_published_checkpoint_keys(train_flags, tmp_path):
     content = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
     assert sorted(content) == ["meta", "trainable_linearlayer"]
     assert list(content["trainable_linearlayer"]) == [f"fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")]
+
+
+def test_bf16_is_close_to_fp32(visa_flags, zero_shot, tmp_path):
+    """In a process of its own: a process has one precision."""
+    flags = [*visa_flags, "--precision", "bf16", "--save_path", tmp_path, "--no_images", "--save_maps"]
+    subprocess.run([sys.executable, ROOT / "test.py", *map(str, flags)], check=True, capture_output=True)
+    differences = [
+        np.abs(np.load(tmp_path / path.relative_to(zero_shot)) - np.load(path))
+        for path in zero_shot.glob("maps/**/*.npy")
+    ]
+    assert 0 < np.mean(differences) < 0.05
+
+
+def test_two_processes_give_the_same_tables(visa_flags, zero_shot, tmp_path):
+    flags = [*visa_flags, "--device", "cpu", "--save_path", tmp_path, "--no_images", "--batch_size", 5]
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", ROOT / "test.py", *map(str, flags)],
+        check=True,
+        capture_output=True,
+    )
+    own, alone = (json.loads((folder / "metrics.json").read_text())["classes"] for folder in (tmp_path, zero_shot))
+    for name in alone:
+        assert own[name] == pytest.approx(alone[name], abs=1e-4)
+    assert (tmp_path / "predictions.csv").read_text().count("\n") == len(predictions(zero_shot)) + 1
