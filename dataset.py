@@ -195,6 +195,9 @@ class Shots(NamedTuple):
     references: Mapping[str, Sequence[str]]  # class name -> image paths, relative to the root
 
 
+ZERO_SHOT = Shots(0, None, {})
+
+
 def draw_shots(dataset: str, train: Sequence[Sample], classes: Sequence[str], k_shot: int, seed: int) -> Shots:
     """Draw k references per class without replacement.
 
@@ -239,48 +242,65 @@ def load_shots(
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--references {path}: not to be read ({error})") from None
     known = {(sample.cls_name, sample.img_path) for sample in samples}
-    if Path(path).suffix == ".json":
-        shots = [shot for shot in _from_json(path, text) if _wanted(shot, k_shots, seeds)]
-        if not shots:
-            raise ValueError(f"--references {path}: none of its settings has --k_shot {k_shots} and --seed {seeds}")
-    else:
-        shots = [_from_text(path, text, known, k_shots, seeds)]
+    is_json = Path(path).suffix == ".json"
+    shots = _from_json(path, text) if is_json else [_from_text(path, text, known, k_shots, seeds)]
+    shots = choose_shots(f"--references {path}", shots, k_shots, seeds)
     for shot in (shot for shot in shots if shot.k_shot > 0):
         _check_references(path, shot, known, classes)
     return shots
 
 
+def choose_shots(
+    what: str, shots: Sequence[Shots], k_shots: Sequence[int] | None, seeds: Sequence[int] | None
+) -> list[Shots]:
+    """Those of a file's settings that have one of the given k and seeds (None: any); k 0 asks for zero-shot besides.
+
+    Raises:
+        ValueError: a k or a seed that none of the settings has, naming `what`.
+    """
+    shots = [shot for shot in shots if shot.k_shot > 0]
+    chosen = [s for s in shots if (not k_shots or s.k_shot in k_shots) and (not seeds or s.seed in seeds)]
+    lacking = [f"--k_shot {k}" for k in k_shots or () if k > 0 and k not in {shot.k_shot for shot in chosen}]
+    lacking += [f"--seed {seed}" for seed in seeds or () if chosen and seed not in {shot.seed for shot in chosen}]
+    if lacking or not shots:
+        raise ValueError(f"{what}: holds no references for {', '.join(lacking) or 'any setting'}")
+    return ([ZERO_SHOT] if 0 in (k_shots or ()) else []) + chosen
+
+
 def _from_json(path: str | Path, text: str) -> list[Shots]:
     try:
-        return [
+        shots = [
             Shots(
-                int(entry["k_shot"]),
-                entry["seed"],
-                {str(c): [str(p) for p in v] for c, v in entry["references"].items()},
+                entry["k_shot"], entry["seed"],
+                {name: [part.replace("\\", "/") for part in paths] for name, paths in entry["references"].items()},
             )
             for entry in json.loads(text)
-        ]
+        ]  # fmt: skip
+        settings = [shot[:2] for shot in shots]
+        sound = all(type(k) is int and k >= 0 and (seed is None or type(seed) is int) for k, seed in settings)
+        if not sound or len(set(settings)) != len(settings):
+            raise ValueError("k_shot and seed must be whole numbers, each pair once")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f'--references {path}: want [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})'
         ) from None
-
-
-def _wanted(shot: Shots, k_shots: Sequence[int] | None, seeds: Sequence[int] | None) -> bool:
-    return (not k_shots or shot.k_shot in k_shots) and (not seeds or shot.seed in seeds)
+    return shots
 
 
 def _from_text(path, text: str, known: set[tuple[str, str]], k_shots, seeds) -> Shots:
     owner = {img_path: cls_name for cls_name, img_path in known}
     references: dict[str, list[str]] = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
+    for line in filter(None, (line.strip().replace("\\", "/") for line in text.splitlines())):
         if line not in owner:
             raise ValueError(f"--references {path}: '{line}' is no image of meta.json")
         references.setdefault(owner[line], []).append(line)
     if not references:
         raise ValueError(f"--references {path}: names no image")
-    if k_shots is not None and len(k_shots) > 1:
-        raise ValueError(f"--references {path}: a text file holds one setting; give one --k_shot or none")
+    k_shots = [k for k in k_shots or () if k > 0]
+    if len(k_shots) > 1 or len(seeds or ()) > 1:
+        raise ValueError(
+            f"--references {path}: a text file holds one setting; give one --k_shot and one --seed, or none"
+        )
     k_shot = k_shots[0] if k_shots else max(map(len, references.values()))
     return Shots(k_shot, seeds[0] if seeds else None, references)
 

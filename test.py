@@ -16,13 +16,27 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from dataset import AnomalyDataset, Sample, Shots, draw_shots, load_image, load_mask, load_shots, read, select
+from dataset import (
+    ZERO_SHOT,
+    AnomalyDataset,
+    Sample,
+    Shots,
+    choose_shots,
+    draw_shots,
+    load_image,
+    load_mask,
+    load_shots,
+    read,
+    select,
+)
 from model import METHODS, build, memory
 from utils import checkpoint, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
 from utils.engine import ClassScores, References, score
 from utils.runtime import LOG
 from utils.visualize import Overlays
+
+RESULTS = ("config.json", "table.md", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,12 +45,17 @@ def main(argv: list[str] | None = None) -> None:
     meta = read(settings.data_path, settings.meta_path)
     samples = select(meta["test"], settings.classes)
     classes = list(dict.fromkeys(sample.cls_name for sample in samples))
-    stored = memory.load(settings.memory, accelerator.device) if settings.memory else None
-    shots, held = stored_shots(settings, stored, classes) if stored else (choose_shots(settings, meta, classes), {})
+    save_path = runtime.result_folder(settings.save_path)
+    if settings.save_maps or not settings.no_images:
+        check_names(samples)
+    stored = None if settings.memory is None else memory.load(settings.memory, accelerator.device)
+    shots, held = stored_shots(settings, stored, classes) if stored else (drawn_shots(settings, meta, classes), {})
     detector, description = load_detector(settings, accelerator, stored)
 
-    save_path = Path(settings.save_path)
     save_path.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        for name in RESULTS:  # of an earlier run: they must not stand beside this run's log
+            (save_path / name).unlink(missing_ok=True)
     runtime.log_to(save_path, quiet=not accelerator.is_main_process)
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
@@ -47,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     detector.encode_names(own_classes)
     remember = draw_memories(settings, accelerator, detector, shots)
     if stored:
-        remember = lambda name: [held[number, name] for number in range(len(shots))]  # noqa: E731
+        remember = lambda name: [held.get((number, name)) for number in range(len(shots))]  # noqa: E731
     results, rows, kept = [], [], {}
     with MapFiles(settings, shots, own) as files:
         for result in score(
@@ -67,6 +86,18 @@ def main(argv: list[str] | None = None) -> None:
                 memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
 
 
+def check_names(samples: Sequence[Sample]) -> None:
+    """Maps and overlays are named after the images without their suffix: two images of one name would collide."""
+    owners: dict[PurePosixPath, str] = {}
+    for sample in samples:
+        owner = owners.setdefault(PurePosixPath(sample.img_path).with_suffix(""), sample.img_path)
+        if owner != sample.img_path:
+            raise ValueError(
+                f"{owner} and {sample.img_path} differ in the suffix alone, and their maps would overwrite each other; "
+                "rename one, or use --no_images without --save_maps"
+            )
+
+
 def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
     """(detector, its description), with the checkpoint in it; refuses what contradicts the run."""
     trainable = METHODS[settings.method].TRAINABLE
@@ -75,6 +106,10 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
     if not trainable and settings.checkpoint_path is not None:
         raise ValueError(f"{settings.method} has nothing to train: drop --checkpoint_path {settings.checkpoint_path}")
     trained = checkpoint.load(settings.checkpoint_path) if trainable else None
+    if trained:
+        settings.checkpoint_path = str(trained.path)
+        origin = {key: trained.meta[key] for key in ("dataset", "epoch") if key in trained.meta}
+        LOG.info("checkpoint %s %s", trained.path, origin or "(a published file: says nothing of its origin)")
     detector = build(settings.method, **detector_settings(settings)).to(accelerator.device).eval()
     description = checkpoint.describe(detector, settings)
     if trained:
@@ -88,13 +123,12 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
 # --- references -----------------------------------------------------------------------------------------------------
 
 
-def choose_shots(settings, meta: dict[str, list[Sample]], classes: Sequence[str]) -> list[Shots]:
-    """The few-shot settings asked for; zero-shot is one with k_shot 0 and no seed."""
-    if settings.references:
+def drawn_shots(settings, meta: dict[str, list[Sample]], classes: Sequence[str]) -> list[Shots]:
+    """The few-shot settings asked for, from --references or drawn; zero-shot is one of them."""
+    if settings.references is not None:
         everything = meta["train"] + meta["test"]
         return load_shots(settings.references, everything, classes, settings.k_shot, settings.seed)
-    zero_shot = [Shots(0, None, {})] if 0 in settings.k_shot else []
-    return zero_shot + [
+    return [ZERO_SHOT] * (0 in settings.k_shot) + [
         draw_shots(settings.dataset, meta["train"], classes, k_shot, seed)
         for k_shot in dict.fromkeys(settings.k_shot)
         for seed in dict.fromkeys(settings.seed)
@@ -109,17 +143,13 @@ def stored_shots(settings, stored, classes: Sequence[str]) -> tuple[list[Shots],
         every = [Shots(**entry) for entry in header["shots"]]
     except (KeyError, TypeError):
         raise ValueError(f"memory {settings.memory}: does not say which settings it holds") from None
-    numbers = [
-        number
-        for number, shot in enumerate(every)
-        if (not settings.k_shot or shot.k_shot in settings.k_shot) and (not settings.seed or shot.seed in settings.seed)
-    ]
-    held = {(new, name): memories.get((old, name)) for new, old in enumerate(numbers) for name in classes}
-    shots = [every[number] for number in numbers]
-    lacking = [name for (new, name), one in held.items() if one is None and shots[new].k_shot > 0]
-    if lacking or not shots:
-        what = f"no references of class '{lacking[0]}'" if lacking else "nothing for these --k_shot and --seed"
-        raise ValueError(f"memory {settings.memory}: holds {what}")
+    shots = choose_shots(f"memory {settings.memory}", every, settings.k_shot, settings.seed)
+    held = {}
+    for new, shot in enumerate(shots):
+        for name in classes if shot.k_shot > 0 else ():
+            held[new, name] = memories.get((every.index(shot), name))
+            if held[new, name] is None:
+                raise ValueError(f"memory {settings.memory}: holds no references of class '{name}'")
     return shots, held
 
 
@@ -209,7 +239,7 @@ def write_results(settings, sources, description, shots, classes, results, rows)
     report.write_predictions(save_path / "predictions.csv", rows)
     report.write(save_path, runs, {**description, "mode": settings.mode})
     for name, missing in report.absent(runs).items():
-        LOG.warning("%s: %s cannot be computed from its labels and masks", name, ", ".join(missing))
+        LOG.warning("%s: %s cannot be computed (one label only, no masks, or constant maps)", name, ", ".join(missing))
     LOG.info("\n%s\n\nresults are in %s", report.markdown(runs), save_path)
 
 

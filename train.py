@@ -19,13 +19,16 @@ from utils.config import detector_settings, log_settings, resolve_train, train_p
 from utils.engine import Step, train_epoch
 from utils.runtime import LOG
 
+# Settings that a resumed training must share with what it resumes.
+TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "no_shuffle", "classes")
+
 
 def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_train(train_parser(list(METHODS)).parse_args(argv))
     accelerator = runtime.accelerator(settings.device, settings.precision)
     samples = select(read(settings.train_data_path, settings.meta_path)["test"], settings.classes)
     check_masks(samples, settings.train_data_path)
-    save_path = Path(settings.save_path)
+    save_path = runtime.result_folder(settings.save_path)
     last = checkpoint.latest(save_path) if settings.resume else None
     start = checkpoint.load(last or settings.init_checkpoint) if last or settings.init_checkpoint else None
     runtime.set_seed(settings.seed)
@@ -36,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if start:
         checkpoint.restore(start, detector, description)
-    done, history = resume(start, optimizer) if last else (0, [])
+    training = {key: getattr(settings, key) for key in TRAINING}
+    done, history = resume(start, optimizer, {**description, **training}) if last else (0, [])
     save_path.mkdir(parents=True, exist_ok=True)
     runtime.log_to(save_path, append=last is not None, quiet=not accelerator.is_main_process)
     vars(settings).update(detector.options, image_size=description["image_size"])
@@ -60,10 +64,10 @@ def main(argv: list[str] | None = None) -> None:
         if epoch % settings.print_freq == 0:
             LOG.info("epoch [%d/%d], loss:%.4f", epoch, settings.epoch, sum(s.loss for s in steps) / len(steps))
         if accelerator.is_main_process and (epoch % settings.save_freq == 0 or epoch == settings.epoch):
-            progress = {"epoch": epoch, "seed": settings.seed, "optimizer": optimizer.state_dict()}
+            progress = {**training, "epoch": epoch, "optimizer": optimizer.state_dict()}
             path = save_path / f"epoch_{epoch}.pth"
-            write_losses(save_path / "losses.csv", history)
             checkpoint.save(path, detector.trainable_state(), {**description, **progress})
+            write_losses(save_path / "losses.csv", history)
             LOG.info("saved %s", path)
 
 
@@ -73,8 +77,9 @@ def check_masks(samples, root: str) -> None:
             raise ValueError(f"training needs masks, and {sample.img_path} of {root} is anomalous without one")
 
 
-def resume(last: checkpoint.Checkpoint, optimizer) -> tuple[int, list[Step]]:
-    """Restore the optimiser; returns the epoch that is done and the losses until then."""
+def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list[Step]]:
+    """Restore the optimiser; returns the epoch that is done and the losses until then. run: what must be as it was."""
+    checkpoint.must_agree(f"checkpoint {last.path} was trained", last.meta, run, ("dataset", "image_size", *TRAINING))
     if "optimizer" not in last.meta:
         raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
     optimizer.load_state_dict(last.meta["optimizer"])
@@ -90,8 +95,13 @@ def write_losses(path: Path, history: list[Step]) -> None:
 
 
 def read_losses(path: Path) -> list[Step]:
-    with path.open(newline="") as file:
-        return [Step(*(field.type(row[field.name]) for field in fields(Step))) for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="") as file:
+            return [Step(*(field.type(row[field.name]) for field in fields(Step))) for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path}: missing or broken, so there is nothing to go on from; train without --resume"
+        ) from None
 
 
 if __name__ == "__main__":

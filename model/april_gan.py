@@ -44,8 +44,9 @@ class AprilGan(nn.Module):
         prompts: Prompts = APRIL_GAN,
     ):
         super().__init__()
-        features_list = features_list or backbone.quarter_layers()
-        few_shot_features = few_shot_features or features_list
+        # In block order, as the published program pairs adapters with layers, however they are listed.
+        features_list = sorted(features_list or backbone.quarter_layers())
+        few_shot_features = sorted(few_shot_features or features_list)
         backbone.check_layers("features_list", features_list)
         backbone.check_layers("few_shot_features", few_shot_features)
         self.backbone = backbone

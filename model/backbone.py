@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import json
 import logging
-import pickle
 import warnings
 import zipfile
 from collections.abc import Collection, Sequence
@@ -24,7 +23,6 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -63,7 +61,7 @@ class Backbone(nn.Module):
         source = _Weights.find(model, pretrained)
         source.warn_of_activation(self.quick_gelu)
         is_vit = isinstance(config["vision_cfg"].get("layers", 12), int)
-        patch = config["vision_cfg"].get("patch_size", 16) if is_vit else 32
+        patch = (config["vision_cfg"].get("patch_size") or 16) if is_vit else 32
         _check_image_size(self.image_size, patch, model)
         # The attention pool of a ResNet is built at its own size and resampled after loading (see _ResNetTaps).
         self.clip = _create(model, config, self.quick_gelu, self.image_size if is_vit else None)
@@ -287,7 +285,14 @@ def architecture(model: str) -> dict:
     config = open_clip.get_model_config(model.replace("/", "-")) if ":" not in model else None
     if config is None:
         raise ValueError(f"unknown model '{model}'{_suggest(model)}; --config_path FILE.json registers one of your own")
-    if not isinstance(config["vision_cfg"], dict) or "timm_model_name" in config["vision_cfg"]:
+    vision = config["vision_cfg"]
+    if not isinstance(vision, dict) or not isinstance(config["text_cfg"], dict):
+        raise ValueError(f"model '{model}': vision_cfg and text_cfg must be objects")
+    for key, value in (("embed_dim", config["embed_dim"]), ("image_size", vision.get("image_size", 224)),
+                       ("patch_size", vision.get("patch_size") or 16)):  # fmt: skip
+        if type(value) is not int or value < 1:
+            raise ValueError(f"model '{model}': {key} must be a positive whole number, not {value!r}")
+    if "timm_model_name" in vision:
         raise ValueError(
             f"model '{model}': its image tower comes from timm; only open_clip's own ViTs and ResNets give layers"
         )
@@ -313,7 +318,7 @@ def _create(model: str, config: dict, quick_gelu: bool, image_size: int | None) 
             clip = open_clip.create_model(
                 model, load_weights=False, pretrained_text=False, force_image_size=image_size, quick_gelu=quick_gelu
             )
-    except (AssertionError, ImportError, KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
+    except Exception as error:  # whatever an architecture's numbers break, the user needs its name
         raise ValueError(f"model '{model}' cannot be built by open_clip: {_first_line(error)}") from None
     if not isinstance(clip.visual, VisionTransformer | ModifiedResNet):
         raise ValueError(f"model '{model}': only open_clip's own ViTs and ResNets give layers")
@@ -378,7 +383,7 @@ class _Weights:
         if self.quick_gelu is not None and self.quick_gelu != quick_gelu:
             names = {True: "QuickGELU", False: "exact GELU"}
             _LOG.warning(
-                "%s was trained with %s and runs with %s, as in the published programs; --quick_gelu %s changes it",
+                "%s was trained with %s and runs with %s; --quick_gelu %s changes it",
                 self.label, names[self.quick_gelu], names[quick_gelu], "on" if self.quick_gelu else "off",
             )  # fmt: skip
 
@@ -388,10 +393,10 @@ class _Weights:
         state = _read_state(self.path)
         if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
             state = convert_to_custom_text_state_dict(state)
-        for key in ("logit_scale", "logit_bias"):  # a scalar in some files, one element in others
-            if key in state and getattr(clip, key, None) is not None:
-                state[key] = state[key].reshape(getattr(clip, key).shape)
         try:
+            for key in ("logit_scale", "logit_bias"):  # a scalar in some files, one element in others
+                if key in state and getattr(clip, key, None) is not None:
+                    state[key] = state[key].reshape(getattr(clip, key).shape)
             with _silent():
                 resize_pos_embed(state, clip)
                 resize_text_pos_embed(state, clip)
@@ -406,8 +411,8 @@ class _Weights:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """A state dict in float32: half-precision position tables must be widened before they are resampled.
 
-    Nothing in the file is executed: safetensors, `weights_only` pickles, and TorchScript archives (OpenAI's own files),
-    of which the tensors alone are taken.
+    safetensors and `weights_only` pickles run no code. TorchScript archives, OpenAI's own files, are read by
+    TorchScript's interpreter, which may run code of theirs: take them from OpenAI alone.
     """
     try:
         with _silent():
@@ -417,10 +422,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
                 state = torch.jit.load(path, map_location="cpu").state_dict()
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, EOFError, KeyError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # the readers raise what they like on a broken file; the user needs its name
         raise ValueError(f"--pretrained {path}: no readable weights file ({_first_line(error)})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"--pretrained {path}: holds no state dict of a CLIP")
     for key in ("input_resolution", "context_length", "vocab_size"):  # numbers that OpenAI's archives carry along
         state.pop(key, None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 
@@ -27,7 +28,9 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         ValueError: a missing or surplus key, or a tensor of another shape.
     """
     own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, Tensor) and value.layout == torch.strided for value in state.values()
+    ):
         raise ValueError("its weights are no mapping of names to tensors")
     theirs = {key: tuple(value.shape) for key, value in state.items()}
     for key in own.keys() | theirs.keys():

@@ -76,6 +76,12 @@ def change_meta(root, change) -> None:
         ({"checkpoint_path": "missing.pth"}, "missing.pth: no such file"),
         ({"references": "missing.json"}, "missing.json"),
         ({"device": "cuda:77"}, "--device cuda:77"),
+        ({"device": "meta"}, "--device meta"),
+        ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
+        ({"save_path": ""}, "--save_path ''"),
+        ({"save_path": __file__}, "is no folder"),
+        ({"references": ""}, "--references"),
+        ({"seed": "-1"}, "want 0 or more"),
         ({"no_such_flag": "1"}, "--no_such_flag"),
         ({"mode": "zero_shot", "k_shot": "4"}, "--mode zero_shot takes no --k_shot"),
     ],
@@ -215,6 +221,38 @@ def test_nan_loss_stops_the_training(fails, tiny_a, mini_mvtec, tmp_path):
     assert "the loss is nan at epoch 1, step 1" in line and not list(tmp_path.glob("out/*.pth"))
 
 
+def test_resumed_training_must_be_the_same_run(fails, trained, tiny_a, mini_mvtec):
+    flags = [*tiny_a.flags, "--train_data_path", mini_mvtec, "--epoch", 2, "--features_list", 2, 4, "--class", "brick",
+             "--num_workers", 0, "--resume", "--save_path", trained.parent]  # fmt: skip
+    assert "with seed 111 but this run has 7" in fails(train_script.main, *flags, "--image_size", 96, "--seed", 7)
+    assert "with image_size 96 but this run has 80" in fails(train_script.main, *flags, "--image_size", 80)
+    (trained.parent / "losses.csv").unlink()
+    assert "losses.csv: missing or broken" in fails(train_script.main, *flags, "--image_size", 96)
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "-1", "0"])
+def test_learning_rate(fails, rate):
+    assert "want a finite number above 0" in fails(train_script.main, "--learning_rate", rate)
+
+
+def test_images_that_differ_in_the_suffix_alone(run, fails, visa):
+    image = visa / "grass/Data/Images/Anomaly/000.JPG"
+    shutil.copy(image, image.with_suffix(".jpeg"))
+    change_meta(visa, lambda meta: meta["test"]["grass"].append(
+        {**meta["test"]["grass"][-1], "img_path": "grass/Data/Images/Anomaly/000.jpeg"}))  # fmt: skip
+    assert "000.JPG and grass/Data/Images/Anomaly/000.jpeg differ in the suffix alone" in fails(
+        test_script.main, *run("--save_maps")
+    )
+    test_script.main(run())
+
+
+def test_a_failed_run_leaves_no_results_of_an_earlier_one(run, fails, visa, tmp_path):
+    test_script.main(run("--k_shot", "1"))
+    (visa / "grass/Data/Images/Anomaly/003.JPG").unlink()
+    fails(test_script.main, *run())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.txt"]
+
+
 # --- odd but valid --------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +329,7 @@ def test_memory_that_does_not_fit(run, fails, memory_file, tmp_path):
     assert "with image_size 96 but this run has 80" in fails(
         test_script.main, *run(memory=memory_file, image_size="80")
     )
-    assert "nothing for these --k_shot" in fails(test_script.main, *run("--k_shot", "3", memory=memory_file))
+    assert "holds no references for --k_shot 3" in fails(test_script.main, *run("--k_shot", "3", memory=memory_file))
     assert "few_shot_features 1 2 3 4 but this run has 2" in fails(
         test_script.main, *run("--few_shot_features", "2", memory=memory_file)
     )

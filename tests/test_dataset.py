@@ -249,13 +249,13 @@ def test_references_from_our_file(tmp_path):
     path.write_text(json.dumps([shot._asdict() for shot in shots]))
     assert load_shots(path, TRAIN, ["nut", "bolt"]) == shots
     assert load_shots(path, TRAIN, ["nut", "bolt"], [2], [6]) == [shots[3]]
-    with pytest.raises(ValueError, match=r"none of its settings has --k_shot \[3\]"):
+    with pytest.raises(ValueError, match="holds no references for --k_shot 3"):
         load_shots(path, TRAIN, ["nut", "bolt"], [3])
 
 
 def test_references_from_a_published_file(tmp_path):
     path = tmp_path / "k_shot.txt"
-    path.write_text("nut/000.png\nnut/000.png\nbolt/003.png\nbolt/001.png\n")
+    path.write_text("nut/000.png\nnut\\000.png\nbolt/003.png\nbolt/001.png\n")
     (shot,) = load_shots(path, TRAIN, ["nut", "bolt"], [2], [42])
     assert shot == (2, 42, {"nut": ["nut/000.png"] * 2, "bolt": ["bolt/003.png", "bolt/001.png"]})
     assert load_shots(path, TRAIN, ["nut", "bolt"])[0].k_shot == 2
@@ -263,9 +263,24 @@ def test_references_from_a_published_file(tmp_path):
         load_shots(path, TRAIN, ["nut", "bolt"], [4])
 
 
+def test_asked_settings_that_a_file_lacks_are_not_dropped(tmp_path):
+    path = tmp_path / "k_shot.json"
+    path.write_text(json.dumps([draw_shots("mvtec", TRAIN, ["nut"], k, 5)._asdict() for k in (1, 4)]))
+    assert [shot.k_shot for shot in load_shots(path, TRAIN, ["nut"], [0, 4])] == [0, 4]
+    with pytest.raises(ValueError, match="holds no references for --k_shot 2"):
+        load_shots(path, TRAIN, ["nut"], [0, 2, 4])
+    with pytest.raises(ValueError, match="holds no references for --seed 6"):
+        load_shots(path, TRAIN, ["nut"], [4], [5, 6])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.json", '[{"k_shot": 1, "seed": "../../evil", "references": {"nut": ["nut/000.png"]}}]', "whole numbers"),
+        ("a.json", '[{"k_shot": -1, "seed": 1, "references": {"nut": []}}]', "whole numbers"),
+        ("a.json", '[{"k_shot": 1.7, "seed": 1, "references": {"nut": ["nut/000.png"]}}]', "whole numbers"),
+        ("a.json", '[{"k_shot": 0, "seed": 1, "references": {}}, {"k_shot": 0, "seed": 1, "references": {}}]', "once"),
+        ("a.json", "[]", "holds no references for any setting"),
         ("a.json", "{", "want"),
         ("a.json", '[{"k_shot": 1}]', "want"),
         (

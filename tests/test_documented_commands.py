@@ -8,8 +8,9 @@ import subprocess
 import pytest
 
 import test as test_script
-from conftest import ROOT
+from conftest import REFERENCE, ROOT
 from model import METHODS, build
+from model.backbone import register_architecture
 from utils import config
 
 PARSERS = {
@@ -110,11 +111,22 @@ def test_shell_syntax(script):
     subprocess.run(["sh", "-n", ROOT / script], check=True)
 
 
-def test_published_config_path_means_the_shipped_architecture(fails, mini_visa):
-    """The published command line gets as far as its checkpoint, before any weights are asked for."""
+def test_published_config_path_means_the_shipped_architecture(monkeypatch, mini_visa):
+    """The published command line builds that architecture, with its own weights and layers."""
     command = next(c for c in COMMANDS if c.startswith("python test.py --mode few_shot --dataset visa"))
-    line = fails(test_script.main, *shlex.split(command)[2:], "--data_path", mini_visa)
-    assert "mvtec_pretrained.pth: no such file" in line
+    asked = {}
+
+    def built(method, **settings):
+        asked.update(settings, method=method)
+        raise InterruptedError
+
+    monkeypatch.setattr(test_script, "build", built)
+    published = str(REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth")
+    with pytest.raises(InterruptedError):
+        test_script.main([*shlex.split(command)[2:], "--data_path", str(mini_visa), "--checkpoint_path", published])
+    assert register_architecture(asked["config_path"]) == asked["model"] == "ViT-L-14-336"
+    assert (asked["method"], asked["pretrained"], asked["image_size"]) == ("april_gan", "openai", 518)
+    assert asked["features_list"] == asked["few_shot_features"] == [6, 12, 18, 24]
 
 
 def test_readme_example_runs(tiny_a, mini_mvtec):

@@ -240,3 +240,15 @@ def test_two_processes_give_the_same_tables(visa_flags, zero_shot, tmp_path):
     for name in alone:
         assert own[name] == pytest.approx(alone[name], abs=1e-4)
     assert (tmp_path / "predictions.csv").read_text().count("\n") == len(predictions(zero_shot)) + 1
+
+
+def test_a_folder_means_its_last_training(train_flags, tmp_path):
+    """Not the highest epoch, which may be of an earlier, longer one."""
+    call(train_script.main, *train_flags, "--epoch", 2, "--save_path", tmp_path)
+    call(train_script.main, *train_flags, "--epoch", 1, "--save_path", tmp_path, "--seed", 5)
+    assert checkpoint.load(tmp_path).path.name == "epoch_1.pth" and checkpoint.load(tmp_path).meta["seed"] == 5
+
+
+def test_layers_are_paired_in_block_order(tiny_a):
+    detector = build("april_gan", model=tiny_a.model, pretrained=tiny_a.pretrained, features_list=[4, 1, 3])
+    assert detector.features_list == detector.few_shot_features == (1, 3, 4)

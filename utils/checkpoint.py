@@ -1,5 +1,6 @@
 """Checkpoints: the published keys plus "meta"; saved atomically, loaded without running code in them, verified."""
 
+import contextlib
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
@@ -29,9 +30,16 @@ def save(path: str | Path, state: Mapping[str, Any], meta: Mapping[str, Any]) ->
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint of the latest epoch in a folder; None where there is none."""
-    found = [path for path in folder.glob("epoch_*.pth") if path.stem[6:].isdigit()]
-    return max(found, key=lambda path: int(path.stem[6:]), default=None)
+    """The last checkpoint that train.py saved in a folder; None where there is none.
+
+    losses.csv ends with the epoch of it, so that higher epochs of an earlier, longer run are not taken for it.
+    """
+    found = {int(path.stem[6:]): path for path in folder.glob("epoch_*.pth") if path.stem[6:].isdecimal()}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        epoch = int((folder / "losses.csv").read_text().splitlines()[-1].split(",")[0])
+        if epoch in found:
+            return found[epoch]
+    return found[max(found)] if found else None
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -52,7 +60,7 @@ def load(path: str | Path) -> Checkpoint:
         raise ValueError(
             f"checkpoint {path}: refused, since it is broken or holds objects whose loading would run code"
         ) from None
-    except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # torch.load raises what it likes on a broken file; the user needs its name
         raise ValueError(f"checkpoint {path}: unreadable ({(str(error).splitlines() or ['empty'])[0]})") from None
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path}: holds a {type(content).__name__}, not a mapping; it is no checkpoint")

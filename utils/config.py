@@ -1,6 +1,7 @@
 """Settings: flags, and the published preset of each method for the flags that are not given."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,11 +48,11 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--train_data_path", help="root of the dataset (default ./data/DATASET)")
     add("--epoch", type=positive, help="epochs")
-    add("--learning_rate", type=float, help="of Adam")
+    add("--learning_rate", type=rate, help="of Adam")
     add("--aug_rate", type=probability, help="probability of a 2 x 2 mosaic instead of an image")
     add("--print_freq", type=positive, help="epochs between two lines of the log")
     add("--save_freq", type=positive, help="epochs between two checkpoints; the last epoch is always saved")
-    add("--seed", type=int, help="of start weights, order and mosaics")
+    add("--seed", type=natural, help="of start weights, order and mosaics")
     add("--init_checkpoint", help="start from the weights of this checkpoint")
     add("--no_shuffle", action="store_true", help="samples in the order of meta.json")
     add("--resume", action="store_true", help="go on after the last checkpoint in --save_path")
@@ -66,7 +67,7 @@ def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--checkpoint_path", help="trained adapters, ours or published")
     add("--mode", choices=("zero_shot", "few_shot"), help="default: few_shot where --k_shot or --references is given")
     add("--k_shot", type=natural, nargs="+", help="numbers of references per class, all scored in one pass")
-    add("--seed", type=int, nargs="+", help="seeds of the references' draw, all scored in one pass")
+    add("--seed", type=natural, nargs="+", help="seeds of the references' draw, all scored in one pass")
     add("--few_shot_features", type=int, nargs="+", help="layers compared with the references (default features_list)")
     add("--scales", type=positive, nargs="+", help="winclip: sides of the windows in patches (default 2 3)")
     add("--save_memory", metavar="FILE", help="write the references' tokens of all classes and settings (.safetensors)")
@@ -113,6 +114,12 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def rate(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: want a finite number above 0")
+    return float(text)
+
+
 def probability(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text}: want a probability from 0 to 1")
@@ -129,20 +136,19 @@ def resolve_train(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[st
 
 def resolve_test(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
     """As `resolve_train`; besides, zero-shot and few-shot flags must not contradict each other (ValueError)."""
-    few = args.k_shot or args.references or args.memory
+    file = args.references if args.references is not None else args.memory
+    few = args.k_shot is not None or file is not None
     if args.mode == "zero_shot" and few:
         raise ValueError(
             "--mode zero_shot takes no --k_shot, --references or --memory; drop them or use --mode few_shot"
         )
-    if args.references and args.memory:
+    if args.references is not None and args.memory is not None:
         raise ValueError("--references and --memory both say what the references are; give one of them")
     mode = args.mode or ("few_shot" if few else "zero_shot")
-    if args.references or args.memory:  # the file says which settings there are; the flags choose among them
-        chosen = args.k_shot, args.seed
-        settings, sources = _fill(args, "test")
-        settings.k_shot, settings.seed = chosen
-    else:
-        settings, sources = _fill(args, "test")
+    settings, sources = _fill(args, "test")
+    if file is not None:  # it says which settings there are; the flags choose among them
+        settings.k_shot, settings.seed = args.k_shot, args.seed
+        sources |= {key: "flag" if getattr(args, key) else file for key in ("k_shot", "seed")}
     if mode == "zero_shot":
         settings.k_shot, settings.seed = [0], []
         sources |= dict.fromkeys(("k_shot", "seed"), "zero-shot has none")

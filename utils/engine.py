@@ -50,7 +50,8 @@ def train_epoch(
         focal_loss = torch.stack([focal(p.float(), masks) for p in probabilities]).sum()
         dice_loss = torch.stack([dice(p[:, 1].float(), masks) for p in probabilities]).sum()
         loss = focal_loss + dice_loss
-        steps.append(Step(epoch, number, loss.item(), focal_loss.item(), dice_loss.item()))
+        shown = accelerator.reduce(torch.stack([loss, focal_loss, dice_loss]).detach(), "mean").tolist()
+        steps.append(Step(epoch, number, *shown))
         if not np.isfinite(steps[-1].loss):
             raise ValueError(
                 f"the loss is {steps[-1].loss} at epoch {epoch}, step {number}; lower --learning_rate or use "

@@ -14,7 +14,7 @@ from utils.runtime import replacing, write_json
 Row = Mapping[str, float | None]  # metric -> fraction; None where it cannot be computed
 
 TABLE = ("auroc_px", "f1_px", "ap_px", "aupro", "auroc_sp", "f1_sp", "ap_sp")
-_METRICS = (*TABLE, "aupro_200", "iou_px", "threshold_px")
+_METRICS = (*TABLE, *(key for key in metrics.PIXEL + metrics.IMAGE if key not in TABLE))
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def markdown(runs: Sequence[Run]) -> str:
 
 def _table(k_shot: int, runs: Sequence[Run]) -> str:
     rows = [["objects", *TABLE]]
-    for name in [*runs[0].classes, "mean"]:
-        mean, std = _over_seeds([_row(run, name) for run in runs])
+    for name, seeds in _by_class(runs):
+        mean, std = _over_seeds(seeds)
         rows.append([name, *(_cell(mean[key], std[key] if len(runs) > 1 else None) for key in TABLE)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -94,8 +94,10 @@ def _cell(mean: float | None, std: float | None) -> str:
     return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
-def _row(run: Run, name: str) -> Row:
-    return run.mean if name == "mean" else run.classes[name]
+def _by_class(runs: Sequence[Run]) -> list[tuple[str, list[Row]]]:
+    """(class, its row in every run), and the mean at the end."""
+    rows = [(name, [run.classes[name] for run in runs]) for name in runs[0].classes]
+    return [*rows, ("mean", [run.mean for run in runs])]
 
 
 def _by_k(runs: Iterable[Run]) -> dict[int, list[Run]]:
@@ -118,12 +120,12 @@ def _over_seeds(rows: Sequence[Row]) -> tuple[dict, dict]:
 
 def _csv_rows(runs: Sequence[Run]) -> Iterable[tuple[int, Any, str, Row]]:
     for run in runs:
-        for name in [*run.classes, "mean"]:
-            yield run.k_shot, run.seed, name, _row(run, name)
+        for name, (row,) in _by_class([run]):
+            yield run.k_shot, run.seed, name, row
     for k_shot, group in _by_k(runs).items():
         if len(group) > 1:
-            for name in [*group[0].classes, "mean"]:
-                mean, std = _over_seeds([_row(run, name) for run in group])
+            for name, seeds in _by_class(group):
+                mean, std = _over_seeds(seeds)
                 yield k_shot, "mean", name, mean
                 yield k_shot, "std", name, std
 

@@ -38,9 +38,27 @@ def run(main: Callable[[], Any]) -> None:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if os.environ.get("VAND_TRACEBACK") or not _is_out_of_memory(error):
+            raise
+        print(
+            f"error: out of memory; lower --batch_size, --image_size or --num_workers ({_first(error)})",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On a GPU, on the CPU, or a worker that the system has killed."""
+    signs = ("not enough memory", "DataLoader worker (pid", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def one_line(error: BaseException) -> str:
@@ -61,17 +79,19 @@ def accelerator(device: str, precision: str) -> Accelerator:
     Raises:
         ValueError: a device or precision that is not to be had here.
     """
+    if device != "auto":
+        try:
+            torch.zeros(1, device=device).tolist()
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"--device {device}: not to be had here ({_first(error)})") from None
+    if ":" in device:  # without a number, each of several processes takes one of its own
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    if device == "auto":
-        return Accelerator(mixed_precision=mixed)
-    try:
-        torch.zeros(1, device=device)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from None
-    if device == "cpu":
-        return Accelerator(cpu=True, mixed_precision=mixed)
-    os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    return Accelerator(mixed_precision=mixed)
+    if precision == "fp16" and (device == "cpu" or not torch.accelerator.is_available()):
+        raise ValueError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # which rounds convolutions to 10 bits
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
 
 
 def set_seed(seed: int) -> None:
@@ -79,6 +99,17 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def result_folder(save_path: str) -> Path:
+    """The folder of results, not made yet. Raises ValueError where there can be none of that name."""
+    path = Path(save_path)
+    blocking = next((parent for parent in (path, *path.parents) if parent.exists()), None)
+    if not save_path.strip() or (blocking and not blocking.is_dir()):
+        raise ValueError(f"--save_path '{save_path}': {blocking or 'empty'} is no folder; name another one")
+    if blocking and not os.access(blocking, os.W_OK):
+        raise ValueError(f"--save_path {save_path}: {blocking} is not writable")
+    return path
 
 
 def log_to(save_path: Path, *, append: bool = False, quiet: bool = False) -> None:
@@ -111,7 +142,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block ends well: no half file under a final name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -6,7 +6,7 @@ set_up() {
     venv=$here/.venv
     PYTHON=$venv/bin/python
     if ! "$PYTHON" -c '' 2>/dev/null; then
-        base=${PYTHON3:-$(newest_python)}
+        base=${PYTHON3:-$(some_python)}
         echo "making $venv with $base"
         rm -rf "$venv"
         "$base" -m venv "$venv" || {
@@ -25,7 +25,7 @@ set_up() {
     done
 }
 
-newest_python() {
+some_python() {
     for name in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
         if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             echo "$name"

@@ -63,6 +63,13 @@ def test_files(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "metrics.json", "table.md"]
 
 
+def test_a_class_called_mean_keeps_its_own_row(tmp_path):
+    runs = [Run(0, None, {"mean": row(0.2), "nut": row(0.6)})]
+    report.write(tmp_path, runs, {})
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert [float(r["ap_px"]) for r in csv.DictReader(file)] == pytest.approx([0.2, 0.6, 0.4])
+
+
 def test_what_no_run_has_is_named():
     runs = [Run(0, None, {"nut": row(0.5, aupro=None, aupro_200=None), "bolt": row(0.5)})]
     assert report.absent(runs) == {"nut": ["aupro", "aupro_200"]}
