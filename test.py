@@ -8,10 +8,8 @@ Writes log.txt, table.md, config.json, metrics.json, metrics.csv, predictions.cs
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
@@ -32,9 +30,9 @@ from dataset import (
 from model import METHODS, build, memory
 from utils import checkpoint, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
-from utils.engine import ClassScores, References, score
+from utils.engine import References, score
 from utils.runtime import LOG
-from utils.visualize import Overlays
+from utils.visualize import MapFiles, Overlays, check_names
 
 RESULTS = ("config.json", "table.md", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
 
@@ -47,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     classes = list(dict.fromkeys(sample.cls_name for sample in samples))
     save_path = runtime.result_folder(settings.save_path)
     if settings.save_maps or not settings.no_images:
-        check_names(samples)
+        check_names([sample.img_path for sample in samples])
     stored = None if settings.memory is None else memory.load(settings.memory, accelerator.device)
     shots, held = stored_shots(settings, stored, classes) if stored else (drawn_shots(settings, meta, classes), {})
     detector, description = load_detector(settings, accelerator, stored)
@@ -68,13 +66,13 @@ def main(argv: list[str] | None = None) -> None:
     if stored:
         remember = lambda name: [held.get((number, name)) for number in range(len(shots))]  # noqa: E731
     results, rows, kept = [], [], {}
-    with MapFiles(settings, shots, own) as files:
+    with map_files(settings, shots, own) as files:
         for result in score(
             detector, loader(settings, own), own, shots, keeping(remember, kept, settings), accelerator, files.keep
         ):
             files.finish(result)
             results.append(result)
-            rows += prediction_rows(result, shots[result.setting], own)
+            rows += report.prediction_rows(result, shots[result.setting], own)
     if accelerator.num_processes > 1:
         results, rows, kept = gather_object(results), gather_object(rows), dict(gather_object(list(kept.items())))
     if accelerator.is_main_process:
@@ -84,18 +82,6 @@ def main(argv: list[str] | None = None) -> None:
         if settings.save_memory:
             with runtime.replacing(settings.save_memory) as path:
                 memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
-
-
-def check_names(samples: Sequence[Sample]) -> None:
-    """Maps and overlays are named after the images without their suffix: two images of one name would collide."""
-    owners: dict[PurePosixPath, str] = {}
-    for sample in samples:
-        owner = owners.setdefault(PurePosixPath(sample.img_path).with_suffix(""), sample.img_path)
-        if owner != sample.img_path:
-            raise ValueError(
-                f"{owner} and {sample.img_path} differ in the suffix alone, and their maps would overwrite each other; "
-                "rename one, or use --no_images without --save_maps"
-            )
 
 
 def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
@@ -180,58 +166,21 @@ def loader(settings, samples: Sequence[Sample]) -> DataLoader:
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-class MapFiles(ExitStack):
-    """Overlays and .npy files of the maps; several settings go to subfolders of imgs/ and maps/."""
-
-    def __init__(self, settings, shots: Sequence[Shots], samples: Sequence[Sample]):
-        super().__init__()
-        save_path = Path(settings.save_path)
-        self._samples = samples
-        self._folders = [folder_name(shot) if len(shots) > 1 else "" for shot in shots]
-        self._maps = save_path / "maps" if settings.save_maps else None
-        self._overlays = None
-        if not settings.no_images:
-            overlays = Overlays(save_path / "imgs", Path(settings.data_path), load_image, load_mask)
-            self._overlays = self.enter_context(overlays)
-
-    def keep(self, setting: int, index: int, one: np.ndarray) -> None:
-        """Take one map, (S, S) float32."""
-        if self._overlays:
-            self._overlays.keep(setting, index, one)
-        if self._maps:
-            name = PurePosixPath(self._samples[index].img_path).with_suffix(".npy")
-            with runtime.replacing(self._maps / self._folders[setting] / name) as path:
-                np.save(path, one.astype(np.float32))
-
-    def finish(self, result: ClassScores) -> None:
-        """Draw a class whose maps have all come."""
-        if self._overlays:
-            scores = dict(zip(result.indices, result.scores, strict=True))
-            samples = {index: self._samples[index] for index in result.indices}
-            self._overlays.draw(result.setting, self._folders[result.setting], samples, scores)
-
-
-def folder_name(shot: Shots) -> str:
-    return "zero_shot" if shot.k_shot == 0 else f"k{shot.k_shot}_seed{shot.seed}"
-
-
-def prediction_rows(result: ClassScores, shot: Shots, samples: Sequence[Sample]) -> list[dict]:
-    rows = []
-    for place, index in enumerate(result.indices):
-        sample = samples[index]
-        row = {key: getattr(sample, key) for key in ("img_path", "cls_name", "specie_name", "anomaly")}
-        terms = {key: values[place] for key, values in result.terms.items()}
-        rows.append({**row, "k_shot": shot.k_shot, "seed": shot.seed, "score": result.scores[place], **terms})
-    return rows
+def map_files(settings, shots: Sequence[Shots], samples: Sequence[Sample]) -> MapFiles:
+    save_path = Path(settings.save_path)
+    names = ["zero_shot" if shot.k_shot == 0 else f"k{shot.k_shot}_seed{shot.seed}" for shot in shots]
+    overlays = Overlays(save_path / "imgs", Path(settings.data_path), load_image, load_mask)
+    return MapFiles(
+        samples,
+        names if len(shots) > 1 else [""],
+        save_path / "maps" if settings.save_maps else None,
+        None if settings.no_images else overlays,
+    )
 
 
 def write_results(settings, sources, description, shots, classes, results, rows) -> None:
     save_path = Path(settings.save_path)
-    by_place = {(result.setting, result.name): result.metrics for result in results}
-    runs = [
-        report.Run(shot.k_shot, shot.seed, {name: by_place[number, name] for name in classes})
-        for number, shot in enumerate(shots)
-    ]
+    runs = report.collect(results, shots, classes)
     few = [shot._asdict() for shot in shots if shot.k_shot > 0]
     runtime.write_config(save_path, settings, sources, description)
     if few:

@@ -31,6 +31,15 @@ class Run:
         return metrics.mean(list(self.classes.values()))
 
 
+def collect(results: Iterable[Any], settings: Sequence[Any], classes: Sequence[str]) -> list[Run]:
+    """A Run per few-shot setting from `engine.ClassScores` of all classes and settings, in any order."""
+    found = {(result.setting, result.name): result.metrics for result in results}
+    return [
+        Run(setting.k_shot, setting.seed, {name: found[number, name] for name in classes})
+        for number, setting in enumerate(settings)
+    ]
+
+
 def write(save_path: Path, runs: Sequence[Run], settings: Mapping[str, Any]) -> None:
     """metrics.json, metrics.csv and table.md. settings: what all runs share."""
     with replacing(save_path / "table.md") as path:
@@ -136,6 +145,17 @@ def _plain(row: Row) -> dict[str, float | None]:
 
 def _blank(value: float | None) -> str:
     return "" if value is None else repr(float(value))
+
+
+def prediction_rows(result: Any, setting: Any, samples: Sequence[Any]) -> list[dict[str, Any]]:
+    """A row per image of `engine.ClassScores`: what it is, under which setting, its score and the score's terms."""
+    rows = []
+    for place, index in enumerate(result.indices):
+        sample = samples[index]
+        row = {key: getattr(sample, key) for key in ("img_path", "cls_name", "specie_name", "anomaly")}
+        terms = {key: values[place] for key, values in result.terms.items()}
+        rows.append({**row, "k_shot": setting.k_shot, "seed": setting.seed, "score": result.scores[place], **terms})
+    return rows
 
 
 def write_predictions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,9 +1,11 @@
-"""Overlays: original | anomaly map | ground truth."""
+"""Pictures and files of anomaly maps; an overlay is original | anomaly map | ground truth."""
 
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import numpy as np
@@ -66,10 +68,10 @@ class Overlays:
 
     def __init__(self, folder: Path, root: Path, load_image, load_mask):
         self._folder, self._root, self._load_image, self._load_mask = folder, root, load_image, load_mask
-        folder.mkdir(parents=True, exist_ok=True)
-        self._spool = tempfile.TemporaryDirectory(prefix=".maps-", dir=folder)
 
     def __enter__(self) -> "Overlays":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._spool = tempfile.TemporaryDirectory(prefix=".maps-", dir=self._folder)
         return self
 
     def __exit__(self, *_) -> None:
@@ -112,3 +114,51 @@ class Overlays:
         picture = overlay(image, heat, mask, captions)
         with replacing(folder / PurePosixPath(sample.img_path).with_suffix(".png")) as path:
             Image.fromarray(picture).save(path)
+
+
+def check_names(paths: Sequence[str]) -> None:
+    """Maps and overlays are named after the images without their suffix: two images of one name would collide.
+
+    Raises:
+        ValueError: names both images.
+    """
+    owners: dict[PurePosixPath, str] = {}
+    for path in paths:
+        owner = owners.setdefault(PurePosixPath(path).with_suffix(""), path)
+        if owner != path:
+            raise ValueError(
+                f"{owner} and {path} differ in the suffix alone, and their maps would overwrite each other; rename "
+                "one, or use --no_images without --save_maps"
+            )
+
+
+class MapFiles(contextlib.ExitStack):
+    """Where the maps of a scoring pass go: overlays, .npy files, both or neither.
+
+    Args:
+        samples: the samples that the maps' indices count.
+        subfolders: one per few-shot setting; "" for none.
+        maps: folder of the .npy files.
+        overlays: what draws the pictures.
+    """
+
+    def __init__(self, samples: Sequence[Any], subfolders: Sequence[str], maps: Path | None, overlays: Overlays | None):
+        super().__init__()
+        self._samples, self._subfolders, self._maps = samples, subfolders, maps
+        self._overlays = overlays and self.enter_context(overlays)
+
+    def keep(self, setting: int, index: int, one: np.ndarray) -> None:
+        """Take one map, (S, S) float32."""
+        if self._overlays:
+            self._overlays.keep(setting, index, one)
+        if self._maps:
+            name = PurePosixPath(self._samples[index].img_path).with_suffix(".npy")
+            with replacing(self._maps / self._subfolders[setting] / name) as path:
+                np.save(path, one.astype(np.float32))
+
+    def finish(self, result: Any) -> None:
+        """Draw a class whose maps have all come; result: `engine.ClassScores`."""
+        if self._overlays:
+            scores = dict(zip(result.indices, result.scores, strict=True))
+            samples = {index: self._samples[index] for index in result.indices}
+            self._overlays.draw(result.setting, self._subfolders[result.setting], samples, scores)
