@@ -212,6 +212,11 @@ def draw_shots(dataset: str, train: Sequence[Sample], classes: Sequence[str], k_
 
 def _draw(dataset: str, train: Sequence[Sample], name: str, k_shot: int, seed: int) -> list[str]:
     paths = sorted({sample.img_path for sample in train if sample.cls_name == name and not sample.anomaly})
+    if not paths:
+        raise ValueError(
+            f"--k_shot {k_shot}: {dataset} has no normal training images of class '{name}' to draw from; add some to "
+            "its train split, or test zero-shot"
+        )
     if k_shot > len(paths):
         raise ValueError(
             f"--k_shot {k_shot}: class '{name}' of {dataset} has {len(paths)} normal training images; take a smaller k"

@@ -7,6 +7,9 @@ Writes log.txt, table.md, config.json, metrics.json, metrics.csv, predictions.cs
 --save_maps, maps/ into --save_path.
 """
 
+import utils.packages  # noqa: F401 - first of all
+
+# isort: split
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,7 +37,7 @@ from utils.engine import References, score
 from utils.runtime import LOG
 from utils.visualize import MapFiles, Overlays, check_names
 
-RESULTS = ("config.json", "table.md", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
+RESULTS = ("table.md", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json", "imgs", "maps")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,17 +49,20 @@ def main(argv: list[str] | None = None) -> None:
     save_path = runtime.result_folder(settings.save_path)
     if settings.save_maps or not settings.no_images:
         check_names([sample.img_path for sample in samples])
+    if settings.save_memory:
+        runtime.result_folder(str(Path(settings.save_memory).parent))
     stored = None if settings.memory is None else memory.load(settings.memory, accelerator.device)
     shots, held = stored_shots(settings, stored, classes) if stored else (drawn_shots(settings, meta, classes), {})
     detector, description = load_detector(settings, accelerator, stored)
 
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
-        for name in RESULTS:  # of an earlier run: they must not stand beside this run's log
-            (save_path / name).unlink(missing_ok=True)
+        runtime.clear_results(save_path, RESULTS)
     runtime.log_to(save_path, quiet=not accelerator.is_main_process)
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
+    if accelerator.is_main_process:
+        runtime.write_config(save_path, settings, sources, description)
 
     # Each process takes classes of its own, so that no count has to be merged.
     own_classes = classes[accelerator.process_index :: accelerator.num_processes]
@@ -78,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         place = {(sample.cls_name, sample.img_path): number for number, sample in enumerate(samples)}
         rows.sort(key=lambda row: (row["k_shot"], row["seed"] or 0, place[row["cls_name"], row["img_path"]]))
-        write_results(settings, sources, description, shots, classes, results, rows)
+        write_results(settings, description, shots, classes, results, rows)
         if settings.save_memory:
             with runtime.replacing(settings.save_memory) as path:
                 memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
@@ -178,11 +184,10 @@ def map_files(settings, shots: Sequence[Shots], samples: Sequence[Sample]) -> Ma
     )
 
 
-def write_results(settings, sources, description, shots, classes, results, rows) -> None:
+def write_results(settings, description, shots, classes, results, rows) -> None:
     save_path = Path(settings.save_path)
     runs = report.collect(results, shots, classes)
     few = [shot._asdict() for shot in shots if shot.k_shot > 0]
-    runtime.write_config(save_path, settings, sources, description)
     if few:
         runtime.write_json(save_path / "k_shot.json", few)
     report.write_predictions(save_path / "predictions.csv", rows)

@@ -5,6 +5,9 @@
 Writes epoch_N.pth, losses.csv, config.json and log.txt into --save_path.
 """
 
+import utils.packages  # noqa: F401 - first of all
+
+# isort: split
 import csv
 from dataclasses import asdict, fields
 from pathlib import Path

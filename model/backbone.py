@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import logging
+import textwrap
 import warnings
 import zipfile
 from collections.abc import Collection, Sequence
@@ -449,10 +450,10 @@ def _download(tag: dict, label: str) -> Path:
                 with _silent():
                     return Path(download_pretrained(tag, prefer_hf_hub=from_hub))
             except Exception as error:  # noqa: BLE001 - whatever the network stack raises, the user needs one line
-                tried.append(f"{address} ({_first_line(error)})")
+                tried.append(f"{address} ({textwrap.shorten(_first_line(error), 90)})")
     raise OSError(
-        f"weights {label} could not be downloaded; tried {', then '.join(tried)}; get the file elsewhere and "
-        "pass it by --pretrained FILE"
+        f"weights {label} could not be downloaded: get the file elsewhere and pass it by --pretrained FILE; tried "
+        + ", then ".join(tried)
     )
 
 

@@ -78,7 +78,9 @@ def change_meta(root, change) -> None:
         ({"device": "cuda:77"}, "--device cuda:77"),
         ({"device": "meta"}, "--device meta"),
         ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
-        ({"save_path": ""}, "--save_path ''"),
+        ({"save_path": ""}, "results cannot go to ''"),
+        ({"save_memory": f"{__file__}/m.safetensors"}, "is no folder"),
+        ({"k_shots": "4"}, "did you mean --k_shot?"),
         ({"save_path": __file__}, "is no folder"),
         ({"references": ""}, "--references"),
         ({"seed": "-1"}, "want 0 or more"),
@@ -131,7 +133,7 @@ def test_truncated_image(run, fails, visa):
     image.write_bytes(image.read_bytes()[:900])
     for workers in ("0", "2"):
         assert "Anomaly/003.JPG: unreadable image" in fails(test_script.main, *run(num_workers=workers))
-    assert not list((visa.parent / "out").glob("*.json"))
+    assert not list((visa.parent / "out").glob("metrics*"))
 
 
 def test_missing_image(run, fails, visa):
@@ -250,7 +252,7 @@ def test_a_failed_run_leaves_no_results_of_an_earlier_one(run, fails, visa, tmp_
     test_script.main(run("--k_shot", "1"))
     (visa / "grass/Data/Images/Anomaly/003.JPG").unlink()
     fails(test_script.main, *run())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "log.txt"]
 
 
 # --- odd but valid --------------------------------------------------------------------------------------------------

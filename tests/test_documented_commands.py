@@ -133,9 +133,9 @@ def test_readme_example_runs(tiny_a, mini_mvtec):
     """The Python block of the README, on small weights and data."""
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     block = block.replace('"./data/mvtec"', "root")
-    block, count = re.subn(r'build\("april_gan".*\)', "detector_of_test", block)
+    block, count = re.subn(r'build\("winclip".*\)', "detector_of_test", block)
     assert count == 1
-    detector = build("april_gan", model=tiny_a.model, pretrained=tiny_a.pretrained, config_path=tiny_a.config_path,
+    detector = build("winclip", model=tiny_a.model, pretrained=tiny_a.pretrained, config_path=tiny_a.config_path,
                      image_size=224)  # fmt: skip
     names = {"root": str(mini_mvtec), "detector_of_test": detector}
     exec(compile(block, "README.md", "exec"), names)

@@ -232,7 +232,16 @@ def test_bf16_is_close_to_fp32(visa_flags, zero_shot, tmp_path):
 def test_two_processes_give_the_same_tables(visa_flags, zero_shot, tmp_path):
     flags = [*visa_flags, "--device", "cpu", "--save_path", tmp_path, "--no_images", "--batch_size", 5]
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", ROOT / "test.py", *map(str, flags)],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            ROOT / "test.py",
+            *map(str, flags),
+        ],
         check=True,
         capture_output=True,
     )

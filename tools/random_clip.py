@@ -6,6 +6,7 @@ Writes exps/quickstart/quickstart-clip.safetensors (fp16, 8.7 MB) beside its arc
 texts mean nothing, and what it finds it owes to adapters and references alone.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -22,11 +23,13 @@ ARCHITECTURE = ROOT / "exps/quickstart/quickstart-clip.json"
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.manual_seed(0)
     clip = Backbone(register_architecture(str(ARCHITECTURE))).clip
     state = {key: value.half().contiguous() for key, value in clip.state_dict().items()}
     with runtime.replacing(ARCHITECTURE.with_suffix(".safetensors")) as path:
         save_file(state, path)
+        path.chmod(0o644)
     print(f"wrote {ARCHITECTURE.with_suffix('.safetensors')}")
 
 

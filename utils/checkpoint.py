@@ -55,7 +55,9 @@ def load(path: str | Path) -> Checkpoint:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"checkpoint {path}: no such file, and no folder with epoch_N.pth in it") from None
+        raise ValueError(
+            f"checkpoint {path}: no such file, and no folder with epoch_N.pth in it; train.py writes one"
+        ) from None
     except pickle.UnpicklingError:
         raise ValueError(
             f"checkpoint {path}: refused, since it is broken or holds objects whose loading would run code"

@@ -1,6 +1,7 @@
 """Settings: flags, and the published preset of each method for the flags that are not given."""
 
 import argparse
+import difflib
 import math
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,11 @@ _COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "preci
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; --help lists the flags", file=sys.stderr)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        wrong = next((word for word in message.split() if word.startswith("--") and word not in flags), "")
+        near = difflib.get_close_matches(wrong, flags, n=1)
+        hint = f"did you mean {near[0]}?" if near and "unrecognized" in message else "--help lists the flags"
+        print(f"error: {message}; {hint}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -6,10 +6,11 @@ import logging
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -106,10 +107,23 @@ def result_folder(save_path: str) -> Path:
     path = Path(save_path)
     blocking = next((parent for parent in (path, *path.parents) if parent.exists()), None)
     if not save_path.strip() or (blocking and not blocking.is_dir()):
-        raise ValueError(f"--save_path '{save_path}': {blocking or 'empty'} is no folder; name another one")
+        raise ValueError(f"results cannot go to '{save_path}': {blocking or 'that'} is no folder; name another one")
     if blocking and not os.access(blocking, os.W_OK):
-        raise ValueError(f"--save_path {save_path}: {blocking} is not writable")
+        raise ValueError(f"results cannot go to '{save_path}': {blocking} is not writable; name another one")
     return path
+
+
+def clear_results(save_path: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier run left under these names, files or folders: they must not stand beside a new run's log.
+
+    Only in a folder whose config.json is ours.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if "vand_kit" in json.loads((save_path / "config.json").read_text(encoding="utf-8")):
+            for name in names:
+                shutil.rmtree(save_path / name, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    (save_path / name).unlink()
 
 
 def log_to(save_path: Path, *, append: bool = False, quiet: bool = False) -> None:

@@ -38,13 +38,13 @@ def overlay(image: Image.Image, heat: np.ndarray, mask: np.ndarray | None, capti
     picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
     heat = np.clip(cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), 0, 1)
     colours = _COLOURS[(heat * 255).astype(np.uint8)]  # (H, W, 3)
-    blended = (0.45 * picture + 0.55 * colours).astype(np.uint8)
+    strength = (0.15 + 0.6 * np.sqrt(heat))[..., None]  # (H, W, 1): what is normal stays visible
+    blended = ((1 - strength) * picture + strength * colours).astype(np.uint8)
     truth = picture.copy()
     if mask is not None:
         shape = cv2.resize((mask > 0).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         contours, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for panel in (blended, truth):
-            cv2.drawContours(panel, contours, -1, (0, 0, 0), 3, cv2.LINE_AA)
             cv2.drawContours(panel, contours, -1, _GREEN, 1, cv2.LINE_AA)
     return np.hstack([_captioned(panel, text) for panel, text in zip((picture, blended, truth), captions, strict=True)])
 
@@ -109,7 +109,8 @@ class Overlays:
             mask = np.zeros_like(heat)
         elif sample.mask_path:
             mask = np.asarray(self._load_mask(self._root / sample.mask_path))
-        truth = "not known" if mask is None else sample.specie_name or ("defect" if sample.anomaly else "good")
+        truth = sample.specie_name or ("defect" if sample.anomaly else "good")
+        truth += " (no mask)" if mask is None else ""
         captions = (PurePosixPath(sample.img_path).name, f"anomaly map, score {score:.3f}", f"ground truth: {truth}")
         picture = overlay(image, heat, mask, captions)
         with replacing(folder / PurePosixPath(sample.img_path).with_suffix(".png")) as path:

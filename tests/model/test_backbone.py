@@ -216,7 +216,7 @@ def test_failed_download_says_what_was_tried(monkeypatch):
         raise ConnectionError("no route\nmore detail")
 
     monkeypatch.setattr(module, "download_pretrained", no_network)
-    with pytest.raises(OSError, match=r"ViT-B-32 openai .*tried timm/.*no route.*https://.*--pretrained FILE") as error:
+    with pytest.raises(OSError, match=r"ViT-B-32 openai .*--pretrained FILE; tried timm/.*no route.*https://") as error:
         Backbone("ViT-B-32", "openai")
     assert "\n" not in str(error.value)
 
