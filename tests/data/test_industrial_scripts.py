@@ -1,43 +1,13 @@
 """The scripts of MPDD, BTAD, DAGM and KolektorSDD2, run as a user runs them, on small trees."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from data import meta
+from dataset_scripts import accepted, refused, run, touch
 
-PROJECT = Path(__file__).parents[2]
 SCRIPTS = ("mpdd", "btad", "dagm", "ksdd2")
-
-
-def run(script, root, cwd=None):
-    command = [sys.executable, PROJECT / "data" / f"{script}.py", *(["--root", root] if root else [])]
-    return subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=60)
-
-
-def accepted(script, root):
-    result = run(script, root)
-    assert result.returncode == 0, result.stderr
-    return meta.read(root)
-
-
-def refused(script, root):
-    """The one line of a refusal; no meta.json is left behind."""
-    result = run(script, root)
-    assert result.returncode == 2 and not result.stdout
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
-    assert not (Path(root) / "meta.json").exists()
-    return result.stderr
-
-
-def touch(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
 
 
 def brief(samples):
