@@ -109,6 +109,7 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
     if stored:
         keys = ("method", "model", "weights", "quick_gelu", "image_size", *detector.options)
         checkpoint.must_agree(f"memory {settings.memory} was made", stored[0], description, keys)
+        memory.check(settings.memory, stored[1], detector.bank_widths)
     return detector, description
 
 

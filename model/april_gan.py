@@ -105,6 +105,10 @@ class AprilGan(nn.Module):
     def remember(self, tokens: Tokens) -> Memory:
         return Memory({str(layer): memory.bank(tokens.patches[layer]) for layer in self.few_shot_features})
 
+    @property
+    def bank_widths(self) -> dict[str, int]:
+        return {str(layer): self.backbone.width(layer) for layer in self.few_shot_features}
+
     def few_shot(
         self, zero_shot: Prediction, tokens: Tokens, names: Sequence[str], memories: Mapping[str, Memory]
     ) -> Prediction:

@@ -60,6 +60,10 @@ class Detector(Protocol):
     def zero_shot(self, tokens: Tokens, names: Sequence[str]) -> Prediction:
         """Maps and terms without references; names: the B class names."""
 
+    @property
+    def bank_widths(self) -> dict[str, int]:
+        """What `remember` gives: key of each bank -> width of its vectors."""
+
     def few_shot(
         self, zero_shot: Prediction, tokens: Tokens, names: Sequence[str], memories: Mapping[str, Memory]
     ) -> Prediction:

@@ -70,3 +70,19 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"memory {path}: no file that --save_memory wrote ({reason})") from None
     return header, {place: Memory(bank) for place, bank in banks.items()}
+
+
+def check(path: str | Path, memories: Memories, widths: Mapping[str, int]) -> None:
+    """Refuse memories that a detector cannot use; widths: its `bank_widths`.
+
+    Raises:
+        ValueError: a missing bank, one of another shape, NaN or infinity; names the file, class and bank.
+    """
+    for (_, name), memory in memories.items():
+        for key, width in widths.items():
+            bank = memory.banks.get(key)
+            if bank is None or bank.ndim != 2 or len(bank) == 0 or bank.shape[1] != width:
+                found = "absent" if bank is None else f"of shape {tuple(bank.shape)}"
+                raise ValueError(f"memory {path}: bank '{key}' of class '{name}' is {found}; want (tokens, {width})")
+            if not bank.isfinite().all():
+                raise ValueError(f"memory {path}: bank '{key}' of class '{name}' holds NaN or infinity")

@@ -133,6 +133,11 @@ class WinClip(nn.Module):
         windows = {f"window{scale}": memory.bank(tokens.windows[scale]) for scale in self.scales}
         return Memory({**windows, "patch": memory.bank(tokens.patches)})
 
+    @property
+    def bank_widths(self) -> dict[str, int]:
+        windows = {f"window{scale}": self.backbone.embed_dim for scale in self.scales}
+        return {**windows, "patch": self.backbone.width(self.backbone.depth)}
+
     def few_shot(
         self, zero_shot: Prediction, tokens: WindowTokens, names: Sequence[str], memories: Mapping[str, Memory]
     ) -> Prediction:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import test as test_script
 import train as train_script
@@ -348,12 +350,26 @@ def test_memory_without_a_class(run, fails, visa, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"hello, no memory", "weights", "truncated"])
 def test_broken_memory(run, fails, memory_file, tiny_a, content):
     if content == "weights":
-        from safetensors.torch import save_file
-
         save_file({"a": torch.zeros(2)}, memory_file)
     else:
         memory_file.write_bytes(memory_file.read_bytes()[:-50] if content == "truncated" else content)
     assert "memory.safetensors: no file that --save_memory wrote" in fails(test_script.main, *run(memory=memory_file))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda bank: None, "bank '2' of class 'grass' is absent"),
+        (lambda bank: bank[:, :5].contiguous(), r"is of shape (36, 5); want (tokens, 64)"),
+        (lambda bank: bank * float("nan"), "holds NaN or infinity"),
+    ],
+)
+def test_memory_with_a_broken_bank(run, fails, memory_file, change, said):
+    with safe_open(memory_file, "pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    bank = change(tensors.pop("0/0/2"))
+    save_file(tensors if bank is None else {**tensors, "0/0/2": bank}, memory_file, header)
+    assert said in fails(test_script.main, *run(memory=memory_file))
 
 
 def test_nothing_to_train(fails, tiny_a, visa):
