@@ -108,7 +108,8 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
         checkpoint.restore(trained, detector, description)
     if stored:
         keys = ("method", "model", "weights", "quick_gelu", "image_size", *detector.options)
-        checkpoint.must_agree(f"memory {settings.memory} was made", stored[0], description, keys)
+        absent = dict.fromkeys(keys, "nothing known")  # a file of ours says all of them
+        checkpoint.must_agree(f"memory {settings.memory} was made", absent | stored[0], description, keys)
         memory.check(settings.memory, stored[1], detector.bank_widths)
     return detector, description
 

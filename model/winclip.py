@@ -58,13 +58,14 @@ class WinClip(nn.Module):
                     f"the patches a side of {backbone.name} at {backbone.image_size} pixels"
                 )
         self.backbone = backbone
-        self.scales = tuple(scales)
+        self.scales = tuple(sorted(scales))
         self.prompts = prompts
         self.texts = TextFeatures(self._encode_name)
         for scale in scales:
             members = window_patches(backbone.grid, scale)  # (n, scale * scale)
             self.register_buffer(f"members{scale}", members, persistent=False)
-            coverage = F.one_hot(members, backbone.grid**2).sum(1).double()  # (n, N)
+            coverage = torch.zeros(len(members), backbone.grid**2, dtype=torch.float64)  # (n, N)
+            coverage.scatter_(1, members, 1.0)
             self.register_buffer(f"coverage{scale}", coverage, persistent=False)
 
     @property
@@ -97,7 +98,7 @@ class WinClip(nn.Module):
         images, count = len(tokens), len(members)
         class_token, patches = tokens[:, :1], tokens[:, 1:]
         embeddings = []
-        for part in torch.arange(images * count, device=tokens.device).split(_TOKENS_AT_ONCE // (1 + scale**2)):
+        for part in torch.arange(images * count, device=tokens.device).split(max(1, _TOKENS_AT_ONCE // (1 + scale**2))):
             image, window = part // count, part % count
             chosen = patches[image[:, None], members[window]]  # (m, scale * scale, W)
             embeddings.append(self.backbone.pool(torch.cat([class_token[image], chosen], dim=1)))

@@ -154,6 +154,8 @@ def resolve_test(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
     if file is not None:  # it says which settings there are; the flags choose among them
         settings.k_shot, settings.seed = args.k_shot, args.seed
         sources |= {key: "flag" if getattr(args, key) else file for key in ("k_shot", "seed")}
+    if settings.save_memory and not few:
+        raise ValueError("--save_memory: zero-shot has no references to save; give --k_shot")
     if mode == "zero_shot":
         settings.k_shot, settings.seed = [0], []
         sources |= dict.fromkeys(("k_shot", "seed"), "zero-shot has none")

@@ -122,6 +122,8 @@ def score(
         for setting, prediction in enumerate(_predict(detector, batch["image"], names, settings, banks, accelerator)):
             maps = prediction.maps.float().cpu()
             _check_finite(maps, samples, indices)
+            for term in prediction.terms.values():
+                _check_finite(term.float().cpu()[:, None], samples, indices)
             for name in dict.fromkeys(names):
                 rows = [row for row, other in enumerate(names) if other == name]
                 state = pending.setdefault((setting, name), _Pending(PixelMetrics() if name in segmented else None))
@@ -178,7 +180,9 @@ def _check_finite(maps: Tensor, samples: Sequence[Any], indices: Sequence[int]) 
     finite = maps.isfinite().flatten(1).all(1)
     if not finite.all():
         image = samples[indices[int((~finite).nonzero()[0])]].img_path
-        raise ValueError(f"the anomaly map of {image} holds NaN or infinity; are the weights or the checkpoint broken?")
+        raise ValueError(
+            f"the anomaly map or score of {image} holds NaN or infinity; are the weights or the checkpoint broken?"
+        )
 
 
 # --- references -----------------------------------------------------------------------------------------------------
