@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         runtime.clear_results(save_path, RESULTS)
+    accelerator.wait_for_everyone()  # nobody may write where the first process still clears
     runtime.log_to(save_path, quiet=not accelerator.is_main_process)
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
@@ -88,6 +89,9 @@ def main(argv: list[str] | None = None) -> None:
         if settings.save_memory:
             with runtime.replacing(settings.save_memory) as path:
                 memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
+    if accelerator.num_processes > 1:  # no process may leave while another still talks to it
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
 
 
 def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
