@@ -1,9 +1,12 @@
-"""States and templates -> sentences; pure text.
+"""States and templates -> sentences; pure text, the methods' own or a user's file.
 
 A class name is put into every state phrase of a state ("flawless {}"), and every phrase into every template
 ("a photo of a {}."). What a method does with the embeddings of the sentences is its own affair.
 """
 
+import json
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -98,3 +101,119 @@ WINCLIP = Prompts(
         "a photo of the large {}.",
     ),
 )
+
+# CLIP-AD (Chen et al., arXiv 2311.00453): 9 + 10 phrases, 22 templates.
+CLIP_AD = Prompts(
+    normal=(*APRIL_GAN.normal[1:], "{} without scratch", "{} without crack", "{} without contamination"),
+    abnormal=(
+        "damaged {}",
+        "imperfect {}",
+        "blemished {}",
+        "broken {}",
+        "{} with flaw",
+        "{} with defect",
+        "{} with damage",
+        "{} with scratch",
+        "{} with crack",
+        "{} with contamination",
+    ),
+    templates=(
+        *_a_and_the(
+            "a cropped photo of {}.",
+            "a close-up photo of {}.",
+            "a bright photo of {}.",
+            "a dark photo of {}.",
+            "a jpeg corrupted photo of {}.",
+            "a blurry photo of {}.",
+            "a photo of {}.",
+            "a photo of {} for visual inspection.",
+            "a photo of {} for anomaly detection.",
+        ),
+        "a photo of a small {}.",
+        "a photo of the small {}.",
+        "a photo of a large {}.",
+        "a photo of the large {}.",
+    ),
+)
+
+
+def _findings(normal: tuple[str, ...], abnormal: tuple[str, ...], templates: tuple[str, ...]) -> Prompts:
+    """Prompts for medical images: the general words for health and disease, and the names of the finding."""
+    return Prompts(
+        ("healthy {}", "normal {}", "unremarkable {}", "{} without abnormality", *normal),
+        ("abnormal {}", "diseased {}", "{} with an abnormality", *abnormal),
+        templates,
+    )
+
+
+_SCANS = (
+    "a scan of a {}.",
+    "a medical image of a {}.",
+    "a {} image.",
+    "a grayscale image of a {}.",
+    "an axial slice of a {}.",
+)
+_VIEWS = ("a photo of the {}.", "a medical image of the {}.", "a close-up photo of the {}.", "a {} image.")
+
+# Prompts that ship, by the name that --prompts takes. Ours are the medical ones, each under the name of its dataset,
+# whose default they are: "damaged" and "broken" are no words for organs.
+PROMPTS = {
+    "april_gan": APRIL_GAN,
+    "winclip": WINCLIP,
+    "clip_ad": CLIP_AD,
+    "headct": _findings(
+        ("{} without hemorrhage", "{} without bleeding"),
+        ("{} with a hemorrhage", "{} with bleeding", "{} with a hematoma"),
+        _SCANS,
+    ),
+    "brainmri": _findings(
+        ("{} without tumor", "{} without mass"),
+        ("{} with a tumor", "{} with a mass", "{} with a lesion"),
+        _SCANS,
+    ),
+    "isic": _findings(
+        ("clear {}", "{} without lesion"),
+        ("{} with a lesion", "{} with a melanoma", "{} with a mole", "{} with a dark spot"),
+        (*_VIEWS, "a dermoscopic image of the {}."),
+    ),
+    "clinicdb": _findings(
+        ("{} without polyp", "{} without lesion"),
+        ("{} with a polyp", "{} with a lesion", "{} with a growth"),
+        (*_VIEWS, "an endoscopic image of the {}."),
+    ),
+}
+
+
+def load_prompts(name: str) -> Prompts:
+    """Prompts that ship, or those of a JSON file: {"normal": [phrase...], "abnormal": [...], "templates": [...]}.
+
+    Args:
+        name: a key of PROMPTS, or a path.
+
+    Raises:
+        ValueError: neither; another form; a phrase or template without exactly one "{}". Names the file and the entry.
+    """
+    if name in PROMPTS:
+        return PROMPTS[name]
+    form = '{"normal": ["flawless {}", ...], "abnormal": [...], "templates": ["a photo of a {}.", ...]}'
+    try:
+        content = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(
+            f"--prompts {name}: no such file, and not the name of prompts that ship ({', '.join(PROMPTS)})"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--prompts {name}: no readable JSON ({error}); want {form}") from None
+    if not isinstance(content, dict) or content.keys() != set(Prompts._fields):
+        found = ", ".join(content) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f"--prompts {name}: want {form}, found {found or 'nothing'}")
+    for key, entries in content.items():
+        if not isinstance(entries, list) or not entries:
+            raise ValueError(f'--prompts {name}: "{key}" must be a list of one or more texts')
+        for entry in entries:
+            if not isinstance(entry, str) or re.sub(r"[^{}]", "", entry) != "{}" or "{}" not in entry:
+                raise ValueError(
+                    f'--prompts {name}: "{key}" holds {json.dumps(entry, ensure_ascii=False)}; want a text with one '
+                    '"{}", the place of the class name'
+                )
+    return Prompts(*(tuple(content[key]) for key in Prompts._fields))

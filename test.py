@@ -31,6 +31,7 @@ from dataset import (
     select,
 )
 from model import METHODS, build, memory
+from prompt_ensemble import load_prompts
 from utils import checkpoint, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
 from utils.engine import References, score
@@ -42,6 +43,9 @@ RESULTS = ("table.md", "metrics.json", "metrics.csv", "predictions.csv", "k_shot
 
 def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_test(test_parser(list(METHODS)).parse_args(argv))
+    if settings.mode == "few_shot" and not METHODS[settings.method].FEW_SHOT:
+        able = ", ".join(name for name, method in METHODS.items() if method.FEW_SHOT)
+        raise ValueError(f"{settings.method} is zero-shot and takes no references; these methods do: {able}")
     accelerator = runtime.accelerator(settings.device, settings.precision)
     meta = read(settings.data_path, settings.meta_path)
     samples = select(meta["test"], settings.classes)
@@ -106,7 +110,8 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
         settings.checkpoint_path = str(trained.path)
         origin = {key: trained.meta[key] for key in ("dataset", "epoch") if key in trained.meta}
         LOG.info("checkpoint %s %s", trained.path, origin or "(a published file: says nothing of its origin)")
-    detector = build(settings.method, **detector_settings(settings)).to(accelerator.device).eval()
+    prompts = None if settings.prompts is None else load_prompts(settings.prompts)
+    detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device).eval()
     description = checkpoint.describe(detector, settings)
     if trained:
         checkpoint.restore(trained, detector, description)

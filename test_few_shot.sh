@@ -9,8 +9,8 @@ DATASET=${DATASET:-visa}
 [ "$DATASET" = mvtec ] && other=visa || other=mvtec
 TRAINED_ON=${TRAINED_ON:-$other}
 DATA=${DATA:-./data/$DATASET}
-CHECKPOINT=${CHECKPOINT:-./exps/$METHOD/$TRAINED_ON} # a file, or a folder of train.sh: its latest epoch
-[ "$METHOD" != winclip ] || CHECKPOINT= # has nothing to train
+case $METHOD in winclip | sdp) trained= ;; *) trained=./exps/$METHOD/$TRAINED_ON ;; esac # two have nothing to train
+CHECKPOINT=${CHECKPOINT:-$trained} # a file, or a folder of train.sh: its latest epoch
 K_SHOT=${K_SHOT:-4}  # one or more, scored in one pass
 SEED=${SEED:-42}     # one or more: mean and standard deviation over them
 SAVE=${SAVE:-./results/$METHOD/$DATASET/few_shot}

@@ -4,13 +4,13 @@
 set -eu
 here=$(dirname "$0")
 
-METHOD=${METHOD:-april_gan} # or winclip
+METHOD=${METHOD:-april_gan} # or winclip, sdp, sdp_plus
 DATASET=${DATASET:-visa}
 [ "$DATASET" = mvtec ] && other=visa || other=mvtec
 TRAINED_ON=${TRAINED_ON:-$other}
 DATA=${DATA:-./data/$DATASET}
-CHECKPOINT=${CHECKPOINT:-./exps/$METHOD/$TRAINED_ON} # a file, or a folder of train.sh: its latest epoch
-[ "$METHOD" != winclip ] || CHECKPOINT= # has nothing to train
+case $METHOD in winclip | sdp) trained= ;; *) trained=./exps/$METHOD/$TRAINED_ON ;; esac # two have nothing to train
+CHECKPOINT=${CHECKPOINT:-$trained} # a file, or a folder of train.sh: its latest epoch
 SAVE=${SAVE:-./results/$METHOD/$DATASET/zero_shot}
 MODEL=${MODEL:-}           # empty: the method's published one (april_gan: ViT-L-14-336, winclip: ViT-B-16-plus-240)
 PRETRAINED=${PRETRAINED:-} # empty: the published weights (openai, laion400m_e31); else a tag or a file

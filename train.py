@@ -2,7 +2,8 @@
 
     python train.py --dataset mvtec --train_data_path ./data/mvtec --save_path ./exps/visa/vit_large_14_518
 
-Writes epoch_N.pth, losses.csv, config.json and log.txt into --save_path.
+Writes epoch_N.pth, losses.csv, config.json and log.txt into --save_path; with --val_dataset also validation.csv, and
+the best checkpoint as best.pth.
 """
 
 import utils.packages  # noqa: F401 - first of all
@@ -15,15 +16,16 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import AnomalyDataset, EpochSampler, read, select
-from model import METHODS, build
-from utils import checkpoint, runtime
-from utils.config import detector_settings, log_settings, resolve_train, train_parser
+from dataset import ZERO_SHOT, AnomalyDataset, EpochSampler, read, select
+from model import METHODS, build, build_on
+from prompt_ensemble import load_prompts
+from utils import checkpoint, runtime, validation
+from utils.config import detector_settings, log_settings, resolve_train, train_parser, validation_options
 from utils.engine import Step, train_epoch
 from utils.runtime import LOG
 
 # Settings that a resumed training must share with what it resumes.
-TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "no_shuffle", "classes")
+TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "no_shuffle", "classes", "prompts", "rep_vec", "dbscan")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,16 +37,18 @@ def main(argv: list[str] | None = None) -> None:
     last = checkpoint.latest(save_path) if settings.resume else None
     start = checkpoint.load(last or settings.init_checkpoint) if last or settings.init_checkpoint else None
     runtime.set_seed(settings.seed)
-    detector = build(settings.method, **detector_settings(settings)).to(accelerator.device)
+    prompts = None if settings.prompts is None else load_prompts(settings.prompts)
+    detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device)
     description = checkpoint.describe(detector, settings)
-    optimizer = torch.optim.Adam(
-        [p for p in detector.parameters() if p.requires_grad], lr=settings.learning_rate, betas=settings.betas
-    )
+    optimizer = torch.optim.Adam(detector.parameter_groups(settings.learning_rate), betas=settings.betas)
     if start:
         checkpoint.restore(start, detector, description)
     training = {key: getattr(settings, key) for key in TRAINING}
+    validate = validator(settings, sources, detector.backbone, accelerator) if settings.val_dataset else None
     done, history = resume(start, optimizer, {**description, **training}) if last else (0, [])
     save_path.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process and not last:
+        runtime.clear_results(save_path, validation.FILES)
     runtime.log_to(save_path, append=last is not None, quiet=not accelerator.is_main_process)
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
@@ -60,18 +64,40 @@ def main(argv: list[str] | None = None) -> None:
     loader = DataLoader(dataset, settings.batch_size, sampler=sampler, num_workers=settings.num_workers)
     detector.encode_names([sample.cls_name for sample in samples])
     trained, optimizer, loader = accelerator.prepare(detector, optimizer, loader)
+    if validate and last and not validate.go_on(done):
+        validate(detector.trainable_state(), done, last)
     for epoch in range(done + 1, settings.epoch + 1):
         dataset.epoch = sampler.epoch = epoch
+        runtime.set_seed(settings.seed + epoch)  # what is drawn in an epoch must not depend on how it was reached
         steps = train_epoch(trained, loader, optimizer, accelerator, epoch)
         history += steps
         if epoch % settings.print_freq == 0:
             LOG.info("epoch [%d/%d], loss:%.4f", epoch, settings.epoch, sum(s.loss for s in steps) / len(steps))
-        if accelerator.is_main_process and (epoch % settings.save_freq == 0 or epoch == settings.epoch):
-            progress = {**training, "epoch": epoch, "optimizer": optimizer.state_dict()}
+        if epoch % settings.save_freq == 0 or epoch == settings.epoch:
             path = save_path / f"epoch_{epoch}.pth"
-            checkpoint.save(path, detector.trainable_state(), {**description, **progress})
-            write_losses(save_path / "losses.csv", history)
-            LOG.info("saved %s", path)
+            if accelerator.is_main_process:
+                progress = {**training, "epoch": epoch, "optimizer": optimizer.state_dict()}
+                checkpoint.save(path, detector.trainable_state(), {**description, **progress})
+                write_losses(save_path / "losses.csv", history)
+                LOG.info("saved %s", path)
+            if validate:
+                validate(detector.trainable_state(), epoch, path)
+
+
+def validator(settings, sources, backbone, accelerator) -> validation.Validation:
+    root = settings.val_data_path
+    samples = read(root, settings.val_meta_path)["test"]
+    options = validation_options(settings, sources)
+    words = options.pop("prompts")
+    prompts = None if words is None else load_prompts(words)
+    detector = build_on(backbone, settings.method, prompts=prompts, **options).to(accelerator.device)
+
+    def load(samples) -> DataLoader:
+        dataset = AnomalyDataset(root, samples, backbone.image_size)
+        return DataLoader(dataset, settings.batch_size, num_workers=min(settings.num_workers, len(samples)))
+
+    folder, name, metric = Path(settings.save_path), settings.val_dataset, settings.val_metric
+    return validation.Validation(detector, folder, name, metric, samples, load, ZERO_SHOT, accelerator)
 
 
 def check_masks(samples, root: str) -> None:

@@ -16,6 +16,8 @@ FEATURES=${FEATURES:-}     # empty: four evenly spaced layers (6 12 18 24 of ViT
 BATCH_SIZE=${BATCH_SIZE:-} # empty: 8
 EPOCH=${EPOCH:-}           # empty: 3 on mvtec, 15 elsewhere
 AUG_RATE=${AUG_RATE:-}     # empty: 0.2 on mvtec, 0 elsewhere
+VAL_DATASET=${VAL_DATASET:-} # scored after every saved epoch; the best one is kept as best.pth
+VAL_DATA=${VAL_DATA:-}       # empty: ./data/VAL_DATASET
 
 PYTHON=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python3)}
 
@@ -23,4 +25,5 @@ PYTHON=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/pyth
 exec "$PYTHON" "$here/train.py" --method "$METHOD" --dataset "$DATASET" --train_data_path "$DATA" --save_path "$SAVE" \
     ${MODEL:+--model "$MODEL"} ${PRETRAINED:+--pretrained "$PRETRAINED"} ${CONFIG:+--config_path "$CONFIG"} \
     ${IMAGE_SIZE:+--image_size "$IMAGE_SIZE"} ${FEATURES:+--features_list $FEATURES} \
-    ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${EPOCH:+--epoch "$EPOCH"} ${AUG_RATE:+--aug_rate "$AUG_RATE"} "$@"
+    ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${EPOCH:+--epoch "$EPOCH"} ${AUG_RATE:+--aug_rate "$AUG_RATE"} \
+    ${VAL_DATASET:+--val_dataset "$VAL_DATASET"} ${VAL_DATA:+--val_data_path "$VAL_DATA"} "$@"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model import maps, memory
 from model.backbone import Backbone
 from model.interface import Memory, Prediction, Tokens
-from model.layers import Adapters, load_exactly
+from model.layers import Adapters, load_part
 from model.text import TextFeatures
 from prompt_ensemble import APRIL_GAN, Prompts, sentences
 
@@ -34,6 +34,7 @@ class AprilGan(nn.Module):
 
     OPTIONS = ("features_list", "few_shot_features")
     TRAINABLE = True
+    FEW_SHOT = True
 
     def __init__(
         self,
@@ -80,8 +81,7 @@ class AprilGan(nn.Module):
     def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         tokens = self.encode(images)
         with torch.autocast(images.device.type, enabled=False):  # only the backbone gains by lower precision
-            logits = self._pixel_logits(tokens, self.texts(names))
-            return [torch.sigmoid(torch.stack([-logit, logit], dim=1)) for logit in logits]  # each (B, 2, S, S)
+            return [maps.state_probabilities(logit) for logit in self._pixel_logits(tokens, self.texts(names))]
 
     def zero_shot(self, tokens: Tokens, names: Sequence[str]) -> Prediction:
         text = self.texts(names)
@@ -90,15 +90,8 @@ class AprilGan(nn.Module):
         return Prediction(torch.stack(probabilities).sum(0), {"text": torch.sigmoid(image_logit)})
 
     def _pixel_logits(self, tokens: Tokens, text: Tensor) -> list[Tensor]:
-        """Per layer, the logit of "abnormal" at each pixel, (B, S, S)."""
-        adapted = self.adapters([tokens.patches[layer].float() for layer in self.features_list])
-        return [
-            maps.upsample(
-                maps.state_logit(features, text, _SCALE), tokens.grids[layer], self.backbone.image_size,
-                align_corners=True,
-            )
-            for layer, features in zip(self.features_list, adapted, strict=True)
-        ]  # fmt: skip
+        patches = {layer: tokens.patches[layer] for layer in self.features_list}
+        return self.adapters.pixel_logits(patches, tokens.grids, text, _SCALE, self.backbone.image_size)
 
     # --- references -------------------------------------------------------------------------------------------------
 
@@ -134,13 +127,11 @@ class AprilGan(nn.Module):
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        return [{"params": list(self.adapters.parameters()), "lr": learning_rate}]
+
     def trainable_state(self) -> dict:
         return {_CHECKPOINT_KEY: self.adapters.state_dict()}
 
     def load_trainable_state(self, state: Mapping) -> None:
-        if _CHECKPOINT_KEY not in state:
-            raise ValueError(
-                f"no '{_CHECKPOINT_KEY}' in it (found: {', '.join(map(str, state)) or 'nothing'}); "
-                "it is no checkpoint of april_gan"
-            )
-        load_exactly(self.adapters, state[_CHECKPOINT_KEY])
+        load_part(self.adapters, state, _CHECKPOINT_KEY, "april_gan")

@@ -27,7 +27,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from model.interface import Tokens
+from model.interface import DualTokens, Tokens
 
 _LOG = logging.getLogger("vand")
 _SENTENCES_AT_ONCE = 256
@@ -138,6 +138,23 @@ class Backbone(nn.Module):
         """The pooled embedding alone of what `encode` takes, (B, D), not normalised; cheaper where only that counts."""
         return self.taps.pool(tokens)
 
+    def check_value_path(self, method: str) -> None:
+        """Raises ValueError where `dual_path` cannot run: it needs the plain attention blocks of a CLIP ViT."""
+        if self.grid is None:
+            raise ValueError(f"{method} needs a ViT: {self.name} is a ResNet, which has no attention in its stages")
+        visual = self.taps.visual
+        plain = all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks)
+        if not plain or visual.attn_pool is not None or visual.final_ln_after_pool:
+            raise ValueError(f"{method} needs a ViT of plain blocks with a class token; {self.name} is of another kind")
+
+    @torch.no_grad()
+    def dual_path(self, images: Tensor, layers: Collection[int]) -> DualTokens:
+        """The ordinary path and the value-to-value path of CLIP-AD in one pass, of a ViT.
+
+        images: (B, 3, S, S) uint8 RGB.
+        """
+        return self.taps.dual_path(self.embed(images), layers)
+
     @torch.no_grad()
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Embeddings of sentences, (n, D), not normalised."""
@@ -207,11 +224,62 @@ class _ViTTaps(nn.Module):
         x = visual.ln_post(x + last.ls_2(last.mlp(last.ln_2(x))))[:, 0]
         return x if visual.proj is None else x @ visual.proj
 
+    def dual_path(self, tokens: Tensor, layers: Collection[int]) -> DualTokens:
+        """Both paths of CLIP-AD (arXiv 2311.00453), as the published program computes them.
+
+        On the ordinary path, x_i is the output of block i and r_i the residual of its attention; v_i is the residual of
+        value-to-value attention on the same input. The second path is the sum of v_i over a segment; segments begin at
+        the first block and wherever the depth is cut into whole quarters. The program hands out tensors that later
+        blocks still add to, and published adapters were trained on what comes of that, so it is the definition here:
+
+            ordinary path of layer i   x_i + r_(i+1); x_i for the last block
+            second path of layer i     the sum over the whole segment that holds block i
+        """
+        visual, blocks = self.visual, self.visual.transformer.resblocks
+        ordinary, segments, segment_of = {}, [], {}
+        x = visual.ln_pre(tokens)
+        for index, block in enumerate(blocks):
+            residual, value_residual = _dual_attention(block, block.ln_1(x))
+            x = x + residual
+            if index in layers:  # they count from 1: this is x_i + r_(i+1) of the layer before this block
+                ordinary[index] = x
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            if 4 * index % len(blocks) == 0:
+                segments.append(value_residual)
+            else:
+                segments[-1] = segments[-1] + value_residual
+            segment_of[index + 1] = len(segments) - 1
+        if len(blocks) in layers:
+            ordinary[len(blocks)] = x
+        values = {}
+        for layer in layers:
+            both = torch.cat([ordinary[layer][:, :1], segments[segment_of[layer]][:, 1:]], dim=1)  # (B, 1 + N, W)
+            both = visual.ln_post(both)
+            values[layer] = both if visual.proj is None else both @ visual.proj
+        patches = {layer: ordinary[layer][:, 1:] for layer in layers}
+        return DualTokens(values, patches, dict.fromkeys(layers, visual.grid_size))
+
     def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
         pooled, outputs = self.encode(self.embed(images), layers)
         return Tokens(
             pooled, {layer: x[:, 1:] for layer, x in outputs.items()}, dict.fromkeys(layers, self.visual.grid_size)
         )
+
+
+def _dual_attention(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a block's attention adds to its input, x = ln_1(input) being (B, 1 + N, W): as usual, softmax(q k) v, and
+    with the values in the place of queries and keys, softmax(v v) v. One projection serves both."""
+    attention = block.attn
+    projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)  # (B, 1 + N, 3 W)
+    queries, keys, values = (
+        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1)
+    )  # each (B, heads, 1 + N, W / heads)
+
+    def add(queries: Tensor, keys: Tensor) -> Tensor:
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+
+    return add(queries, keys), add(values, values)
 
 
 class _ResNetTaps(nn.Module):

@@ -21,6 +21,14 @@ class Tokens(NamedTuple):
     grids: dict[int, tuple[int, int]]  # layer -> (G, G)
 
 
+class DualTokens(NamedTuple):
+    """What the backbone makes of a batch of images for CLIP-AD, whose attention has a second path."""
+
+    values: dict[int, Tensor]  # layer -> (B, 1 + N, D), projected, not normalised; index 0: the ordinary class token
+    patches: dict[int, Tensor]  # layer -> (B, N, W), of the ordinary path
+    grids: dict[int, tuple[int, int]]  # layer -> (G, G)
+
+
 class Memory(NamedTuple):
     """The reference images of one class: a value, so that it can be kept, saved and reused."""
 
@@ -42,7 +50,8 @@ class Detector(Protocol):
     """An nn.Module that maps images to anomaly maps. Each method of the papers is one such class."""
 
     OPTIONS: tuple[str, ...]  # keywords of the constructor that `model.build` may pass
-    TRAINABLE: bool  # whether there is anything to train; the last three below are for trainable methods
+    TRAINABLE: bool  # whether there is anything to train; the last four below are for trainable methods
+    FEW_SHOT: bool  # whether it can use references; the three on memories below are for methods that can
 
     @property
     def options(self) -> dict[str, Any]:
@@ -51,13 +60,13 @@ class Detector(Protocol):
     def encode_names(self, names: Sequence[str]) -> None:
         """Encode the texts of class names once; asking again for a known name costs nothing."""
 
-    def encode(self, images: Tensor) -> Tokens:
-        """The expensive part. images: (B, 3, S, S) uint8 RGB."""
+    def encode(self, images: Tensor) -> Any:
+        """The expensive part: Tokens, or a NamedTuple of the method's own. images: (B, 3, S, S) uint8 RGB."""
 
-    def remember(self, tokens: Tokens) -> Memory:
+    def remember(self, tokens: Any) -> Memory:
         """The memory of one class from the tokens of its reference images."""
 
-    def zero_shot(self, tokens: Tokens, names: Sequence[str]) -> Prediction:
+    def zero_shot(self, tokens: Any, names: Sequence[str]) -> Prediction:
         """Maps and terms without references; names: the B class names."""
 
     @property
@@ -65,7 +74,7 @@ class Detector(Protocol):
         """What `remember` gives: key of each bank -> width of its vectors."""
 
     def few_shot(
-        self, zero_shot: Prediction, tokens: Tokens, names: Sequence[str], memories: Mapping[str, Memory]
+        self, zero_shot: Prediction, tokens: Any, names: Sequence[str], memories: Mapping[str, Memory]
     ) -> Prediction:
         """The zero-shot prediction with one setting's references added; memories: class name -> Memory."""
 
@@ -74,6 +83,9 @@ class Detector(Protocol):
 
     def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Trainable methods: per map (B, 2, S, S) state probabilities, to which the engine applies the losses."""
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """What there is to train, as torch's optimisers take it, each group with its learning rate."""
 
     def trainable_state(self) -> dict[str, Any]:
         """The trained parts under the published checkpoint keys."""

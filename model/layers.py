@@ -1,9 +1,12 @@
-"""Adapters shared by methods."""
+"""Adapters shared by methods, and the loading of trained parts."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from model import maps
 
 
 class Adapters(nn.Module):
@@ -19,6 +22,42 @@ class Adapters(nn.Module):
     def forward(self, patches: Sequence[Tensor]) -> list[Tensor]:
         """Per layer (B, N, W) -> (B, N, D)."""
         return [fc(tokens) for fc, tokens in zip(self.fc, patches, strict=True)]
+
+    def pixel_logits(
+        self,
+        patches: Mapping[int, Tensor],
+        grids: Mapping[int, tuple[int, int]],
+        text: Tensor,
+        scale: float | Tensor,
+        size: int,
+    ) -> list[Tensor]:
+        """Per layer, in order, the logit of "abnormal" at each pixel, (B, size, size) (APRIL-GAN, section 3.1).
+
+        Args:
+            patches: layer -> (B, N, W), as many layers as there are adapters.
+            grids: layer -> (G, G).
+            text: (B, D, 2), unit length.
+            scale: inverse temperature.
+        """
+        layers = sorted(patches)
+        adapted = self([patches[layer].float() for layer in layers])
+        return [
+            maps.upsample(maps.state_logit(features, text, scale), grids[layer], size, align_corners=True)
+            for layer, features in zip(layers, adapted, strict=True)
+        ]
+
+
+def load_part(module: nn.Module, state: Mapping[str, Any], key: str, method: str) -> None:
+    """Load the part of a checkpoint under `key` into a module.
+
+    Raises:
+        ValueError: no such part; see `load_exactly`.
+    """
+    if key not in state:
+        raise ValueError(
+            f"no '{key}' in it (found: {', '.join(map(str, state)) or 'nothing'}); it is no checkpoint of {method}"
+        )
+    load_exactly(module, state[key])
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:

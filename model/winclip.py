@@ -46,6 +46,7 @@ class WinClip(nn.Module):
 
     OPTIONS = ("scales",)
     TRAINABLE = False
+    FEW_SHOT = True
 
     def __init__(self, backbone: Backbone, *, scales: Sequence[int] = (2, 3), prompts: Prompts = WINCLIP):
         super().__init__()

@@ -39,6 +39,30 @@ def load_case(name: str) -> Case:
         return Case(json.loads((folder / "case.json").read_text()), dict(arrays), folder)
 
 
+def assert_maps(maps, case: Case) -> None:
+    """Maps (N, S, S) against the stored ones: every fourth pixel both ways of all images, and two whole images."""
+    tolerance = case.facts["tolerance"]["maps_abs"]
+    np.testing.assert_allclose(np.asarray(maps)[:, ::4, ::4], case.arrays["maps_s4"], atol=tolerance, rtol=0)
+    np.testing.assert_allclose(np.asarray(maps)[:2], case.arrays["maps_first2"], atol=tolerance, rtol=0)
+
+
+def reference_images(case: Case, paths: list[str], masks: list[str] | None = None, *, size: int | None = None) -> dict:
+    """A batch of a case's dataset, as the engine takes it: image (N, 3, S, S), mask (N, S, S), cls_name."""
+    from dataset import AnomalyDataset, Sample
+
+    masks = masks or [""] * len(paths)
+    samples = [
+        Sample(path, mask, path.split("/")[0], "", int(bool(mask))) for path, mask in zip(paths, masks, strict=True)
+    ]
+    root = REFERENCE / case.facts["dataset_dir"]
+    items = list(AnomalyDataset(root, samples, size or case.facts["hyper_parameters"]["image_size"]))
+    return {
+        "image": torch.stack([item["image"] for item in items]),
+        "mask": torch.stack([item["mask"] for item in items]),
+        "cls_name": [item["cls_name"] for item in items],
+    }
+
+
 def unpack_weights(name: str, folder: Path) -> Weights:
     """A tiny CLIP of tests/reference; token embeddings that no test uses are zero, which keeps the file small."""
     with np.load(REFERENCE / f"models/{name}.npz") as arrays:
@@ -51,6 +75,12 @@ def unpack_weights(name: str, folder: Path) -> Weights:
 def tiny_a(tmp_path_factory) -> Weights:
     """ViT of 4 blocks, width 64, patch 16, made for 64 pixels."""
     return unpack_weights("tiny-a", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def tiny_b(tmp_path_factory) -> Weights:
+    """ViT of 6 blocks, width 96, patch 14, made for 70 pixels, QuickGELU."""
+    return unpack_weights("tiny-b", tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")

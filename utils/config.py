@@ -8,9 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils import validation
 from utils.runtime import LOG, PRECISIONS
 
-DATASETS = ("mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "folder", "demo_textures", "demo_objects")
+DATASETS = (
+    "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri", "isic", "clinicdb", "folder",
+    "demo_textures", "demo_objects",
+)  # fmt: skip
+
+# Medical datasets have words of their own, which ship with prompt_ensemble.py.
+_WORDS = {"headct": "headct", "brainmri": "brainmri", "isic": "isic", "clinicdb": "clinicdb", "": None}
+
+_OPTIONS = ("features_list", "few_shot_features", "scales", "rep_vec", "dbscan", "smoothing")
+
+_DBSCAN = {"visa": [1.5, 25], "": [0.5, 15]}  # eps, min_samples
+_SMOOTHING = {"visa": 2.0, "": 8.0}  # of SDP+
 
 # The published settings of each method; a dict holds one value per dataset, "" for all others.
 # features_list is not here: four evenly spaced layers are the published ones at every published depth.
@@ -26,12 +38,36 @@ _PRESETS = {
             "print_freq": 1,
             "save_freq": 1,
             "seed": 111,
+            "no_shuffle": False,
+            "prompts": _WORDS,
         },
-        "test": {"batch_size": 8, "k_shot": [4], "seed": [42]},
+        "test": {"batch_size": 8, "k_shot": [4], "seed": [42], "prompts": _WORDS},
     },
     "winclip": {
         "backbone": {"model": "ViT-B-16-plus-240", "pretrained": "laion400m_e31", "image_size": 240},
-        "test": {"batch_size": 8, "k_shot": [4], "seed": [42], "scales": [2, 3]},
+        "test": {"batch_size": 8, "k_shot": [4], "seed": [42], "scales": [2, 3], "prompts": _WORDS},
+    },
+    "sdp": {
+        "backbone": {"model": "ViT-B-16-plus-240", "pretrained": "laion400m_e31", "image_size": 240},
+        "test": {"batch_size": 16, "rep_vec": "dbscan", "dbscan": _DBSCAN, "smoothing": 8.0, "prompts": _WORDS},
+    },
+    "sdp_plus": {
+        "backbone": {"model": "ViT-B-16-plus-240", "pretrained": "laion400m_e31", "image_size": 240},
+        "train": {
+            "batch_size": 8,
+            "learning_rate": 1e-4,
+            "betas": (0.9, 0.999),
+            "epoch": 5,
+            "aug_rate": 0.0,
+            "print_freq": 1,
+            "save_freq": 1,
+            "seed": 42,
+            "no_shuffle": True,
+            "rep_vec": "dbscan",
+            "dbscan": _DBSCAN,
+            "prompts": _WORDS,
+        },
+        "test": {"batch_size": 16, "rep_vec": "dbscan", "dbscan": _DBSCAN, "smoothing": _SMOOTHING, "prompts": _WORDS},
     },
 }
 _COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "precision": "fp32", "num_workers": 2}
@@ -59,7 +95,16 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--save_freq", type=positive, help="epochs between two checkpoints; the last epoch is always saved")
     add("--seed", type=natural, help="of start weights, order and mosaics")
     add("--init_checkpoint", help="start from the weights of this checkpoint")
-    add("--no_shuffle", action="store_true", help="samples in the order of meta.json")
+    add("--no_shuffle", action="store_true", default=None, help="samples in the order of meta.json (sdp_plus: default)")
+    add("--shuffle", dest="no_shuffle", action="store_false", default=None, help="samples in random order")
+    add("--val_dataset", choices=DATASETS, help="score this dataset, zero-shot, each time a checkpoint is saved")
+    add("--val_data_path", help="its root (default ./data/VAL_DATASET)")
+    add("--val_meta_path", help="its meta.json, where it is not in the root")
+    add(
+        "--val_metric",
+        choices=validation.CHOICES,
+        help="what makes a checkpoint the best, kept as best.pth (default ap_px)",
+    )
     add("--resume", action="store_true", help="go on after the last checkpoint in --save_path")
     return parser
 
@@ -97,6 +142,10 @@ def _parser(description: str, methods: Sequence[str]) -> argparse.ArgumentParser
     add("--quick_gelu", choices=("auto", "on", "off"), help="activation; auto: what the architecture says")
     add("--image_size", type=positive, help="side of the square input in pixels")
     add("--features_list", type=int, nargs="+", help="layers compared with the texts, from 1")
+    add("--prompts", metavar="FILE", help="JSON of states and templates, or the name of prompts that ship")
+    add("--rep_vec", help="sdp, sdp_plus: how texts become one vector: mean, pca, kde, dbscan, mean_shift")
+    add("--dbscan", type=float, nargs=2, metavar=("EPS", "MIN"), help="sdp, sdp_plus: radius and neighbours of DBSCAN")
+    add("--smoothing", type=float, help="sdp, sdp_plus: sigma of the Gaussian filter over maps, in pixels")
     add("--batch_size", type=positive, help="images at a time")
     add("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=PRECISIONS, help="of the backbone")
@@ -135,6 +184,13 @@ def resolve_train(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[st
     """Fill in what was not given. Returns the settings and, per setting, where its value comes from."""
     settings, sources = _fill(args, "train")
     _default(settings, sources, "train_data_path", f"./data/{settings.dataset}")
+    if settings.val_dataset is None:
+        for key in ("val_data_path", "val_meta_path", "val_metric"):
+            if getattr(settings, key) is not None:
+                raise ValueError(f"--{key} {getattr(settings, key)}: says nothing without --val_dataset; name it")
+    else:
+        _default(settings, sources, "val_data_path", f"./data/{settings.val_dataset}")
+        _default(settings, sources, "val_metric", "ap_px")
     _default(settings, sources, "save_path", f"./exps/{settings.method}/{settings.dataset}")
     return settings, sources
 
@@ -179,8 +235,7 @@ def _fill(args: argparse.Namespace, script: str) -> tuple[argparse.Namespace, di
     # The published size and weights belong to the published architecture; another has its own.
     same = settings.model in (None, published["model"])
     for key, value in {**(published if same else {}), **preset[script]}.items():
-        value = value.get(settings.dataset, value[""]) if isinstance(value, dict) else value
-        _default(settings, sources, key, value, f"{settings.method} preset")
+        _default(settings, sources, key, _for_dataset(value, settings.dataset), f"{settings.method} preset")
     if settings.pretrained is None:
         raise ValueError(f"--model {settings.model} needs --pretrained: a tag of open_clip or a weights file")
     return settings, sources
@@ -192,11 +247,25 @@ def _default(settings: argparse.Namespace, sources: dict, key: str, value: Any, 
         sources[key] = source
 
 
+def _for_dataset(value: Any, dataset: str) -> Any:
+    return value.get(dataset, value[""]) if isinstance(value, dict) else value
+
+
 def detector_settings(settings: argparse.Namespace) -> dict[str, Any]:
     """The settings that `model.build` takes beside the method."""
     keys = ("model", "pretrained", "config_path", "image_size", "quick_gelu")
-    options = ("features_list", "few_shot_features", "scales")
-    return {key: getattr(settings, key, None) for key in keys + options}
+    return {key: getattr(settings, key, None) for key in (*keys, *_OPTIONS)}
+
+
+def validation_options(settings: argparse.Namespace, sources: dict[str, str]) -> dict[str, Any]:
+    """Options and prompts of the detector that scores --val_dataset while train.py runs: those of test.py there."""
+    preset = _PRESETS[settings.method]["test"]
+    return {
+        key: _for_dataset(preset[key], settings.val_dataset)
+        if key in preset and sources.get(key) != "flag"
+        else getattr(settings, key, None)
+        for key in (*_OPTIONS, "prompts")
+    }
 
 
 def log_settings(settings: argparse.Namespace, sources: dict[str, str]) -> None:

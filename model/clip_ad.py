@@ -1,0 +1,244 @@
+"""CLIP-AD (Chen et al.: "CLIP-AD: A Language-Guided Staged Dual-Path Model for Zero-shot Anomaly Detection", arXiv
+2311.00453): SDP, which needs no training, and SDP+, which adds linear adapters.
+
+Beside the ordinary path of the vision transformer runs one of value-to-value attention, whose tokens lie in the joint
+embedding without being trained for it. They are compared with one representative vector of the texts of each state.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import DBSCAN, MeanShift
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KernelDensity
+from torch import Tensor, nn
+
+from model import maps
+from model.backbone import Backbone
+from model.interface import DualTokens, Prediction
+from model.layers import Adapters, load_part
+from model.text import TextFeatures
+from prompt_ensemble import CLIP_AD, Prompts, sentences
+
+_LOG = logging.getLogger("vand")
+_SCALE = 100.0  # inverse temperature of the image score and of the adapters' maps
+_CHECKPOINT_KEY = "linear_layers"
+REP_VECS = ("mean", "pca", "kde", "dbscan", "mean_shift")
+
+
+class Sdp(nn.Module):
+    """A detector as `model.interface.Detector` describes it; zero-shot, nothing to train.
+
+    Args:
+        backbone: a frozen ViT CLIP.
+        features_list: layers whose second path is compared with the texts; None takes four evenly spaced ones.
+        rep_vec: how the embeddings of a state's sentences become one vector, one of REP_VECS, see `representative`.
+        dbscan: (eps, min_samples) of rep_vec "dbscan".
+        smoothing: sigma of the Gaussian filter over the map, in pixels.
+        prompts: states and templates.
+
+    Raises:
+        ValueError: a ResNet or another transformer than CLIP's; an unknown rep_vec; parameters out of range.
+    """
+
+    OPTIONS = ("features_list", "rep_vec", "dbscan", "smoothing")
+    TRAINABLE = False
+    FEW_SHOT = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        features_list: Sequence[int] | None = None,
+        rep_vec: str = "dbscan",
+        dbscan: Sequence[float] = (0.5, 15),
+        smoothing: float = 8.0,
+        prompts: Prompts = CLIP_AD,
+    ):
+        super().__init__()
+        backbone.check_value_path("sdp")
+        features_list = sorted(features_list or backbone.quarter_layers())
+        backbone.check_layers("features_list", features_list)
+        if rep_vec not in REP_VECS:
+            raise ValueError(f"--rep_vec {rep_vec}: unknown; known: {', '.join(REP_VECS)}")
+        eps, min_samples = dbscan
+        if not (0 < eps < math.inf and min_samples >= 1 and min_samples == int(min_samples)):
+            raise ValueError(f"--dbscan {eps:g} {min_samples:g}: want a radius above 0 and a whole number from 1")
+        if not 0 <= smoothing < math.inf:
+            raise ValueError(f"--smoothing {smoothing:g}: want a number of pixels from 0")
+        self.backbone = backbone
+        self.features_list = tuple(features_list)
+        self.rep_vec, self.dbscan, self.smoothing = rep_vec, (float(eps), int(min_samples)), float(smoothing)
+        self.prompts = prompts
+        self.texts = TextFeatures(self._encode_name)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "features_list": list(self.features_list),
+            "rep_vec": self.rep_vec,
+            "dbscan": list(self.dbscan),
+            "smoothing": self.smoothing,
+        }
+
+    # --- text -------------------------------------------------------------------------------------------------------
+
+    def encode_names(self, names: Sequence[str]) -> None:
+        self.texts.encode(names)
+
+    def _encode_name(self, name: str) -> Tensor:
+        """Per state the representative vector of the unit embeddings of its sentences. (D, 2)"""
+        vectors = []
+        for state, texts in zip(("normal", "abnormal"), sentences(name, self.prompts), strict=True):
+            embeddings = F.normalize(self.backbone.encode_text(texts), dim=-1).cpu()  # (n, D)
+            vectors.append(self._representative(embeddings, f"{state} {name}"))
+        return torch.stack(vectors, dim=-1).to(self.backbone.mean.device)
+
+    def _representative(self, embeddings: Tensor, what: str) -> Tensor:
+        """(n, D) unit vectors -> (D,), a unit vector."""
+        vector = representative(embeddings, self.rep_vec, *self.dbscan)
+        if vector is None:
+            _LOG.warning("%s: %s finds no cluster in its texts; their mean is used", what, self.rep_vec)
+        if vector is None or self.rep_vec == "mean":
+            return F.normalize(embeddings.mean(0), dim=0)
+        vector = vector.half()  # the published program goes on in half precision
+        return (vector / vector.norm()).float()
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> DualTokens:
+        return self.backbone.dual_path(images, self.features_list)
+
+    def zero_shot(self, tokens: DualTokens, names: Sequence[str]) -> Prediction:
+        return self.prediction(tokens, names, self.state_map(tokens, names))
+
+    def state_map(self, tokens: DualTokens, names: Sequence[str]) -> Tensor:
+        """Sum over layers of the difference in similarity to the states, not smoothed, (B, S, S)."""
+        text = self.texts(names)  # (B, D, 2)
+        patches = sum(self._layer_scores(tokens.values[layer].float(), text) for layer in self.features_list)  # (B, N)
+        grid = tokens.grids[self.features_list[-1]]
+        return maps.upsample(patches, grid, self.backbone.image_size, align_corners=False)
+
+    def _layer_scores(self, values: Tensor, text: Tensor) -> Tensor:
+        """Each state's vector is weighted by how well it fits the class token; a patch's score is the similarity to the
+        abnormal one, less the mean over both. values: (B, 1 + N, D); returns (B, N)."""
+        features = F.normalize(values, dim=-1)
+        fit = torch.einsum("bd,bdc->bc", features[:, 0], text).softmax(-1)  # (B, 2)
+        weighted = text * (fit / fit.mean(-1, keepdim=True))[:, None]  # (B, D, 2)
+        return torch.einsum("bnd,bd->bn", features[:, 1:], (weighted[..., 1] - weighted[..., 0]) / 2)
+
+    def prediction(self, tokens: DualTokens, names: Sequence[str], scores: Tensor) -> Prediction:
+        """The map smoothed, and the terms of the image score. scores: (B, S, S)."""
+        smooth = maps.gaussian(scores, self.smoothing)
+        class_token = tokens.values[self.features_list[-1]][:, :1].float()  # (B, 1, D)
+        text = torch.sigmoid(maps.state_logit(class_token, self.texts(names), _SCALE))[:, 0]  # (B,)
+        return Prediction(smooth, {"text": text, "map_max": smooth.amax((1, 2))})
+
+    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The text term plus the map's maximum, each min-max normalised over the class."""
+        return maps.minmax_over_class(terms["text"]) + maps.minmax_over_class(terms["map_max"])
+
+
+class SdpPlus(nn.Module):
+    """SDP+: adapters on the ordinary path, whose maps are added to SDP's before the filter.
+
+    The arguments are those of `Sdp`.
+    """
+
+    OPTIONS = Sdp.OPTIONS
+    TRAINABLE = True
+    FEW_SHOT = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        features_list: Sequence[int] | None = None,
+        rep_vec: str = "dbscan",
+        dbscan: Sequence[float] = (0.5, 15),
+        smoothing: float = 8.0,
+        prompts: Prompts = CLIP_AD,
+    ):
+        super().__init__()
+        self.sdp = Sdp(
+            backbone, features_list=features_list, rep_vec=rep_vec, dbscan=dbscan, smoothing=smoothing, prompts=prompts
+        )
+        self.adapters = Adapters([backbone.width(layer) for layer in self.sdp.features_list], backbone.embed_dim)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.sdp.backbone
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.sdp.options
+
+    def encode_names(self, names: Sequence[str]) -> None:
+        self.sdp.encode_names(names)
+
+    def encode(self, images: Tensor) -> DualTokens:
+        return self.sdp.encode(images)
+
+    def zero_shot(self, tokens: DualTokens, names: Sequence[str]) -> Prediction:
+        adapted = torch.stack([torch.sigmoid(logit) for logit in self._pixel_logits(tokens, names)]).sum(0)
+        return self.sdp.prediction(tokens, names, self.sdp.state_map(tokens, names) + adapted)
+
+    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """As SDP."""
+        return self.sdp.image_scores(terms)
+
+    def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
+        tokens = self.encode(images)
+        with torch.autocast(images.device.type, enabled=False):  # only the backbone gains by lower precision
+            return [maps.state_probabilities(logit) for logit in self._pixel_logits(tokens, names)]
+
+    def _pixel_logits(self, tokens: DualTokens, names: Sequence[str]) -> list[Tensor]:
+        return self.adapters.pixel_logits(
+            tokens.patches, tokens.grids, self.sdp.texts(names), _SCALE, self.backbone.image_size
+        )
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        return [{"params": list(self.adapters.parameters()), "lr": learning_rate}]
+
+    def trainable_state(self) -> dict:
+        return {_CHECKPOINT_KEY: self.adapters.state_dict()}
+
+    def load_trainable_state(self, state: Mapping) -> None:
+        load_part(self.adapters, state, _CHECKPOINT_KEY, "sdp_plus")
+
+
+def representative(embeddings: Tensor, rep_vec: str, eps: float, min_samples: int) -> Tensor | None:
+    """One vector for the sentences of a state, (D,), of any length; None where no cluster forms.
+
+    Args:
+        embeddings: (n, D) float32, unit length.
+        rep_vec: "mean"; "pca", the first principal component with the sentences as variables, on the side of the mean;
+            "kde", the mean weighted by the density of the embeddings; "dbscan" and "mean_shift", the mean of the
+            largest cluster.
+        eps, min_samples: of DBSCAN.
+    """
+    points = embeddings.numpy()
+    match rep_vec:
+        case "pca":
+            vector = torch.from_numpy(PCA(1).fit_transform(points.T)[:, 0])
+            return vector if vector @ embeddings.mean(0) >= 0 else -vector
+        case "kde":
+            density = torch.from_numpy(KernelDensity(bandwidth=0.3).fit(points).score_samples(points)).exp()
+            return (density / density.sum()).float() @ embeddings
+        case "dbscan":
+            return _mean_of_largest(embeddings, DBSCAN(eps=eps, min_samples=min_samples).fit(points).labels_)
+        case "mean_shift":
+            return _mean_of_largest(embeddings, MeanShift(bandwidth=2).fit(points).labels_)
+    return embeddings.mean(0)
+
+
+def _mean_of_largest(embeddings: Tensor, labels: Any) -> Tensor | None:
+    """labels: the cluster of each embedding, -1 for none."""
+    labels = torch.from_numpy(labels)
+    clusters, sizes = labels[labels >= 0].unique(return_counts=True)
+    return embeddings[labels == clusters[sizes.argmax()]].mean(0) if len(clusters) else None

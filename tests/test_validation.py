@@ -1,0 +1,156 @@
+"""Training with a second dataset beside it, and tests of data that is labelled in part."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+
+import test as test_script
+import train as train_script
+from utils import validation
+from utils.runtime import write_json
+
+FAST = ["--image_size", "96", "--num_workers", "0"]
+
+
+def call(main, *argv) -> None:
+    main([str(arg) for arg in argv])
+
+
+def rows_of(path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module", params=["april_gan", "sdp_plus"])
+def trained(request, tiny_a, mini_mvtec, mini_visa, tmp_path_factory):
+    """(method, flags of the training, its folder): three epochs on one dataset, scored on the other after each."""
+    folder = tmp_path_factory.mktemp(request.param)
+    flags = ["--method", request.param, *tiny_a.flags, *FAST, "--dataset", "mvtec", "--train_data_path", mini_mvtec,
+             "--val_dataset", "visa", "--val_data_path", mini_visa, "--learning_rate", 0.01, "--aug_rate", 0,
+             "--batch_size", 16]  # fmt: skip
+    call(train_script.main, *flags, "--epoch", 3, "--save_path", folder)
+    return request.param, flags, folder
+
+
+def test_validation_equals_a_test_of_each_checkpoint(trained, tiny_a, mini_visa, tmp_path):
+    method, _, folder = trained
+    rows = rows_of(folder / "validation.csv")
+    assert [(row["epoch"], row["dataset"]) for row in rows] == [("1", "visa"), ("2", "visa"), ("3", "visa")]
+    for row in rows:
+        out = tmp_path / row["epoch"]
+        call(test_script.main, "--method", method, *tiny_a.flags, *FAST, "--dataset", "visa", "--data_path", mini_visa,
+             "--checkpoint_path", folder / f"epoch_{row['epoch']}.pth", "--save_path", out, "--no_images")  # fmt: skip
+        mean = json.loads((out / "metrics.json").read_text())["mean"]
+        for key, value in mean.items():
+            assert float(row[key]) == pytest.approx(value, abs=1e-6), key
+
+
+def test_best_checkpoint(trained):
+    _, _, folder = trained
+    rows = rows_of(folder / "validation.csv")
+    best = max(rows, key=lambda row: float(row["ap_px"]))["epoch"]
+    assert (folder / "best.pth").read_bytes() == (folder / f"epoch_{best}.pth").read_bytes()
+    assert f"epoch {rows[0]['epoch']} on visa: auroc_px" in (folder / "log.txt").read_text()
+
+
+def test_interrupted_training_goes_on_with_its_validation(trained, tmp_path):
+    """Killed after the second epoch was saved and before it was scored: the same files as without that."""
+    _, flags, folder = trained
+    again = tmp_path / "again"
+    call(train_script.main, *flags, "--epoch", 2, "--save_path", again)
+    lines = (again / "validation.csv").read_text().splitlines()
+    (again / "validation.csv").write_text("\n".join(lines[:2]) + "\n")
+    call(train_script.main, *flags, "--epoch", 3, "--save_path", again, "--resume")
+    assert (again / "validation.csv").read_text() == (folder / "validation.csv").read_text()
+    whole, resumed = (torch.load(path / "best.pth", weights_only=True) for path in (folder, again))
+    assert whole["meta"]["epoch"] == resumed["meta"]["epoch"]
+
+
+def test_a_new_training_forgets_the_validation_of_an_earlier_one(trained, tmp_path):
+    _, flags, folder = trained
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    position = flags.index("--val_dataset")
+    call(train_script.main, *flags[:position], *flags[position + 4 :], "--epoch", 1, "--save_path", again)
+    assert not (again / "validation.csv").exists() and not (again / "best.pth").exists()
+
+
+def test_refuses_a_metric_that_the_labels_do_not_allow(fails, tiny_a, mini_mvtec, mini_visa, tmp_path):
+    meta = json.loads((mini_visa / "meta.json").read_text())
+    for samples in meta["test"].values():
+        for sample in samples:
+            sample["mask_path"] = ""
+    write_json(tmp_path / "labels.json", meta)
+    flags = [*tiny_a.flags, *FAST, "--train_data_path", mini_mvtec, "--val_dataset", "visa", "--val_data_path",
+             mini_visa, "--val_meta_path", tmp_path / "labels.json", "--save_path", tmp_path / "out"]  # fmt: skip
+    assert "--val_metric ap_px: no class of visa has the masks for it" in fails(train_script.main, *flags)
+    assert not (tmp_path / "out").exists()
+    line = fails(train_script.main, *tiny_a.flags, "--val_metric", "ap_px")
+    assert "--val_metric ap_px: says nothing without --val_dataset" in line
+
+
+def test_broken_validation_file(tmp_path):
+    (tmp_path / "validation.csv").write_text("epoch,dataset\nx,visa\n")
+    with pytest.raises(ValueError, match="validation.csv: broken; remove it"):
+        validation._read(tmp_path / "validation.csv")
+
+
+# --- data that is labelled in part ---
+
+
+def partly_labelled(mini_visa, folder, *, masks: bool, normal: bool):
+    root = folder / "data"
+    shutil.copytree(mini_visa, root)
+    meta = json.loads((root / "meta.json").read_text())
+    for name, samples in meta["test"].items():
+        meta["test"][name] = [sample for sample in samples if normal or sample["anomaly"]]
+        for sample in meta["test"][name] if not masks else ():
+            sample["mask_path"] = ""
+    meta["train"] = {}
+    write_json(root / "meta.json", meta)
+    return root
+
+
+@pytest.mark.parametrize(("masks", "normal", "dataset"), [(False, True, "headct"), (True, False, "isic")])
+def test_metrics_that_the_labels_allow(masks, normal, dataset, tiny_a, mini_visa, tmp_path):
+    root = partly_labelled(mini_visa, tmp_path, masks=masks, normal=normal)
+    out = tmp_path / "out"
+    call(test_script.main, "--method", "sdp", *tiny_a.flags, *FAST, "--dataset", dataset, "--data_path", root,
+         "--save_path", out, "--no_images")  # fmt: skip
+    result = json.loads((out / "metrics.json").read_text())
+    table = (out / "table.md").read_text().splitlines()
+    assert [cell.strip() for cell in table[2].split("|")[2:-1]] == [
+        "auroc_px", "f1_px", "ap_px", "aupro", "auroc_sp", "f1_sp", "ap_sp"]  # fmt: skip
+    for row in [result["mean"], *result["classes"].values()]:
+        for key, value in row.items():
+            assert (value is None) == (not normal if key.endswith("_sp") else not masks), key
+    cells = [cell.strip() for cell in table[-1].split("|")[2:-1]]
+    assert [bool(cell) for cell in cells] == [masks] * 4 + [normal] * 3
+    row = rows_of(out / "metrics.csv")[0]
+    assert (row["ap_px"] == "") == (not masks) and (row["ap_sp"] == "") == (not normal)
+    assert "cannot be computed" in (out / "log.txt").read_text()
+    assert json.loads((out / "config.json").read_text())["settings"]["prompts"] == dataset
+
+
+def test_own_prompts_change_the_scores(tiny_a, mini_visa, tmp_path):
+    words = tmp_path / "words.json"
+    words.write_text('{"normal": ["{}"], "abnormal": ["broken {}"], "templates": ["a photo of a {}."]}')
+    scores = []
+    for name, flags in (("own", ["--prompts", words]), ("published", [])):
+        call(test_script.main, "--method", "winclip", *tiny_a.flags, *FAST, "--dataset", "visa", "--data_path",
+             mini_visa, "--save_path", tmp_path / name, "--no_images", *flags)  # fmt: skip
+        scores.append([row["text"] for row in rows_of(tmp_path / name / "predictions.csv")])
+    assert scores[0] != scores[1]
+
+
+def test_refusals(fails, tiny_a, mini_visa):
+    flags = ["--method", "sdp", *tiny_a.flags, *FAST, "--dataset", "visa", "--data_path", mini_visa]
+    line = fails(test_script.main, *flags, "--k_shot", 4)
+    assert line == "error: sdp is zero-shot and takes no references; these methods do: april_gan, winclip"
+    assert "--prompts words.json: no such file" in fails(test_script.main, *flags, "--prompts", "words.json")
+    assert "sdp has nothing to train" in fails(train_script.main, "--method", "sdp", *tiny_a.flags)
+    assert "sdp_plus needs --checkpoint_path" in fails(test_script.main, *flags, "--method", "sdp_plus")
+    assert "--rep_vec median: unknown" in fails(test_script.main, *flags, "--rep_vec", "median")

@@ -1,0 +1,124 @@
+"""Scores of a second dataset while training on the first, and the best checkpoint by them."""
+
+import csv
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+from utils import metrics
+from utils.engine import score
+from utils.runtime import LOG, replacing
+
+FILES = ("validation.csv", "best.pth")
+CHOICES = tuple(key for key in metrics.PIXEL + metrics.IMAGE if key != "threshold_px")
+_COLUMNS = ("epoch", "dataset", *metrics.PIXEL, *metrics.IMAGE)
+
+
+class Validation:
+    """Zero-shot scores of a dataset after some epochs: a row each in validation.csv, and a copy of the checkpoint with
+    the highest value of one metric as best.pth.
+
+    Args:
+        detector: of the method that is trained, with the options that the dataset wants; takes the trained parts over.
+        folder: where the checkpoints are.
+        dataset: name of the dataset that is scored.
+        metric: one of CHOICES, higher is better.
+        samples: the dataset's samples; a class's follow each other.
+        load: samples -> batches of `dataset.AnomalyDataset` over them, in order.
+        zero_shot: the setting without references.
+        accelerator: device, precision and processes; each of these takes classes of its own.
+
+    Raises:
+        ValueError: the labels and masks of the samples do not allow the metric.
+    """
+
+    def __init__(
+        self,
+        detector: Any,
+        folder: Path,
+        dataset: str,
+        metric: str,
+        samples: Sequence[Any],
+        load: Callable[[Sequence[Any]], DataLoader],
+        zero_shot: Any,
+        accelerator: Accelerator,
+    ):
+        self._check_metric(dataset, metric, samples)
+        self._detector = detector.eval()
+        self._folder, self._dataset, self._metric, self._load = folder, dataset, metric, load
+        self._zero_shot, self._accelerator = zero_shot, accelerator
+        classes = list(dict.fromkeys(sample.cls_name for sample in samples))
+        own = set(classes[accelerator.process_index :: accelerator.num_processes])
+        self._samples = [sample for sample in samples if sample.cls_name in own]
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    def go_on(self, done: int) -> bool:
+        """Take over what an interrupted training has written. Returns whether epoch `done` has been scored."""
+        self._rows = {row["epoch"]: row for row in _read(self._folder / FILES[0]) if row["epoch"] <= done}
+        return done in self._rows
+
+    def __call__(self, trained: Mapping[str, Any], epoch: int, checkpoint: Path) -> None:
+        """Score the trained parts as they are after an epoch, whose checkpoint has been saved."""
+        self._detector.load_trainable_state(trained)
+        every = score(
+            self._detector,
+            self._load(self._samples),
+            self._samples,
+            [self._zero_shot],
+            lambda _: [None],
+            self._accelerator,
+        )
+        results = [result.metrics for result in every]
+        if self._accelerator.num_processes > 1:
+            results = gather_object(results)
+        mean = metrics.mean(results)
+        self._rows[epoch] = {"epoch": epoch, "dataset": self._dataset, **mean}
+        of_dataset = [row for row in self._rows.values() if row["dataset"] == self._dataset]
+        best = max(of_dataset, key=lambda row: row[self._metric])["epoch"]  # the first of equals
+        shown = ", ".join(f"{key} {100 * mean[key]:.1f}" for key in CHOICES if mean[key] is not None)
+        LOG.info(
+            "epoch %d on %s: %s%s", epoch, self._dataset, shown, f" (best {self._metric})" if best == epoch else ""
+        )
+        if self._accelerator.is_main_process:
+            if best == epoch:
+                with replacing(self._folder / FILES[1]) as temporary:
+                    shutil.copyfile(checkpoint, temporary)
+            with replacing(self._folder / FILES[0]) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, _COLUMNS)
+                writer.writeheader()
+                writer.writerows(self._rows.values())  # None becomes blank
+
+    @staticmethod
+    def _check_metric(dataset: str, metric: str, samples: Sequence[Any]) -> None:
+        """A class allows pixel metrics where its anomalous images have masks, image metrics where both labels occur."""
+        for name in dict.fromkeys(sample.cls_name for sample in samples):
+            anomalous = [sample for sample in samples if sample.cls_name == name and sample.anomaly]
+            both = 0 < len(anomalous) < sum(sample.cls_name == name for sample in samples)
+            if (anomalous and all(sample.mask_path for sample in anomalous)) if metric in metrics.PIXEL else both:
+                return
+        raise ValueError(
+            f"--val_metric {metric}: no class of {dataset} has the "
+            f"{'masks' if metric in metrics.PIXEL else 'normal and anomalous images'} for it; take another metric"
+        )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="") as file:
+            return [
+                {
+                    "epoch": int(row["epoch"]),
+                    "dataset": row["dataset"],
+                    **{key: float(row[key]) if row[key] else None for key in _COLUMNS[2:]},
+                }
+                for row in csv.DictReader(file)
+            ]
+    except FileNotFoundError:
+        return []
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: broken; remove it, and the validation starts anew") from None
