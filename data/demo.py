@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from meta import guard, mvtec_layout, read, table, visa_layout, write
+from meta import guard, missing, mvtec_layout, read, table, visa_layout, write
 from PIL import Image, ImageDraw
 
 try:
@@ -415,13 +415,12 @@ def make(root: Path, name: str) -> None:
 def check(target: Path) -> int:
     """The number of images of a set; raises where files of it are gone."""
     try:
-        samples = [sample for split in read(target).values() for sample in split]
+        samples = read(target)
     except (ValueError, OSError) as error:
         raise ValueError(f"{target} is not a whole set, remove it and run again ({error})") from None
-    for path in (path for sample in samples for path in (sample.img_path, sample.mask_path) if path):
-        if not (target / path).is_file():
-            raise ValueError(f"{target} is not a whole set, remove it and run again (no file {path})")
-    return len(samples)
+    if gone := missing(target, samples):
+        raise ValueError(f"{target} is not a whole set, remove it and run again (no file {gone[0]})")
+    return sum(map(len, samples.values()))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -53,12 +53,12 @@ def read(root: str | Path, meta_path: str | Path | None = None) -> Samples:
     return _check(_load(source, root), root, source)
 
 
-def write(root: str | Path, samples: Samples) -> Path:
-    """Check samples and write them to <root>/meta.json, class by class in order of first appearance; returns that path.
+def write(root: str | Path, samples: Samples, meta_path: str | Path | None = None) -> Path:
+    """Check samples and write them to <root>/meta.json, or meta_path; classes stand in order of first appearance.
 
-    The file appears whole or not at all. Raises ValueError for samples that `read` would refuse.
+    The file, whose path is returned, appears whole or not at all. Raises ValueError for what `read` would refuse.
     """
-    root, target = Path(root), Path(root) / "meta.json"
+    root, target = Path(root), Path(meta_path) if meta_path else Path(root) / "meta.json"
     names = dict.fromkeys(sample.cls_name for split in SPLITS for sample in samples.get(split, []))
     document = {split: {name: [] for name in names} for split in SPLITS}
     for split in SPLITS:
@@ -66,7 +66,7 @@ def write(root: str | Path, samples: Samples) -> Path:
             document[split][sample.cls_name].append(sample._asdict())
     _check(document, root, target)
     document["test"] = {name: entries for name, entries in document["test"].items() if entries}
-    partial = target.with_name(f".meta.json.{os.getpid()}")
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         partial.write_text(json.dumps(document, indent=4) + "\n", encoding="utf-8")
         os.replace(partial, target)
@@ -96,7 +96,8 @@ def _check(document: Any, root: Path, source: Path) -> Samples:
     samples: Samples = {split: [] for split in SPLITS}
     for split in SPLITS:
         for where, entry in _entries(document.get(split, {}), f"{source}: {split}"):
-            samples[split].append(_sample(entry, where, root, stays_inside))
+            if split == "test" or not _is_placeholder(entry):
+                samples[split].append(_sample(entry, where, root, stays_inside))
     if not samples["test"]:
         raise ValueError(f'{source}: "test" holds no sample, nothing to score; check that {root} holds test images')
     return samples
@@ -111,6 +112,11 @@ def _entries(classes: Any, where: str) -> Iterable[tuple[str, Any]]:
             raise ValueError(f"{where}, class {_show(name)} must be a list of samples, got {_show(entries)}")
         for index, entry in enumerate(entries):
             yield f"{where}, class {_show(name)}, sample {index}", entry
+
+
+def _is_placeholder(entry: Any) -> bool:
+    """The published VCP-CLIP puts one without a path where a folder of train is empty."""
+    return isinstance(entry, dict) and all(entry.get(key) == "" for key in ("img_path", "mask_path", "dataset_name"))
 
 
 def _sample(entry: Any, where: str, root: Path, stays_inside: Callable[[str], bool]) -> Sample:
@@ -178,6 +184,30 @@ def images(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
 def relative(path: Path, root: Path) -> str:
     """A path as meta.json holds it."""
     return path.relative_to(root).as_posix()
+
+
+def missing(root: Path, samples: Samples) -> list[str]:
+    """The paths of images and masks that are no files under root."""
+    paths = (path for split in SPLITS for sample in samples[split] for path in (sample.img_path, sample.mask_path))
+    return [path for path in paths if path and not (root / path).is_file()]
+
+
+def csv_rows(source: Path, columns: tuple[str, ...]) -> Iterable[tuple[dict[str, str], str]]:
+    """Yield the columns of each row, free of spaces around them as their names are, and its place for messages.
+
+    Raises ValueError naming the columns that are not there, or the file where it is not readable.
+    """
+    with source.open(newline="", encoding="utf-8-sig") as lines:
+        rows = csv.DictReader(lines)
+        try:
+            rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+            lacking = [column for column in columns if column not in rows.fieldnames]
+            if lacking:
+                raise ValueError(f"{source}: no column {', '.join(lacking)}; expected {','.join(columns)}")
+            for row in rows:
+                yield {column: (row[column] or "").strip() for column in columns}, f"{source}:{rows.line_num}"
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{source}: not a readable CSV file ({error})") from None
 
 
 def match_masks(pictures: list[Path], masks: list[Path], endings: tuple[str, ...] = ("_mask", "")) -> dict[Path, Path]:
@@ -277,26 +307,12 @@ def visa_layout(root: Path) -> Samples:
     """
     source = root / "split_csv" / "1cls.csv"
     if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such file; unpack VisA there or give its place with --root")
+        raise FileNotFoundError(f"{source}: no such file; unpack VisA there or name the folder that holds it")
     samples: Samples = {split: [] for split in SPLITS}
-    try:
-        for row, where in _csv_rows(source, ("object", "split", "label", "image", "mask")):
-            split, sample = _visa_sample(row, root, where)
-            samples[split].append(sample)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{source}: not a readable CSV file ({error})") from None
+    for row, where in csv_rows(source, ("object", "split", "label", "image", "mask")):
+        split, sample = _visa_sample(row, root, where)
+        samples[split].append(sample)
     return samples
-
-
-def _csv_rows(source: Path, columns: tuple[str, ...]) -> Iterable[tuple[dict[str, str], str]]:
-    """Yield the stripped columns of each row, and its place for messages."""
-    with source.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        missing = [column for column in columns if column not in (rows.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{source}: no column {', '.join(missing)}; expected {','.join(columns)}")
-        for row in rows:
-            yield {column: (row[column] or "").strip() for column in columns}, f"{source}:{rows.line_num}"
 
 
 def _visa_sample(row: dict[str, str], root: Path, where: str) -> tuple[str, Sample]:

@@ -1,0 +1,30 @@
+"""CVC-ClinicDB, polyps in frames of colonoscopies: folders -> meta.json.
+
+    python data/clinicdb.py [--root data/clinicdb]
+
+Expects <root>/Original/<name>.tif and for each frame its mask <root>/Ground Truth/<name>.tif, as the archive unpacks;
+the two folders may lie in TIF/ or PNG/ instead, as in the archive that has both (TIF/ is taken). Writes
+<root>/meta.json with one class, "colon". All images are for testing and show a polyp, so only pixel metrics can be
+computed; there are no training images, so it is for zero-shot. The full public set gives 612 test images.
+"""
+
+from pathlib import Path
+
+from meta import Sample, Samples, images, match_masks, relative, run
+
+CLASS, SPECIE = "colon", "polyp"
+PLACES = ("", "TIF", "PNG")
+
+
+def build(root: Path) -> Samples:
+    """All frames under root. Raises ValueError where there are none, and for masks missing or left over."""
+    top = next((root / place for place in PLACES if images(root / place / "Original")), None)
+    if top is None:
+        raise ValueError(f"{root / 'Original'}: no images; unpack the dataset to {root} or give its place with --root")
+    pairs = match_masks(images(top / "Original"), images(top / "Ground Truth"), endings=("",))
+    test = [Sample(relative(path, root), relative(mask, root), CLASS, SPECIE, 1) for path, mask in pairs.items()]
+    return {"train": [], "test": test}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(build, "data/clinicdb"))

@@ -1,0 +1,30 @@
+"""ISIC 2016, skin lesions (the test part of task 1): folders -> meta.json.
+
+    python data/isic.py [--root data/isic]
+
+Expects <root>/ISBI2016_ISIC_Part1_Test_Data/<name>.jpg and for each image its mask
+<root>/ISBI2016_ISIC_Part1_Test_GroundTruth/<name>_Segmentation.png, as the archives unpack, and writes <root>/meta.json
+with one class, "skin". All images are for testing and show a lesion, so only pixel metrics can be computed; there are
+no training images, so it is for zero-shot. The full public set gives 379 test images.
+"""
+
+from pathlib import Path
+
+from meta import Sample, Samples, images, match_masks, relative, run
+
+CLASS, SPECIE = "skin", "lesion"
+DATA, TRUTH = "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"
+
+
+def build(root: Path) -> Samples:
+    """All images under root. Raises ValueError where there are none, and for masks missing or left over."""
+    pictures = images(root / DATA, (".jpg", ".jpeg"))
+    if not pictures:
+        raise ValueError(f"{root / DATA}: no images; unpack the dataset to {root} or give its place with --root")
+    pairs = match_masks(pictures, images(root / TRUTH, (".png",)), endings=("_Segmentation",))
+    test = [Sample(relative(path, root), relative(mask, root), CLASS, SPECIE, 1) for path, mask in pairs.items()]
+    return {"train": [], "test": test}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(build, "data/isic"))
