@@ -1,9 +1,10 @@
-"""meta.json -> samples -> tensors; the seeded draw of reference images; mosaics.
+"""meta.json -> samples -> tensors; the seeded draw of reference images; mosaics and augmentation.
 
 The format itself (read, check, write) lives in data/meta.py.
 """
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from data.meta import Sample, read
 
@@ -41,15 +44,27 @@ class AnomalyDataset(Dataset):
         samples: what to read, in this order.
         image_size: side S in pixels.
         mosaic_rate: probability of replacing a sample by a 2 x 2 mosaic of images of its class.
-        seed: of the mosaics; their draw depends on (seed, epoch, index) alone.
+        mosaic_of: "all" draws a kind of defect uniformly (normal is one), then an image of it; "anomalies" draws
+            anomalous images uniformly.
+        augment: turn, jitter, blur, see `Augmentation`.
+        seed: of mosaics and augmentation; what is drawn depends on (seed, epoch, index) alone.
     """
 
     def __init__(
-        self, root: str | Path, samples: Sequence[Sample], image_size: int, *, mosaic_rate: float = 0.0, seed: int = 0
+        self,
+        root: str | Path,
+        samples: Sequence[Sample],
+        image_size: int,
+        *,
+        mosaic_rate: float = 0.0,
+        mosaic_of: str = "all",
+        augment: bool = False,
+        seed: int = 0,
     ):
         self.root, self.samples, self.image_size = Path(root), list(samples), image_size
         self.mosaic_rate, self.seed, self.epoch = mosaic_rate, seed, 0
-        self._kinds = _by_class_and_kind(self.samples) if mosaic_rate > 0 else {}
+        self._tiles = _mosaic_tiles(self.samples, mosaic_of) if mosaic_rate > 0 else {}
+        self._augmentation = Augmentation(image_size) if augment else None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -57,16 +72,14 @@ class AnomalyDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index]
         dice = random.Random(f"{self.seed}/{self.epoch}/{index}")
-        if dice.random() < self.mosaic_rate:
+        if dice.random() < self.mosaic_rate and self._tiles[sample.cls_name]:
             image, mask = self._mosaic(sample.cls_name, dice)
         else:
             image, mask = self._read(sample)
-        return {
-            "image": _image_tensor(image, self.image_size),
-            "mask": _mask_tensor(mask, self.image_size),
-            "cls_name": sample.cls_name,
-            "index": index,
-        }
+        image, mask = _image_tensor(image, self.image_size), _mask_tensor(mask, self.image_size)
+        if self._augmentation:
+            image, mask = self._augmentation(image, mask, seed=dice.getrandbits(63))
+        return {"image": image, "mask": mask, "cls_name": sample.cls_name, "index": index}
 
     def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:
         """The image, and its mask as 0/255 of the same size."""
@@ -82,8 +95,8 @@ class AnomalyDataset(Dataset):
         return image, mask
 
     def _mosaic(self, cls_name: str, dice: random.Random) -> tuple[Image.Image, Image.Image]:
-        """2 x 2 images of a class, stitched: the kind of defect uniformly, then an image of it uniformly."""
-        kinds = self._kinds[cls_name]
+        """2 x 2 images of a class, stitched: a kind of defect uniformly, then an image of it uniformly."""
+        kinds = self._tiles[cls_name]
         tiles = [self._read(dice.choice(kinds[dice.choice(sorted(kinds))])) for _ in range(4)]
         width, height = tiles[0][0].size
         image, mask = Image.new("RGB", (2 * width, 2 * height)), Image.new("L", (2 * width, 2 * height))
@@ -94,12 +107,59 @@ class AnomalyDataset(Dataset):
         return image, mask
 
 
-def _by_class_and_kind(samples: Sequence[Sample]) -> dict[str, dict[tuple[int, str], list[Sample]]]:
-    groups: dict[str, dict[tuple[int, str], list[Sample]]] = {}
+def _mosaic_tiles(samples: Sequence[Sample], mosaic_of: str) -> dict[str, dict[tuple[int, str], list[Sample]]]:
+    """Class -> kind -> samples; anomalies as one kind, where mosaics are made of them alone."""
+    groups: dict[str, dict[tuple[int, str], list[Sample]]] = {sample.cls_name: {} for sample in samples}
     for sample in samples:
-        kinds = groups.setdefault(sample.cls_name, {})
-        kinds.setdefault((sample.anomaly, sample.specie_name), []).append(sample)
+        kind = (sample.anomaly, sample.specie_name if mosaic_of == "all" else "")
+        if mosaic_of == "all" or sample.anomaly:
+            groups[sample.cls_name].setdefault(kind, []).append(sample)
     return groups
+
+
+class Augmentation:
+    """VCP-CLIP's training augmentation (arXiv 2407.12276), each part with probability 1/2: a turn by up to 30 degrees,
+    quarter turns, brightness and contrast, noise, and one of blur or colour jitter. The mask turns with the image; what
+    a turn brings in from outside is the reflected picture."""
+
+    def __init__(self, image_size: int):
+        border = math.ceil(0.19 * image_size)  # a turn by 30 degrees needs (cos 30 + sin 30 - 1) / 2 of the side
+        self._turns = v2.Compose(
+            [
+                _sometimes(
+                    v2.Pad(border, padding_mode="reflect"),
+                    v2.RandomRotation(30, interpolation=v2.InterpolationMode.BILINEAR),
+                    v2.CenterCrop(image_size),
+                ),
+                _sometimes(v2.RandomChoice([v2.RandomRotation((turn, turn)) for turn in (90, 180, 270)])),
+            ]
+        )
+        self._colours = v2.Compose(
+            [
+                _sometimes(v2.ColorJitter(brightness=0.2, contrast=0.2)),
+                _sometimes(
+                    v2.ToDtype(torch.float32, scale=True),
+                    v2.GaussianNoise(sigma=0.03),
+                    v2.ToDtype(torch.uint8, scale=True),
+                ),
+                _sometimes(
+                    v2.RandomChoice(
+                        [v2.GaussianBlur(5, (0.1, 2.0)), v2.ColorJitter(0.1, 0.1, saturation=0.2, hue=0.05)]
+                    )
+                ),
+            ]
+        )
+
+    def __call__(self, image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """image: (3, S, S) uint8; mask: (S, S) uint8, 1 = defect. Draws from the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            image, mask = self._turns(tv_tensors.Image(image), tv_tensors.Mask(mask[None]))
+            return self._colours(image).as_subclass(Tensor), mask.as_subclass(Tensor)[0]
+
+
+def _sometimes(*transforms) -> v2.RandomApply:
+    return v2.RandomApply(list(transforms), p=0.5)
 
 
 class EpochSampler(Sampler):

@@ -137,6 +137,10 @@ CLIP_AD = Prompts(
 )
 
 
+# VCP-CLIP (Qu et al., arXiv 2407.12276): one sentence a state; the place of the name is taken by what the image says.
+VCP_CLIP = Prompts(normal=("a photo of a good {}",), abnormal=("a photo of a damaged {}",), templates=("{}",))
+
+
 def _findings(normal: tuple[str, ...], abnormal: tuple[str, ...], templates: tuple[str, ...]) -> Prompts:
     """Prompts for medical images: the general words for health and disease, and the names of the finding."""
     return Prompts(
@@ -161,6 +165,7 @@ PROMPTS = {
     "april_gan": APRIL_GAN,
     "winclip": WINCLIP,
     "clip_ad": CLIP_AD,
+    "vcp_clip": VCP_CLIP,
     "headct": _findings(
         ("{} without hemorrhage", "{} without bleeding"),
         ("{} with a hemorrhage", "{} with bleeding", "{} with a hematoma"),

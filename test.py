@@ -202,10 +202,11 @@ def write_results(settings, description, shots, classes, results, rows) -> None:
     if few:
         runtime.write_json(save_path / "k_shot.json", few)
     report.write_predictions(save_path / "predictions.csv", rows)
-    report.write(save_path, runs, {**description, "mode": settings.mode})
+    extra = METHODS[settings.method].EXTRA_FIGURES
+    report.write(save_path, runs, {**description, "mode": settings.mode}, extra)
     for name, missing in report.absent(runs).items():
         LOG.warning("%s: %s cannot be computed (one label only, no masks, or constant maps)", name, ", ".join(missing))
-    LOG.info("\n%s\n\nresults are in %s", report.markdown(runs), save_path)
+    LOG.info("\n%s\n\nresults are in %s", report.markdown(runs, extra), save_path)
 
 
 if __name__ == "__main__":

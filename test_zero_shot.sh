@@ -4,7 +4,7 @@
 set -eu
 here=$(dirname "$0")
 
-METHOD=${METHOD:-april_gan} # or winclip, sdp, sdp_plus
+METHOD=${METHOD:-april_gan} # or winclip, sdp, sdp_plus, vcp_clip
 DATASET=${DATASET:-visa}
 [ "$DATASET" = mvtec ] && other=visa || other=mvtec
 TRAINED_ON=${TRAINED_ON:-$other}

@@ -25,7 +25,8 @@ from utils.engine import Step, train_epoch
 from utils.runtime import LOG
 
 # Settings that a resumed training must share with what it resumes.
-TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "no_shuffle", "classes", "prompts", "rep_vec", "dbscan")
+TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "augment", "no_shuffle", "classes", "prompts", "rep_vec",
+            "dbscan")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,7 +59,13 @@ def main(argv: list[str] | None = None) -> None:
         runtime.write_config(save_path, settings, sources, description)
 
     dataset = AnomalyDataset(
-        settings.train_data_path, samples, description["image_size"], mosaic_rate=settings.aug_rate, seed=settings.seed
+        settings.train_data_path,
+        samples,
+        description["image_size"],
+        mosaic_rate=settings.aug_rate,
+        mosaic_of=settings.mosaic_of,
+        augment=settings.augment,
+        seed=settings.seed,
     )
     sampler = EpochSampler(len(dataset), settings.seed, shuffle=not settings.no_shuffle)
     loader = DataLoader(dataset, settings.batch_size, sampler=sampler, num_workers=settings.num_workers)

@@ -4,7 +4,7 @@
 set -eu
 here=$(dirname "$0")
 
-METHOD=${METHOD:-april_gan}
+METHOD=${METHOD:-april_gan} # or sdp_plus, vcp_clip
 DATASET=${DATASET:-mvtec}
 DATA=${DATA:-./data/$DATASET}
 SAVE=${SAVE:-./exps/$METHOD/$DATASET}
@@ -13,8 +13,8 @@ PRETRAINED=${PRETRAINED:-} # empty: the published weights (april_gan: openai); e
 CONFIG=${CONFIG:-}         # architecture JSON that open_clip does not ship
 IMAGE_SIZE=${IMAGE_SIZE:-} # empty: the published one (april_gan: 518), or the own one of another MODEL
 FEATURES=${FEATURES:-}     # empty: four evenly spaced layers (6 12 18 24 of ViT-L)
-BATCH_SIZE=${BATCH_SIZE:-} # empty: 8
-EPOCH=${EPOCH:-}           # empty: 3 on mvtec, 15 elsewhere
+BATCH_SIZE=${BATCH_SIZE:-} # empty: the published one (april_gan and sdp_plus: 8, vcp_clip: 32)
+EPOCH=${EPOCH:-}           # empty: the published one (april_gan: 3 on mvtec, 15 elsewhere)
 AUG_RATE=${AUG_RATE:-}     # empty: 0.2 on mvtec, 0 elsewhere
 VAL_DATASET=${VAL_DATASET:-} # scored after every saved epoch; the best one is kept as best.pth
 VAL_DATA=${VAL_DATA:-}       # empty: ./data/VAL_DATASET

@@ -6,10 +6,11 @@ from model.april_gan import AprilGan
 from model.backbone import Backbone, register_architecture
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector
+from model.vcp_clip import VcpClip
 from model.winclip import WinClip
 from prompt_ensemble import Prompts
 
-METHODS = {"april_gan": AprilGan, "winclip": WinClip, "sdp": Sdp, "sdp_plus": SdpPlus}
+METHODS = {"april_gan": AprilGan, "winclip": WinClip, "sdp": Sdp, "sdp_plus": SdpPlus, "vcp_clip": VcpClip}
 
 
 def build(
@@ -43,7 +44,8 @@ def build(
     _check_options(method, options)
     if config_path is not None:
         register_architecture(config_path)
-    backbone = Backbone(model, pretrained, image_size=image_size, quick_gelu=quick_gelu)
+    half = METHODS[method].HALF_WEIGHTS
+    backbone = Backbone(model, pretrained, image_size=image_size, quick_gelu=quick_gelu, half_weights=half)
     return build_on(backbone, method, prompts=prompts, **options)
 
 

@@ -35,6 +35,8 @@ class AprilGan(nn.Module):
     OPTIONS = ("features_list", "few_shot_features")
     TRAINABLE = True
     FEW_SHOT = True
+    HALF_WEIGHTS = False
+    EXTRA_FIGURES = ()
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import logging
 import textwrap
 import warnings
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,8 @@ class Backbone(nn.Module):
             (.pt, .pth, .bin, .safetensors); None leaves random weights.
         image_size: side S of the square input in pixels; None takes the architecture's own.
         quick_gelu: "auto" takes what the architecture says, as the published programs do; "on" and "off" force it.
+        half_weights: round the weights to half precision, as a program does that keeps them so; they are used in
+            single precision all the same.
 
     Raises:
         ValueError: unknown or unsupported architecture, unknown tag, an image size that the patches do not divide,
@@ -50,7 +52,13 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, model: str, pretrained: str | None = None, *, image_size: int | None = None, quick_gelu: str = "auto"
+        self,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        image_size: int | None = None,
+        quick_gelu: str = "auto",
+        half_weights: bool = False,
     ):
         super().__init__()
         config = architecture(model)
@@ -66,7 +74,7 @@ class Backbone(nn.Module):
         _check_image_size(self.image_size, patch, model)
         # The attention pool of a ResNet is built at its own size and resampled after loading (see _ResNetTaps).
         self.clip = _create(model, config, self.quick_gelu, self.image_size if is_vit else None)
-        source.load_into(self.clip)
+        source.load_into(self.clip, half_weights)
         self.taps = _ViTTaps(self.clip.visual) if is_vit else _ResNetTaps(self.clip.visual, self.image_size)
         self.tokenizer = _tokenizer(model)
         self.register_buffer("mean", torch.tensor(source.mean).view(3, 1, 1), persistent=False)
@@ -165,15 +173,70 @@ class Backbone(nn.Module):
         """open_clip's `encode_text` without the padding: under the causal mask nothing sees what follows the end token,
         so the tokens behind the longest sentence need not be computed."""
         clip = self.clip
-        causal = isinstance(clip, open_clip.CLIP) and clip.attn_mask is not None and clip.text_pool_type == "argmax"
-        if not causal:
+        if not self._causal:
             return clip.encode_text(ids)
         end = ids.argmax(-1)  # (n,), the end token has the largest id
         length = int(end.max()) + 1
         x = clip.token_embedding(ids[:, :length]) + clip.positional_embedding[:length]  # (n, length, width)
         x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
-        x = clip.ln_final(x[torch.arange(len(x), device=x.device), end])  # (n, width)
-        return x if clip.text_projection is None else _project(x, clip.text_projection)
+        return self.project_text(x[torch.arange(len(x), device=x.device), end])
+
+    @property
+    def _causal(self) -> bool:
+        """Whether the text tower is CLIP's own, which looks back only and pools the end token."""
+        clip = self.clip
+        return isinstance(clip, open_clip.CLIP) and clip.attn_mask is not None and clip.text_pool_type == "argmax"
+
+    # --- texts with learned tokens ---
+
+    def check_text_tokens(self, method: str) -> None:
+        """Raises ValueError where learned tokens cannot be put into the text tower: it must be CLIP's own."""
+        if not self._causal or not isinstance(self.tokenizer, open_clip.tokenizer.SimpleTokenizer):
+            raise ValueError(f"{method} puts learned tokens into CLIP's own text tower; {self.name} has another one")
+
+    @property
+    def text_width(self) -> int:
+        return self.clip.ln_final.weight.shape[0]
+
+    @property
+    def text_depth(self) -> int:
+        return len(self.clip.transformer.resblocks)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the text tower has positions for."""
+        return len(self.clip.positional_embedding)
+
+    def embed_text(self, text: str, *, start: bool = False, end: bool = False) -> Tensor:
+        """Embeddings of the tokens of a piece of text, (n, text width), without positions.
+
+        Args:
+            start, end: with the token that begins, that ends a text.
+        """
+        tokenizer = self.tokenizer
+        ids = [tokenizer.sot_token_id] * start + tokenizer.encode(text) + [tokenizer.eot_token_id] * end
+        return self.clip.token_embedding(torch.tensor(ids, dtype=torch.long, device=self.mean.device))
+
+    def text_positions(self, length: int) -> Tensor:
+        """Position embeddings of the first tokens, (length, text width)."""
+        return self.clip.positional_embedding[:length]
+
+    def run_text(self, tokens: Tensor, before_block: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """All blocks of the text tower under its causal mask: (B, n, text width) -> the same. Gradients flow through.
+
+        Args:
+            tokens: with positions; n at most the context length.
+            before_block: (number of the block from 0, its input) -> what it is to have instead.
+        """
+        mask = self.clip.attn_mask[: tokens.shape[1], : tokens.shape[1]]
+        for index, block in enumerate(self.clip.transformer.resblocks):
+            tokens = block(before_block(index, tokens), attn_mask=mask)
+        return tokens
+
+    def project_text(self, tokens: Tensor) -> Tensor:
+        """What `run_text` made of the end tokens, (B, text width) -> embeddings (B, D), not normalised."""
+        tokens = self.clip.ln_final(tokens)
+        return tokens if self.clip.text_projection is None else _project(tokens, self.clip.text_projection)
 
 
 def _project(x: Tensor, projection: nn.Linear | Tensor) -> Tensor:
@@ -456,10 +519,12 @@ class _Weights:
                 self.label, names[self.quick_gelu], names[quick_gelu], "on" if self.quick_gelu else "off",
             )  # fmt: skip
 
-    def load_into(self, clip: nn.Module) -> None:
+    def load_into(self, clip: nn.Module, half_weights: bool) -> None:
         if self.path is None:
             return
         state = _read_state(self.path)
+        if half_weights:  # before the position table is resampled
+            state = {key: value.half().float() if value.is_floating_point() else value for key, value in state.items()}
         if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
             state = convert_to_custom_text_state_dict(state)
         try:

@@ -48,6 +48,8 @@ class Sdp(nn.Module):
     OPTIONS = ("features_list", "rep_vec", "dbscan", "smoothing")
     TRAINABLE = False
     FEW_SHOT = False
+    HALF_WEIGHTS = False
+    EXTRA_FIGURES = ()
 
     def __init__(
         self,
@@ -153,6 +155,8 @@ class SdpPlus(nn.Module):
     OPTIONS = Sdp.OPTIONS
     TRAINABLE = True
     FEW_SHOT = False
+    HALF_WEIGHTS = False
+    EXTRA_FIGURES = ()
 
     def __init__(
         self,

@@ -53,6 +53,9 @@ class Detector(Protocol):
     TRAINABLE: bool  # whether there is anything to train; the last four below are for trainable methods
     FEW_SHOT: bool  # whether it can use references; the three on memories below are for methods that can
 
+    HALF_WEIGHTS: bool  # whether the published program rounds the backbone's weights to half precision
+    EXTRA_FIGURES: tuple[str, ...]  # metrics that the table shows beside the usual ones
+
     @property
     def options(self) -> dict[str, Any]:
         """The values of OPTIONS in use."""

@@ -47,6 +47,8 @@ class WinClip(nn.Module):
     OPTIONS = ("scales",)
     TRAINABLE = False
     FEW_SHOT = True
+    HALF_WEIGHTS = False
+    EXTRA_FIGURES = ()
 
     def __init__(self, backbone: Backbone, *, scales: Sequence[int] = (2, 3), prompts: Prompts = WINCLIP):
         super().__init__()

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dataset import (
@@ -195,6 +196,46 @@ def test_mosaic_rate_zero_is_none(kinds):
     plain, other = AnomalyDataset(root, samples, 16), AnomalyDataset(root, samples, 16, mosaic_rate=0.0, seed=5)
     for index in range(len(samples)):
         np.testing.assert_array_equal(plain[index]["image"], other[index]["image"])
+
+
+def test_mosaics_of_anomalies_alone(kinds):
+    root, samples = kinds
+    dataset = AnomalyDataset(root, samples, 32, mosaic_rate=1.0, mosaic_of="anomalies")
+    seen = {int(value) for index in range(len(samples)) for value in dataset[index]["image"].unique()}
+    assert min(seen) > 100
+    normal = [one for one in samples if not one.anomaly]
+    assert int(AnomalyDataset(root, normal, 32, mosaic_rate=1.0, mosaic_of="anomalies")[0]["image"].unique()) == 60
+
+
+def test_augmentation_turns_the_mask_with_the_image(tmp_path):
+    """A bright square on black is where the mask says it is, however it was turned."""
+    pixels = np.zeros((96, 96), dtype=np.uint8)
+    pixels[30:50, 20:45] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    dataset = AnomalyDataset(tmp_path, [sample(mask_path="a.png", kind="hole", anomaly=1)], 96, augment=True)
+    places = set()
+    for dataset.epoch in range(40):
+        one = dataset[0]
+        bright = one["image"].float().mean(0) > 100
+        overlap = (bright & (one["mask"] == 1)).sum() / (bright | (one["mask"] == 1)).sum()
+        assert overlap > 0.8 and one["image"].shape == (3, 96, 96) and one["image"].dtype == torch.uint8
+        assert set(one["mask"].unique().tolist()) == {0, 1} and one["mask"].shape == (96, 96)
+        places.add(tuple(one["mask"].nonzero().float().mean(0).round().tolist()))
+    assert len(places) > 10
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(kinds):
+    root, samples = kinds
+    state = torch.get_rng_state()
+
+    def images(seed, epoch):
+        dataset = AnomalyDataset(root, samples, 16, mosaic_rate=0.3, augment=True, seed=seed)
+        dataset.epoch = epoch
+        return np.stack([dataset[index]["image"] for index in reversed(range(len(samples)))])
+
+    np.testing.assert_array_equal(images(1, 1), images(1, 1))
+    assert (images(1, 1) != images(1, 2)).any() and (images(1, 1) != images(2, 1)).any()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_order_of_an_epoch():

@@ -12,7 +12,7 @@ import torch
 from utils.runtime import VERSION, replacing
 
 # Settings that a checkpoint and a run must share: adapters trained one way mean nothing the other way.
-_MUST_AGREE = ("method", "model", "weights", "quick_gelu", "features_list")
+_MUST_AGREE = ("method", "model", "weights", "quick_gelu", "features_list", "use_global")
 
 
 class Checkpoint(NamedTuple):

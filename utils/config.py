@@ -19,7 +19,11 @@ DATASETS = (
 # Medical datasets have words of their own, which ship with prompt_ensemble.py.
 _WORDS = {"headct": "headct", "brainmri": "brainmri", "isic": "isic", "clinicdb": "clinicdb", "": None}
 
-_OPTIONS = ("features_list", "few_shot_features", "scales", "rep_vec", "dbscan", "smoothing")
+# Options of the methods, by the names that their constructors give them.
+_OPTIONS = (
+    "features_list", "few_shot_features", "scales", "rep_vec", "dbscan", "smoothing", "prompt_len", "deep_prompt_len",
+    "total_d_layer_len", "use_global", "prompt_dropout",
+)  # fmt: skip
 
 _DBSCAN = {"visa": [1.5, 25], "": [0.5, 15]}  # eps, min_samples
 _SMOOTHING = {"visa": 2.0, "": 8.0}  # of SDP+
@@ -38,6 +42,8 @@ _PRESETS = {
             "print_freq": 1,
             "save_freq": 1,
             "seed": 111,
+            "mosaic_of": "all",
+            "augment": False,
             "no_shuffle": False,
             "prompts": _WORDS,
         },
@@ -62,12 +68,31 @@ _PRESETS = {
             "print_freq": 1,
             "save_freq": 1,
             "seed": 42,
+            "mosaic_of": "all",
+            "augment": False,
             "no_shuffle": True,
             "rep_vec": "dbscan",
             "dbscan": _DBSCAN,
             "prompts": _WORDS,
         },
         "test": {"batch_size": 16, "rep_vec": "dbscan", "dbscan": _DBSCAN, "smoothing": _SMOOTHING, "prompts": _WORDS},
+    },
+    "vcp_clip": {
+        "backbone": {"model": "ViT-L-14-336", "pretrained": "openai", "image_size": 518},
+        "train": {
+            "batch_size": 32,
+            "learning_rate": {"mvtec": 2e-5, "": 4e-5},
+            "betas": (0.5, 0.999),
+            "epoch": 10,
+            "aug_rate": {"mvtec": 0.2, "": 0.0},
+            "mosaic_of": "anomalies",
+            "augment": True,
+            "print_freq": 1,
+            "save_freq": 1,
+            "seed": 333,
+            "no_shuffle": False,
+        },
+        "test": {"batch_size": 8},
     },
 }
 _COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "precision": "fp32", "num_workers": 2}
@@ -91,6 +116,9 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--epoch", type=positive, help="epochs")
     add("--learning_rate", type=rate, help="of Adam")
     add("--aug_rate", type=probability, help="probability of a 2 x 2 mosaic instead of an image")
+    add("--augment", action="store_true", default=None, help="turn, jitter and blur images (vcp_clip: default)")
+    add("--no_augment", dest="augment", action="store_false", default=None, help="leave images as they are")
+    add("--prompt_dropout", type=probability, help="vcp_clip: of the learned tokens (default 0.1)")
     add("--print_freq", type=positive, help="epochs between two lines of the log")
     add("--save_freq", type=positive, help="epochs between two checkpoints; the last epoch is always saved")
     add("--seed", type=natural, help="of start weights, order and mosaics")
@@ -146,6 +174,10 @@ def _parser(description: str, methods: Sequence[str]) -> argparse.ArgumentParser
     add("--rep_vec", help="sdp, sdp_plus: how texts become one vector: mean, pca, kde, dbscan, mean_shift")
     add("--dbscan", type=float, nargs=2, metavar=("EPS", "MIN"), help="sdp, sdp_plus: radius and neighbours of DBSCAN")
     add("--smoothing", type=float, help="sdp, sdp_plus: sigma of the Gaussian filter over maps, in pixels")
+    add("--prompt_len", type=positive, help="vcp_clip: tokens that stand for the image (default 2)")
+    add("--deep_prompt_len", type=positive, help="vcp_clip: learned tokens after the start token (default 1)")
+    add("--total_d_layer_len", type=natural, help="vcp_clip: later text blocks with tokens of their own: all, or 0")
+    add("--use_global", type=boolean, nargs="?", const=True, help="vcp_clip: tokens from the image (default True)")
     add("--batch_size", type=positive, help="images at a time")
     add("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=PRECISIONS, help="of the backbone")
@@ -166,6 +198,12 @@ def natural(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text}: want 0 or more")
     return int(text)
+
+
+def boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text}: want True or False")
+    return text.lower() == "true"
 
 
 def rate(text: str) -> float:

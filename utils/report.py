@@ -40,10 +40,10 @@ def collect(results: Iterable[Any], settings: Sequence[Any], classes: Sequence[s
     ]
 
 
-def write(save_path: Path, runs: Sequence[Run], settings: Mapping[str, Any]) -> None:
-    """metrics.json, metrics.csv and table.md. settings: what all runs share."""
+def write(save_path: Path, runs: Sequence[Run], settings: Mapping[str, Any], extra: Sequence[str] = ()) -> None:
+    """metrics.json, metrics.csv and table.md. settings: what all runs share; extra: see `markdown`."""
     with replacing(save_path / "table.md") as path:
-        path.write_text(markdown(runs) + "\n", encoding="utf-8")
+        path.write_text(markdown(runs, extra) + "\n", encoding="utf-8")
     write_json(save_path / "metrics.json", as_json(runs, settings))
     with replacing(save_path / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -72,16 +72,19 @@ def as_json(runs: Sequence[Run], settings: Mapping[str, Any]) -> dict:
     }
 
 
-def markdown(runs: Sequence[Run]) -> str:
-    """One table per k, in percent; several seeds as mean ± standard deviation (of these seeds, not of a sample)."""
-    return "\n\n".join(_table(k, group) for k, group in _by_k(runs).items())
+def markdown(runs: Sequence[Run], extra: Sequence[str] = ()) -> str:
+    """One table per k, in percent; several seeds as mean ± standard deviation (of these seeds, not of a sample).
+
+    extra: metrics to show beside those of TABLE.
+    """
+    return "\n\n".join(_table(k, group, (*TABLE, *extra)) for k, group in _by_k(runs).items())
 
 
-def _table(k_shot: int, runs: Sequence[Run]) -> str:
-    rows = [["objects", *TABLE]]
+def _table(k_shot: int, runs: Sequence[Run], columns: Sequence[str]) -> str:
+    rows = [["objects", *columns]]
     for name, seeds in _by_class(runs):
         mean, std = _over_seeds(seeds)
-        rows.append([name, *(_cell(mean[key], std[key] if len(runs) > 1 else None) for key in TABLE)])
+        rows.append([name, *(_cell(key, mean[key], std[key] if len(runs) > 1 else None) for key in columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -97,9 +100,11 @@ def _title(k_shot: int, runs: Sequence[Run]) -> str:
     return f"{k_shot}-shot" + (f", seed{'s' * (len(seeds) > 1)} {' '.join(seeds)}" if seeds else "")
 
 
-def _cell(mean: float | None, std: float | None) -> str:
+def _cell(key: str, mean: float | None, std: float | None) -> str:
     if mean is None:
         return ""
+    if key == "threshold_px":  # on the scale of the maps
+        return f"{mean:.3g}" + (f" ± {std:.2g}" if std is not None else "")
     return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
