@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
@@ -179,16 +179,69 @@ class EpochSampler(Sampler):
         return iter(order)
 
 
+class OwnImages(Dataset):
+    """Images without labels, upright. An item is a dict: image (3, S, S) uint8 RGB; index; error, "" or why the file
+    could not be read (then the image is black).
+
+    Args:
+        paths: the files.
+        image_size: side S in pixels.
+    """
+
+    def __init__(self, paths: Sequence[Path], image_size: int):
+        self.paths, self.image_size = paths, image_size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            image, error = load_image(self.paths[index], upright=True), ""
+        except ValueError as reason:
+            image, error = Image.new("RGB", (self.image_size, self.image_size)), str(reason)
+        return {"image": _image_tensor(image, self.image_size), "index": index, "error": error}
+
+
+def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
+    """All images of files and folders, these with all that is below them: (file, its path relative to what was given),
+    sorted within a folder. A file that is named is taken whatever its suffix; in folders, Pillow's suffixes count.
+
+    Raises:
+        ValueError: something that does not exist, or no image at all; names it.
+    """
+    Image.init()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found: list[tuple[Path, str]] = []
+    for given in inputs:
+        root = Path(given)
+        if root.is_file():
+            found.append((root, root.name))
+        elif root.is_dir():
+            files = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+            found += [(path, path.relative_to(root).as_posix()) for path in files]
+        else:
+            raise ValueError(f"{given}: no such file or folder")
+    if not found:
+        raise ValueError(f"{' '.join(inputs)}: no images there (wanted: {' '.join(sorted(suffixes))[:60]} ...)")
+    return found
+
+
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(path: Path, *, upright: bool = False) -> Image.Image:
     """A picture as 8-bit grey or RGB; palette, alpha, CMYK and 16 bit are brought to that.
+
+    Args:
+        upright: turn it as its EXIF orientation says: right for one's own photographs, wrong for datasets, whose masks
+            follow the stored pixels.
 
     Raises:
         ValueError: missing, truncated or otherwise unreadable; names the file.
     """
     image = _open(path)
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("L", "RGB"):
         return image
     if image.mode.startswith("I"):  # 16 bit, which some files are opened as 32

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model import maps, memory
 from model.backbone import Backbone
-from model.interface import Memory, Prediction, Tokens
+from model.interface import Limits, Memory, Prediction, Tokens
 from model.layers import Adapters, load_part
 from model.text import TextFeatures
 from prompt_ensemble import APRIL_GAN, Prompts, sentences
@@ -121,11 +121,11 @@ class AprilGan(nn.Module):
             layers.append(maps.upsample(distance, tokens.grids[layer], self.backbone.image_size, align_corners=True))
         return torch.stack(layers).sum(0)
 
-    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Zero-shot: the text term. Few-shot: its mean with the map's maximum, min-max normalised over the class."""
+    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+        """Zero-shot: the text term. Few-shot: its mean with the map's maximum, on the scale of the class."""
         if "map_max" not in terms:
             return terms["text"]
-        return 0.5 * (terms["text"] + maps.minmax_over_class(terms["map_max"]))
+        return 0.5 * (terms["text"] + maps.rescale(terms, "map_max", limits))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model import maps
 from model.backbone import Backbone
-from model.interface import DualTokens, Prediction
+from model.interface import DualTokens, Limits, Prediction
 from model.layers import Adapters, load_part
 from model.text import TextFeatures
 from prompt_ensemble import CLIP_AD, Prompts, sentences
@@ -141,9 +141,9 @@ class Sdp(nn.Module):
         text = torch.sigmoid(maps.state_logit(class_token, self.texts(names), _SCALE))[:, 0]  # (B,)
         return Prediction(smooth, {"text": text, "map_max": smooth.amax((1, 2))})
 
-    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The text term plus the map's maximum, each min-max normalised over the class."""
-        return maps.minmax_over_class(terms["text"]) + maps.minmax_over_class(terms["map_max"])
+    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+        """The text term plus the map's maximum, each on the scale of the class."""
+        return maps.rescale(terms, "text", limits) + maps.rescale(terms, "map_max", limits)
 
 
 class SdpPlus(nn.Module):
@@ -192,9 +192,9 @@ class SdpPlus(nn.Module):
         adapted = torch.stack([torch.sigmoid(logit) for logit in self._pixel_logits(tokens, names)]).sum(0)
         return self.sdp.prediction(tokens, names, self.sdp.state_map(tokens, names) + adapted)
 
-    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
+    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
         """As SDP."""
-        return self.sdp.image_scores(terms)
+        return self.sdp.image_scores(terms, limits)
 
     def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         tokens = self.encode(images)

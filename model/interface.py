@@ -39,6 +39,9 @@ class Memory(NamedTuple):
         return Memory({key: bank.cpu() for key, bank in self.banks.items()})
 
 
+Limits = Mapping[str, tuple[float, float]]  # term of the image score -> (low, high) of normal images, low < high
+
+
 class Prediction(NamedTuple):
     """Anomaly maps and the parts from which image scores are made."""
 
@@ -81,8 +84,8 @@ class Detector(Protocol):
     ) -> Prediction:
         """The zero-shot prediction with one setting's references added; memories: class name -> Memory."""
 
-    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Scores of all images of one class, (n,), from their terms, each (n,)."""
+    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+        """Scores of all images of one class, (n,), from their terms, each (n,); limits: see `maps.rescale`."""
 
     def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Trainable methods: per map (B, 2, S, S) state probabilities, to which the engine applies the losses."""

@@ -1,10 +1,13 @@
 """From values at patches to maps of pixels, and the scale of scores."""
 
 import functools
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model.interface import Limits
 
 
 def upsample(values: Tensor, grid: tuple[int, int], size: int, *, align_corners: bool) -> Tensor:
@@ -43,6 +46,18 @@ def minmax_over_class(values: Tensor) -> Tensor:
     """
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+
+
+def rescale(terms: Mapping[str, Tensor], key: str, limits: Limits | None) -> Tensor:
+    """A term of the image score, (n,), on the scale that is asked for.
+
+    limits None is the published, transductive way, see `minmax_over_class`; otherwise a score does not depend on other
+    test images: the term's limits become 0 and 1, and values beyond them go beyond.
+    """
+    if limits is None:
+        return minmax_over_class(terms[key])
+    low, high = limits[key]
+    return (terms[key] - low) / (high - low)
 
 
 def gaussian(maps: Tensor, sigma: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model import maps
 from model.backbone import Backbone
-from model.interface import Prediction, Tokens
+from model.interface import Limits, Prediction, Tokens
 from model.layers import Adapters, load_exactly, load_part
 from prompt_ensemble import VCP_CLIP, Prompts, sentences
 
@@ -144,7 +144,8 @@ class VcpClip(nn.Module):
         """The published program rescales the maps of a class to [0, 1] at the end; these stay on their own scale."""
         raw, post = (torch.sigmoid(torch.stack(logits)).mean(0) for logits in self._pixel_logits(tokens))  # (B, S, S)
         fused = maps.gaussian((1 - _POST_WEIGHT) * raw + _POST_WEIGHT * post, _SIGMA)
-        return Prediction(fused, {"raw_top": _top_mean(raw), "post_top": _top_mean(post)})
+        tops = {"raw_top": _top_mean(raw), "post_top": _top_mean(post)}
+        return Prediction(fused, {**tops, "top": tops["raw_top"] + tops["post_top"]})
 
     def _pixel_logits(self, tokens: Tokens) -> tuple[list[Tensor], list[Tensor]]:
         """Per layer, the logit of "abnormal" at each pixel, (B, S, S): raw, and after Post-VCP."""
@@ -158,9 +159,9 @@ class VcpClip(nn.Module):
             post.append(maps.upsample(logit, tokens.grids[layer], size, align_corners=True))
         return raw, post
 
-    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The sum of both maps' terms, min-max normalised over the class."""
-        return maps.minmax_over_class(terms["raw_top"] + terms["post_top"])
+    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+        """The sum of both maps' largest pixels, on the scale of the class."""
+        return maps.rescale(terms, "top", limits)
 
     # --- training ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model import maps, memory
 from model.backbone import Backbone
-from model.interface import Memory, Prediction
+from model.interface import Limits, Memory, Prediction
 from model.text import TextFeatures
 from prompt_ensemble import WINCLIP, Prompts, sentences
 
@@ -161,8 +161,8 @@ class WinClip(nn.Module):
             distances.append(self._per_patch(distance / 2, scale))
         return _finite(torch.stack(distances).mean(0))
 
-    def image_scores(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Zero-shot: the text term. Few-shot: its mean with the association map's maximum."""
+    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+        """Zero-shot: the text term. Few-shot: its mean with the association map's maximum. Needs no limits."""
         return (terms["text"] + terms["map_max"]) / 2 if "map_max" in terms else terms["text"]
 
 

@@ -146,8 +146,7 @@ def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--mode", choices=("zero_shot", "few_shot"), help="default: few_shot where --k_shot or --references is given")
     add("--k_shot", type=natural, nargs="+", help="numbers of references per class, all scored in one pass")
     add("--seed", type=natural, nargs="+", help="seeds of the references' draw, all scored in one pass")
-    add("--few_shot_features", type=int, nargs="+", help="layers compared with the references (default features_list)")
-    add("--scales", type=positive, nargs="+", help="winclip: sides of the windows in patches (default 2 3)")
+    _add_test_options(parser)
     add("--save_memory", metavar="FILE", help="write the references' tokens of all classes and settings (.safetensors)")
     add("--memory", metavar="FILE", help="use the references of such a file instead of images")
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
@@ -156,13 +155,45 @@ def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def predict_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of predict.py. None means: not given, the preset decides."""
+    parser = _Parser(description="Find anomalies in one's own images.", allow_abbrev=False)
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders with all that is below them")
+    add("--class_name", required=True, help="what the images show, as it stands in the texts: screw, leather, ...")
+    add("--checkpoint_path", help="trained parts, ours or published")
+    add("--references", metavar="PATH", help="normal images of the object: a folder, or a file of --save_memory")
+    add("--calibrate", metavar="FOLDER", help="normal images that fix scale and threshold (default: the references)")
+    add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
+    add(
+        "--fpr", type=probability, default=0.05, help="wanted share of normal images above the threshold (default 0.05)"
+    )
+    add("--save_maps", action="store_true", help="write every anomaly map as .npy")
+    add("--no_images", action="store_true", help="draw no overlays")
+    _add_test_options(parser)
+    _add_common(parser, methods)
+    return parser
+
+
 def _parser(description: str, methods: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(description=description, allow_abbrev=False)
     add = parser.add_argument
-    add("--method", choices=methods, help="default april_gan")
     add("--dataset", choices=DATASETS, default="mvtec", help="its name (default mvtec)")
     add("--meta_path", help="the dataset's meta.json, where it is not in the root")
     add("--class", dest="classes", nargs="+", metavar="NAME", help="only these classes")
+    _add_common(parser, methods)
+    return parser
+
+
+def _add_test_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--few_shot_features", type=int, nargs="+", help="layers compared with the references (default features_list)")
+    add("--scales", type=positive, nargs="+", help="winclip: sides of the windows in patches (default 2 3)")
+
+
+def _add_common(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
+    add = parser.add_argument
+    add("--method", choices=methods, help="default april_gan")
     add("--save_path", help="folder of the results")
     add("--model", help="architecture of open_clip, or of --config_path")
     add("--pretrained", help="tag of open_clip (openai, laion400m_e31, ...) or file (.pt, .safetensors)")
@@ -182,7 +213,6 @@ def _parser(description: str, methods: Sequence[str]) -> argparse.ArgumentParser
     add("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=PRECISIONS, help="of the backbone")
     add("--num_workers", type=natural, help="processes that read images")
-    return parser
 
 
 # Types of flags: argparse names them in its messages.
@@ -256,6 +286,22 @@ def resolve_test(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
     settings.mode = mode
     _default(settings, sources, "data_path", f"./data/{settings.dataset}")
     _default(settings, sources, "save_path", f"./results/{settings.method}/{settings.dataset}/{mode}")
+    return settings, sources
+
+
+def resolve_predict(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
+    """As `resolve_train`; besides, what fixes the scale must not be said twice (ValueError)."""
+    if args.calibrate is not None and args.calibration is not None:
+        raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
+    if not args.class_name.strip():
+        raise ValueError("--class_name '': say what the images show")
+    if not 0 < args.fpr < 1:
+        raise ValueError(f"--fpr {args.fpr:g}: want a rate between 0 and 1")
+    args.dataset = "own images"
+    settings, sources = _fill(args, "test")
+    for key in ("k_shot", "seed"):  # nothing is drawn
+        vars(settings).pop(key, None)
+    _default(settings, sources, "save_path", f"./results/{settings.method}/predict")
     return settings, sources
 
 

@@ -1,6 +1,6 @@
 """The training epoch and the scoring pass; they know a detector by its protocol alone."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +143,34 @@ def score(
 
 
 @torch.no_grad()
+def infer(detector: Any, images: Tensor, name: str, memory: Any | None, accelerator: Accelerator) -> Any:
+    """The prediction for images of one class, (B, 3, S, S) uint8; memory: its references, None for zero-shot."""
+    with accelerator.autocast():
+        tokens = detector.encode(images.to(accelerator.device))
+    return _fuse(detector, tokens, [name] * len(images), memory)
+
+
+def _fuse(detector: Any, tokens: Any, names: list[str], memory: Any | None) -> Any:
+    zero_shot = detector.zero_shot(tokens, names)
+    return zero_shot if memory is None else detector.few_shot(zero_shot, tokens, names, {names[0]: memory})
+
+
+@torch.no_grad()
+def leave_one_out(detector: Any, tokens: Any, count: int, name: str) -> list[Any]:
+    """Predictions for the references themselves, each compared with all others: what normal images look like.
+
+    Args:
+        tokens: of the references, see `encode_all`.
+        count: how many references there are, two or more.
+    """
+    predictions = []
+    for row in range(count):
+        others = detector.remember(_rows(tokens, [other for other in range(count) if other != row]))
+        predictions.append(_fuse(detector, _rows(tokens, [row]), [name], others))
+    return predictions
+
+
+@torch.no_grad()
 def _predict(detector, images: Tensor, names, settings, banks, accelerator: Accelerator) -> Iterator[Any]:
     """One prediction per setting from one pass of the backbone."""
     with accelerator.autocast():
@@ -213,12 +241,19 @@ class References:
         paths = list(dict.fromkeys(path for paths in wanted for path in paths))
         if not paths:
             return [None] * len(wanted)
-        encoded = []
-        for batch in self._load(paths):
-            with self._accelerator.autocast():
-                encoded.append(self._detector.encode(batch["image"].to(self._accelerator.device)))
-        tokens, row = _join(encoded), {path: number for number, path in enumerate(paths)}
+        tokens = encode_all(self._detector, self._load(paths), self._accelerator)
+        row = {path: number for number, path in enumerate(paths)}
         return [self._detector.remember(_rows(tokens, [row[p] for p in one])) if one else None for one in wanted]
+
+
+@torch.no_grad()
+def encode_all(detector: Any, batches: Iterable[Mapping[str, Any]], accelerator: Accelerator) -> Any:
+    """Tokens of all images of some batches, as one bundle."""
+    encoded = []
+    for batch in batches:
+        with accelerator.autocast():
+            encoded.append(detector.encode(batch["image"].to(accelerator.device)))
+    return _join(encoded)
 
 
 def _join(bundles: Sequence[Any]) -> Any:

@@ -1,6 +1,7 @@
 """Seed, device, precision, logging, and how a script ends."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -26,14 +27,15 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Run a script's main; a user's mistake (ValueError, OSError) ends it with one line and exit code 2.
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's main, which may return an exit code; a user's mistake (ValueError, OSError) ends it with one line
+    and exit code 2.
 
     VAND_TRACEBACK=1 in the environment shows where it was raised.
     """
     LOG.handlers[:] = [MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)]  # until `log_to` knows where lines go
     try:
-        main()
+        code = main()
     except (ValueError, OSError) as error:
         if os.environ.get("VAND_TRACEBACK"):
             raise
@@ -50,6 +52,8 @@ def run(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    if code:
+        sys.exit(code)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -162,6 +166,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest(paths: Iterable[str | Path]) -> str:
+    """Identity of what some files hold, whatever their names and order: 16 hex digits."""
+    each = []
+    for path in paths:
+        with Path(path).open("rb") as file:
+            each.append(hashlib.file_digest(file, "sha256").digest())
+    return hashlib.sha256(b"".join(sorted(each))).hexdigest()[:16]
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -15,6 +15,8 @@ from utils.runtime import replacing
 
 _SIDE = 384  # the longer side of a panel, in pixels
 _STRIP = 22  # the caption's height, in pixels
+_SAMPLED = 4096  # pixels of a map that are kept for the ends of the colour scale
+_FIRST = 64  # images whose maps give these ends, where there are no normal ones
 _GREEN = (60, 220, 60)
 _COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8).reshape(256, 1), cv2.COLORMAP_TURBO)[
     :, 0, ::-1
@@ -22,13 +24,13 @@ _COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8).reshape(256, 1), cv2
 
 
 def overlay(image: Image.Image, heat: np.ndarray, mask: np.ndarray | None, captions: Sequence[str]) -> np.ndarray:
-    """Three panels side by side, at the image's own aspect ratio.
+    """Three panels side by side, at the image's own aspect ratio: original, anomaly map, ground truth.
 
     Args:
         image: the original, any size.
         heat: (S, S) in [0, 1], the colour scale's ends.
         mask: (S, S), non-zero = defect; None where it is not known.
-        captions: one per panel.
+        captions: one per panel; two leave the ground truth out.
 
     Returns:
         (H, W, 3) uint8 RGB
@@ -46,7 +48,8 @@ def overlay(image: Image.Image, heat: np.ndarray, mask: np.ndarray | None, capti
         contours, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for panel in (blended, truth):
             cv2.drawContours(panel, contours, -1, _GREEN, 1, cv2.LINE_AA)
-    return np.hstack([_captioned(panel, text) for panel, text in zip((picture, blended, truth), captions, strict=True)])
+    panels = (picture, blended, truth)[: len(captions)]
+    return np.hstack([_captioned(panel, text) for panel, text in zip(panels, captions, strict=True)])
 
 
 def _captioned(panel: np.ndarray, text: str) -> np.ndarray:
@@ -117,6 +120,71 @@ class Overlays:
             Image.fromarray(picture).save(path)
 
 
+class HeatScale:
+    """The ends of the colour scale: the median and the 99.9th percentile of the pixels of some maps."""
+
+    def __init__(self, images: int):
+        self._left, self._parts = images, []
+
+    @property
+    def full(self) -> bool:
+        """Whether as many maps have come as were wanted."""
+        return self._left <= 0
+
+    def add(self, one: np.ndarray) -> None:
+        """one: (S, S); a sample of its pixels is kept."""
+        self._parts.append(one.ravel()[:: max(1, one.size // _SAMPLED)].astype(np.float32))
+        self._left -= 1
+
+    def ends(self, stretch: float = 1.0) -> tuple[float, float]:
+        """(low, high); stretch: how many times as far above the median the upper end lies, for normal images."""
+        low, high = np.quantile(np.concatenate(self._parts), (0.5, 0.999))
+        return float(low), float(low + max(stretch * (high - low), 1e-6))
+
+
+class StreamedOverlays:
+    """Original and anomaly map of images without ground truth, drawn as they come, in bounded memory.
+
+    Args:
+        folder: where <name>.png goes.
+        load: path -> PIL image.
+        ends: of the colour scale; None takes those of the first images, which wait until there are enough of them.
+    """
+
+    def __init__(self, folder: Path, load: Any, ends: tuple[float, float] | None):
+        self._folder, self._load, self._ends = folder, load, ends
+        self._scale, self._waiting = HeatScale(_FIRST), []
+
+    def __enter__(self) -> "StreamedOverlays":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None and self._waiting:
+            self._draw_waiting()
+
+    def keep(self, path: Path, name: str, one: np.ndarray, caption: str) -> None:
+        """Take one map, (S, S) float32, of the image at `path`, to be drawn under `name`."""
+        self._waiting.append((path, name, one, caption))
+        if self._ends is None:
+            self._scale.add(one)
+        if self._ends is not None or self._scale.full:
+            self._draw_waiting()
+
+    def _draw_waiting(self) -> None:
+        low, high = self._ends = self._ends or self._scale.ends()
+        for path, name, one, caption in self._waiting:
+            picture = overlay(self._load(path), (one - low) / (high - low), None, (PurePosixPath(name).name, caption))
+            with replacing(self._folder / PurePosixPath(name).with_suffix(".png")) as temporary:
+                Image.fromarray(picture).save(temporary)
+        self._waiting.clear()
+
+
+def save_map(folder: Path, name: str, one: np.ndarray) -> None:
+    """Write a map, (S, S), as float32 under the image's name with the suffix .npy."""
+    with replacing(folder / PurePosixPath(name).with_suffix(".npy")) as path:
+        np.save(path, one.astype(np.float32))
+
+
 def check_names(paths: Sequence[str]) -> None:
     """Maps and overlays are named after the images without their suffix: two images of one name would collide.
 
@@ -153,9 +221,7 @@ class MapFiles(contextlib.ExitStack):
         if self._overlays:
             self._overlays.keep(setting, index, one)
         if self._maps:
-            name = PurePosixPath(self._samples[index].img_path).with_suffix(".npy")
-            with replacing(self._maps / self._subfolders[setting] / name) as path:
-                np.save(path, one.astype(np.float32))
+            save_map(self._maps / self._subfolders[setting], self._samples[index].img_path, one)
 
     def finish(self, result: Any) -> None:
         """Draw a class whose maps have all come; result: `engine.ClassScores`."""

@@ -1,0 +1,229 @@
+"""Find anomalies in one's own images.
+
+    python predict.py photos/ --class_name screw --method winclip --references photos_of_good_screws/ --save_path out
+
+Writes scores.csv, imgs/ (original and anomaly map), config.json, log.txt and, with --save_maps, maps/ into --save_path;
+with normal images (--references FOLDER of two or more, or --calibrate FOLDER) also calibration.json, and a verdict per
+image. Files that cannot be read are listed in skipped.csv, and the exit code is then 3.
+"""
+
+import utils.packages  # noqa: F401 - first of all
+
+# isort: split
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dataset import OwnImages, find_images, load_image
+from model import METHODS, memory
+from test import load_detector
+from utils import runtime
+from utils.calibration import Calibration, limits_of, threshold_of
+from utils.checkpoint import must_agree
+from utils.config import log_settings, predict_parser, resolve_predict
+from utils.engine import encode_all, infer, leave_one_out
+from utils.runtime import LOG
+from utils.visualize import HeatScale, StreamedOverlays, check_names, save_map
+
+RESULTS = ("scores.csv", "skipped.csv", "calibration.json", "imgs", "maps")
+_STRETCH = 2.0  # of the colour scale beyond normal images
+_SHOWN = 20  # unreadable files that the log names one by one
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings, sources = resolve_predict(predict_parser(list(METHODS)).parse_intermixed_args(argv))
+    accelerator = runtime.accelerator(settings.device, settings.precision)
+    images = find_images(settings.inputs)
+    if settings.save_maps or not settings.no_images:
+        check_names([name for _, name in images])
+    save_path = runtime.result_folder(settings.save_path)
+    known = None if settings.calibration is None else Calibration.load(settings.calibration)
+    stored, normal = reference_files(settings, accelerator)
+    detector, description = load_detector(settings, accelerator, stored)
+    description |= identity(settings, normal)
+    if known:
+        keys = description.keys() - {"version", "pretrained", "dataset"}
+        must_agree(f"calibration {settings.calibration} was made", known.made_with, description, sorted(keys))
+
+    save_path.mkdir(parents=True, exist_ok=True)
+    runtime.clear_results(save_path, RESULTS)
+    runtime.log_to(save_path)
+    vars(settings).update(detector.options, image_size=description["image_size"])
+    log_settings(settings, sources)
+    runtime.write_config(save_path, settings, sources, description)
+    detector.encode_names([settings.class_name])
+    bank, calibration = prepare(settings, accelerator, detector, stored, normal, description)
+    calibration = known or calibration
+    if calibration:
+        calibration.save(save_path / "calibration.json")
+        share, count = 100 * calibration.fpr, calibration.normal_images
+        LOG.info("threshold %.4g: about %.1f%% of normal images lie above it", calibration.threshold, share)
+        LOG.info("scale and threshold come from %d normal images: %s", count, calibration.source)
+    else:
+        LOG.info(
+            "scores are on a scale of their own, and there is no verdict; --calibrate FOLDER of normal images gives one"
+        )
+    skipped = score(settings, accelerator, detector, images, bank, calibration)
+    LOG.info("%d images scored; results are in %s", len(images) - len(skipped), save_path)
+    if skipped:
+        write_skipped(save_path / "skipped.csv", skipped)
+        for name, reason in skipped[:_SHOWN]:
+            LOG.warning("skipped %s: %s", name, reason)
+        LOG.warning("%d of %d files could not be read, see skipped.csv", len(skipped), len(images))
+    return 3 if skipped else 0
+
+
+# --- references and calibration -------------------------------------------------------------------------------------
+
+
+def reference_files(settings, accelerator) -> tuple[Any, list[Path]]:
+    """(a file of memories or None, images of the references)."""
+    settings.memory = None
+    if settings.references is None:
+        return None, []
+    if not METHODS[settings.method].FEW_SHOT:
+        raise ValueError(f"--references {settings.references}: {settings.method} is zero-shot and takes none")
+    if Path(settings.references).suffix == ".safetensors":
+        settings.memory = settings.references
+        return memory.load(settings.references, accelerator.device), []
+    return None, [path for path, _ in find_images([settings.references])]
+
+
+def identity(settings, normal: Sequence[Path]) -> dict[str, str | None]:
+    """What else, beside the detector's description, the scores depend on."""
+    files = {"checkpoint": settings.checkpoint_path, "memory": settings.memory}
+    held = {key: None if path is None else runtime.digest([path]) for key, path in files.items()}
+    references = runtime.digest(normal) if normal else held.pop("memory")
+    return {"class_name": settings.class_name, "prompts": settings.prompts, "references": references,
+            "checkpoint": held["checkpoint"]}  # fmt: skip
+
+
+def prepare(settings, accelerator, detector, stored, normal: Sequence[Path], description) -> tuple:
+    """(memory of the references or None, calibration or None)."""
+    bank, predictions, source = None, [], settings.calibrate
+    if stored:
+        bank = the_memory(settings, *stored)
+    elif normal:
+        tokens = encode_all(detector, strict(batches(settings, normal), normal), accelerator)
+        bank = detector.remember(tokens)
+        if source is None and len(normal) > 1:
+            predictions, source = leave_one_out(detector, tokens, len(normal), settings.class_name), settings.references
+    if settings.calibrate is not None:
+        files = [path for path, _ in find_images([settings.calibrate])]
+        for batch in strict(batches(settings, files), files):
+            predictions.append(infer(detector, batch["image"], settings.class_name, bank, accelerator))
+    return bank, calibrate(detector, predictions, settings.fpr, source, description) if predictions else None
+
+
+def the_memory(settings, header, memories):
+    """The one memory of the class in a file of memories."""
+    found = [one for (_, name), one in memories.items() if name == settings.class_name]
+    if len(found) != 1:
+        raise ValueError(
+            f"memory {settings.references}: holds {len(found)} memories of class '{settings.class_name}' (its classes: "
+            f"{', '.join(header['classes'])}); want one, made by test.py with one --k_shot and one --seed"
+        )
+    return found[0]
+
+
+def calibrate(detector, predictions: Sequence[Any], fpr: float, source: str, description) -> Calibration:
+    terms = {key: torch.cat([one.terms[key].float().cpu() for one in predictions]) for key in predictions[0].terms}
+    limits = limits_of({key: values.tolist() for key, values in terms.items()})
+    scores = detector.image_scores(terms, limits).tolist()
+    threshold, attained = threshold_of(scores, fpr)
+    if attained > fpr:
+        LOG.warning(
+            "--fpr %g: %d normal images allow no rate below %.2g; the threshold is their highest score",
+            fpr, len(scores), attained,
+        )  # fmt: skip
+    heat = HeatScale(len(scores))
+    for one in predictions:
+        for each in one.maps.float().cpu().numpy():
+            heat.add(each)
+    return Calibration(limits, threshold, attained, len(scores), source, heat.ends(_STRETCH), dict(description))
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def batches(settings, files: Sequence[Path]) -> DataLoader:
+    dataset = OwnImages(files, settings.image_size)
+    return DataLoader(dataset, settings.batch_size, num_workers=min(settings.num_workers, len(files)))
+
+
+def strict(loader, files: Sequence[Path]) -> Iterator[dict]:
+    """Batches of normal images, every one of which must be readable (ValueError)."""
+    for batch in loader:
+        for error in filter(None, batch["error"]):
+            raise ValueError(error)
+        yield batch
+
+
+def score(settings, accelerator, detector, images, bank, calibration) -> list[tuple[str, str]]:
+    """Score all images as they come; writes scores.csv, overlays and maps. Returns what was skipped, and why."""
+    save_path, skipped, writer = Path(settings.save_path), [], None
+    with ExitStack() as stack:
+        temporary = stack.enter_context(runtime.replacing(save_path / "scores.csv"))
+        file = stack.enter_context(temporary.open("w", newline="", encoding="utf-8"))
+        ends = calibration.heat if calibration else None
+        draw = None if settings.no_images else StreamedOverlays(save_path / "imgs", upright, ends)
+        if draw:
+            stack.enter_context(draw)
+        loader = batches(settings, [path for path, _ in images])
+        for batch in tqdm(loader, desc="predict", unit="batch", disable=None):
+            indices = batch["index"].tolist()
+            skipped += [
+                (images[index][1], error) for index, error in zip(indices, batch["error"], strict=True) if error
+            ]
+            good = [row for row, error in enumerate(batch["error"]) if not error]
+            if not good:
+                continue
+            prediction = infer(detector, batch["image"][good], settings.class_name, bank, accelerator)
+            maps = prediction.maps.float().cpu().numpy()
+            for row, one, values in zip(good, maps, rows_of(detector, prediction, calibration), strict=True):
+                path, name = images[indices[row]]
+                if not np.isfinite([values["score"], one.sum()]).all():
+                    raise ValueError(
+                        f"the anomaly map or score of {path} holds NaN or infinity; are the weights broken?"
+                    )
+                if writer is None:
+                    writer = csv.DictWriter(file, ["img_path", "cls_name", *values])
+                    writer.writeheader()
+                writer.writerow({"img_path": name, "cls_name": settings.class_name, **values})
+                if settings.save_maps:
+                    save_map(save_path / "maps", name, one)
+                if draw:
+                    draw.keep(path, name, one, f"score {values['score']:.3f} {values.get('verdict', '')}")
+    return skipped
+
+
+def rows_of(detector, prediction, calibration: Calibration | None) -> list[dict[str, Any]]:
+    """Per image: its score, the verdict where there is a threshold, and the terms that make the score."""
+    terms = {key: term.float().cpu() for key, term in prediction.terms.items()}
+    limits = calibration.limits if calibration else dict.fromkeys(terms, (0.0, 1.0))
+    scores = detector.image_scores(terms, limits).tolist()
+    rows = []
+    for row, value in enumerate(scores):
+        verdict = {"verdict": "anomalous" if value > calibration.threshold else "normal"} if calibration else {}
+        rows.append({"score": value, **verdict, **{key: term[row].item() for key, term in terms.items()}})
+    return rows
+
+
+def upright(path: Path):
+    return load_image(path, upright=True)
+
+
+def write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    with runtime.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("img_path", "reason"), *skipped])
+
+
+if __name__ == "__main__":
+    runtime.run(main)

@@ -1,0 +1,210 @@
+"""One's own images: scores, verdicts, pictures, and what cannot be read."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict as predict_script
+import test as test_script
+from conftest import REFERENCE, ROOT
+from dataset import AnomalyDataset, Sample, find_images
+from model import build
+from utils import checkpoint
+
+CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
+BRICK = REFERENCE / "data/mini_mvtec/brick"
+
+
+@pytest.fixture
+def call(tiny_a, tmp_path):
+    """Run predict.py; returns (exit code, rows of scores.csv)."""
+
+    def run(*argv, out="out", method="april_gan"):
+        trained = ["--checkpoint_path", CHECKPOINT] if method == "april_gan" else []
+        flags = [*argv, "--class_name", "brick", "--method", method, *trained, *tiny_a.flags, "--image_size", 96,
+                 "--num_workers", 0, "--save_path", tmp_path / out]  # fmt: skip
+        code = predict_script.main([str(flag) for flag in flags])
+        return code, rows_of(tmp_path / out / "scores.csv")
+
+    return run
+
+
+def rows_of(path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_a):
+    detector = build("april_gan", **tiny_a._asdict(), image_size=96).eval()
+    detector.load_trainable_state(checkpoint.load(CHECKPOINT).state)
+    return detector
+
+
+def encoded(detector, folder):
+    paths = sorted(path.name for path in folder.glob("*.png"))
+    dataset = AnomalyDataset(folder, [Sample(path, "", "", "", 0) for path in paths], 96)
+    return detector.encode(torch.stack([item["image"] for item in dataset]))
+
+
+def rows_of_tokens(tokens, rows):
+    patches = {layer: values[rows] for layer, values in tokens.patches.items()}
+    return tokens._replace(pooled=tokens.pooled[rows], patches=patches)
+
+
+def test_zero_shot_without_normal_images(call, detector, tmp_path):
+    code, rows = call(BRICK / "test", "--save_maps", "--batch_size", 3)
+    assert code == 0 and [row["img_path"] for row in rows] == [
+        path.relative_to(BRICK / "test").as_posix() for path in sorted((BRICK / "test").rglob("*.png"))
+    ]
+    assert "verdict" not in rows[0] and not (tmp_path / "out/calibration.json").exists()
+    assert "there is no verdict" in (tmp_path / "out/log.txt").read_text()
+    tokens = encoded(detector, BRICK / "test/good")
+    with torch.no_grad():
+        prediction = detector.zero_shot(tokens, ["brick"] * 6)
+    good = [row for row in rows if row["img_path"].startswith("good/")]
+    np.testing.assert_allclose([float(row["score"]) for row in good], prediction.terms["text"], atol=1e-5)
+    maps = np.stack([np.load(tmp_path / "out/maps" / row["img_path"].replace(".png", ".npy")) for row in good])
+    np.testing.assert_allclose(maps, prediction.maps, atol=1e-4)
+    with Image.open(tmp_path / "out/imgs" / rows[0]["img_path"]) as picture:
+        assert picture.width > 1.9 * (picture.height - 30)
+
+
+def test_references_fix_scale_and_threshold(call, detector, tmp_path):
+    """Against the formulas: each reference is compared with the others, their terms are the limits."""
+    code, rows = call(BRICK / "test", "--references", BRICK / "train/good", "--fpr", 0.2)
+    assert code == 0
+    references, names = encoded(detector, BRICK / "train/good"), ["brick"]
+    maxima = []
+    with torch.no_grad():
+        for row in range(8):
+            one, others = (
+                rows_of_tokens(references, [row]),
+                rows_of_tokens(references, [o for o in range(8) if o != row]),
+            )
+            few = detector.few_shot(detector.zero_shot(one, names), one, names, {"brick": detector.remember(others)})
+            maxima.append(few.terms["map_max"].item())
+        test = encoded(detector, BRICK / "test/good")
+        names = names * 6
+        few = detector.few_shot(detector.zero_shot(test, names), test, names, {"brick": detector.remember(references)})
+    low, high = min(maxima), max(maxima)
+    expected = 0.5 * (few.terms["text"] + (few.terms["map_max"] - low) / (high - low))
+    good = [row for row in rows if row["img_path"].startswith("good/")]
+    np.testing.assert_allclose([float(row["score"]) for row in good], expected, atol=1e-3)
+    calibration = json.loads((tmp_path / "out/calibration.json").read_text())
+    np.testing.assert_allclose(calibration["limits"]["map_max"], [low, high], atol=1e-5)
+    assert calibration["normal_images"] == 8 and calibration["fpr"] == 0.2
+    for row in rows:
+        assert row["verdict"] == ("anomalous" if float(row["score"]) > calibration["threshold"] else "normal")
+
+
+def test_a_file_of_memories_gives_the_same_as_its_images(call, tiny_a, mini_mvtec, tmp_path):
+    kept = tmp_path / "kept.safetensors"
+    flags = [*tiny_a.flags, "--image_size", 96, "--num_workers", 0, "--checkpoint_path", CHECKPOINT, "--data_path",
+              mini_mvtec, "--class", "brick", "--k_shot", 8, "--seed", 1, "--save_memory", kept,
+             "--save_path", tmp_path / "test", "--no_images"]  # fmt: skip
+    test_script.main([str(flag) for flag in flags])
+    normal = BRICK / "train/good"
+    _, from_file = call(BRICK / "test/good", "--references", kept, "--calibrate", normal, out="file")
+    _, from_images = call(BRICK / "test/good", "--references", normal, "--calibrate", normal, out="images")
+    for one, other in zip(from_file, from_images, strict=True):
+        assert float(one["score"]) == pytest.approx(float(other["score"]), abs=1e-3)
+        assert float(one["map_max"]) == pytest.approx(float(other["map_max"]), abs=1e-5)
+
+
+def test_a_calibration_is_used_again_by_the_same_detector_alone(call, fails, tiny_a, tmp_path):
+    _, first = call(BRICK / "test/good", "--calibrate", BRICK / "train/good", method="sdp", out="first")
+    file = tmp_path / "first/calibration.json"
+    _, again = call(BRICK / "test/good", "--calibration", file, method="sdp", out="again")
+    assert first == again and "verdict" in first[0]
+    flags = [BRICK / "test/good", *tiny_a.flags, "--image_size", 96, "--calibration", file]
+    line = fails(predict_script.main, *flags, "--method", "sdp", "--class_name", "stone")
+    assert "was made with class_name brick but this run has stone" in line
+    assert "was made with" in fails(predict_script.main, *flags, "--method", "winclip", "--class_name", "brick")
+
+
+@pytest.mark.parametrize("method", ["winclip", "sdp"])
+def test_a_single_image(call, method):
+    code, (row,) = call(BRICK / "test/hole/000.png", method=method)
+    assert code == 0 and row["img_path"] == "000.png" and np.isfinite(float(row["score"]))
+
+
+def test_photographs_are_turned_upright(call, tmp_path):
+    with Image.open(BRICK / "test/hole/000.png") as image:
+        image.save(tmp_path / "a.png")
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera was held sideways
+        image.rotate(90, expand=True).save(tmp_path / "b.png", exif=exif)
+    _, (upright, turned) = call(tmp_path / "a.png", tmp_path / "b.png")
+    assert float(upright["score"]) == pytest.approx(float(turned["score"]), abs=1e-6)
+
+
+def test_what_cannot_be_read_is_skipped_and_listed(call, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(BRICK / "test/good", folder / "deep/er")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    whole = (BRICK / "test/good/000.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("not looked at")
+    code, rows = call(folder, "--batch_size", 4)
+    assert code == 3 and len(rows) == 6
+    skipped = rows_of(tmp_path / "out/skipped.csv")
+    assert sorted(row["img_path"] for row in skipped) == ["empty.png", "half.png", "text.jpg"]
+    assert "3 of 9 files could not be read" in (tmp_path / "out/log.txt").read_text()
+
+
+def test_formats(call, tmp_path):
+    pixels = np.asarray(Image.open(BRICK / "test/good/000.png").convert("RGB"))
+    for suffix in ("png", "bmp", "tif", "webp", "gif", "ppm"):
+        Image.fromarray(pixels).save(
+            tmp_path / f"{suffix}.{suffix}", **({"lossless": True} if suffix == "webp" else {})
+        )
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.TIFF")
+    found = [name for _, name in find_images([str(tmp_path)])]
+    assert found == sorted(found) and len(found) == 7
+    code, rows = call(tmp_path, "--no_images")
+    assert (
+        code == 0 and len({row["score"] for row in rows if row["img_path"] in ("png.png", "bmp.bmp", "tif.tif")}) == 1
+    )
+
+
+def test_refusals(fails, tiny_a, tmp_path):
+    flags = ["--class_name", "brick", *tiny_a.flags, "--image_size", 96, "--save_path", tmp_path / "out"]
+    winclip = [*flags, "--method", "winclip"]
+    assert "nowhere: no such file or folder" in fails(predict_script.main, "nowhere", *winclip)
+    (tmp_path / "none").mkdir()
+    assert "none: no images there" in fails(predict_script.main, tmp_path / "none", *winclip)
+    line = fails(predict_script.main, BRICK, *flags, "--method", "sdp", "--references", BRICK)
+    assert "sdp is zero-shot and takes none" in line
+    assert "april_gan needs --checkpoint_path" in fails(predict_script.main, BRICK, *flags)
+    line = fails(predict_script.main, BRICK, *winclip, "--calibrate", BRICK, "--calibration", "a.json")
+    assert "--calibrate and --calibration both" in line
+    assert "--fpr 1" in fails(predict_script.main, BRICK, *winclip, "--fpr", 1)
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    line = fails(predict_script.main, BRICK, *winclip, "--references", tmp_path / "a.safetensors")
+    assert "no file that --save_memory wrote" in line
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/a.png").write_text("x")
+    line = fails(predict_script.main, BRICK, *winclip, "--references", tmp_path / "broken")
+    assert "a.png: unreadable image" in line and not (tmp_path / "out/scores.csv").exists()
+
+
+def test_from_the_shell(tiny_a, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "predict.py", BRICK / "test/good", "--class_name", "brick", "--method", "winclip",
+         *tiny_a.flags, "--image_size", "96", "--save_path", tmp_path / "out", tmp_path / "missing.png"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    (tmp_path / "missing.png").write_text("x")
+    done = subprocess.run([*done.args], capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert len(rows_of(tmp_path / "out/scores.csv")) == 6
