@@ -2,8 +2,8 @@
 
     python train.py --dataset mvtec --train_data_path ./data/mvtec --save_path ./exps/visa/vit_large_14_518
 
-Writes epoch_N.pth, losses.csv, config.json and log.txt into --save_path; with --val_dataset also validation.csv, and
-the best checkpoint as best.pth.
+Writes epoch_N.pth, losses.csv, tensorboard/, config.json and log.txt into --save_path; with --val_dataset also
+validation.csv, and the best checkpoint as best.pth.
 """
 
 import utils.packages  # noqa: F401 - first of all
@@ -13,17 +13,21 @@ import csv
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import ZERO_SHOT, AnomalyDataset, EpochSampler, read, select
+from dataset import ZERO_SHOT, AnomalyDataset, EpochSampler, load_image, read, select
 from model import METHODS, build, build_on
 from prompt_ensemble import load_prompts
 from utils import checkpoint, runtime, validation
 from utils.config import detector_settings, log_settings, resolve_train, train_parser, validation_options
-from utils.engine import Step, train_epoch
+from utils.curves import Curves
+from utils.engine import Step, infer, train_epoch
 from utils.runtime import LOG
+from utils.visualize import overlay
 
+_WATCHED = 4  # anomalous images whose maps are drawn after each saved epoch
 # Settings that a resumed training must share with what it resumes.
 TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "augment", "no_shuffle", "classes", "prompts", "rep_vec",
             "dbscan")  # fmt: skip
@@ -71,13 +75,15 @@ def main(argv: list[str] | None = None) -> None:
     loader = DataLoader(dataset, settings.batch_size, sampler=sampler, num_workers=settings.num_workers)
     detector.encode_names([sample.cls_name for sample in samples])
     trained, optimizer, loader = accelerator.prepare(detector, optimizer, loader)
+    curves = Curves(save_path if accelerator.is_main_process else None, len(history))
     if validate and last and not validate.go_on(done):
-        validate(detector.trainable_state(), done, last)
+        curves.validation(validate(detector.trainable_state(), done, last))
     for epoch in range(done + 1, settings.epoch + 1):
         dataset.epoch = sampler.epoch = epoch
         runtime.set_seed(settings.seed + epoch)  # what is drawn in an epoch must not depend on how it was reached
         steps = train_epoch(trained, loader, optimizer, accelerator, epoch)
         history += steps
+        curves.epoch(steps, [group["lr"] for group in optimizer.param_groups])
         if epoch % settings.print_freq == 0:
             LOG.info("epoch [%d/%d], loss:%.4f", epoch, settings.epoch, sum(s.loss for s in steps) / len(steps))
         if epoch % settings.save_freq == 0 or epoch == settings.epoch:
@@ -87,8 +93,10 @@ def main(argv: list[str] | None = None) -> None:
                 checkpoint.save(path, detector.trainable_state(), {**description, **progress})
                 write_losses(save_path / "losses.csv", history)
                 LOG.info("saved %s", path)
+                curves.pictures(watched(detector, accelerator, settings.train_data_path, samples))
             if validate:
-                validate(detector.trainable_state(), epoch, path)
+                curves.validation(validate(detector.trainable_state(), epoch, path))
+    curves.close()
 
 
 def validator(settings, sources, backbone, accelerator) -> validation.Validation:
@@ -105,6 +113,23 @@ def validator(settings, sources, backbone, accelerator) -> validation.Validation
 
     folder, name, metric = Path(settings.save_path), settings.val_dataset, settings.val_metric
     return validation.Validation(detector, folder, name, metric, samples, load, ZERO_SHOT, accelerator)
+
+
+def watched(detector, accelerator, root: str, samples) -> dict[str, np.ndarray]:
+    """Overlays of a few anomalous images as the detector sees them now, zero-shot."""
+    anomalous = [sample for sample in samples if sample.anomaly]
+    pictures = {}
+    detector.eval()
+    for sample in anomalous[:: max(1, len(anomalous) // _WATCHED)][:_WATCHED]:
+        (item,) = AnomalyDataset(root, [sample], detector.backbone.image_size)
+        prediction = infer(detector, item["image"][None], sample.cls_name, None, accelerator)
+        heat = prediction.maps[0].float().cpu().numpy()
+        heat = (heat - heat.min()) / max(np.ptp(heat), 1e-6)
+        captions = (sample.img_path, "anomaly map", "ground truth")
+        pictures[sample.img_path] = overlay(
+            load_image(Path(root, sample.img_path)), heat, item["mask"].numpy(), captions
+        )
+    return pictures
 
 
 def check_masks(samples, root: str) -> None:

@@ -14,6 +14,7 @@ from model.backbone import register_architecture
 from utils import config
 
 PARSERS = {
+    "predict.py": (config.predict_parser, config.resolve_predict),
     "train.py": (config.train_parser, config.resolve_train),
     "test.py": (config.test_parser, config.resolve_test),
 }
@@ -139,7 +140,7 @@ def test_readme_example_runs(tiny_a, mini_mvtec):
                      image_size=224)  # fmt: skip
     names = {"root": str(mini_mvtec), "detector_of_test": detector}
     exec(compile(block, "README.md", "exec"), names)
-    assert names["prediction"].maps.shape == (4, 224, 224)
+    assert names["few_shot"].maps.shape == (4, 224, 224)
 
 
 def test_every_flag_has_help():

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,6 +77,30 @@ def test_a_new_training_forgets_the_validation_of_an_earlier_one(trained, tmp_pa
     position = flags.index("--val_dataset")
     call(train_script.main, *flags[:position], *flags[position + 4 :], "--epoch", 1, "--save_path", again)
     assert not (again / "validation.csv").exists() and not (again / "best.pth").exists()
+
+
+def test_curves(trained, tmp_path):
+    """Every step's losses and rates, every saved epoch's metrics and pictures; an interrupted training has no gap."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, flags, folder = trained
+    again = tmp_path / "again"
+    call(train_script.main, *flags, "--epoch", 2, "--save_path", again)
+    call(train_script.main, *flags, "--epoch", 3, "--save_path", again, "--resume")
+    steps = rows_of(folder / "losses.csv")
+    for curves in (folder, again):
+        events = EventAccumulator(str(curves / "tensorboard"))
+        events.Reload()
+        for part in ("loss", "focal", "dice"):
+            drawn = events.Scalars(f"loss/{part}")
+            assert [event.step for event in drawn] == list(range(1, len(steps) + 1))
+            np.testing.assert_allclose([e.value for e in drawn], [float(s[part]) for s in steps], rtol=1e-5)
+        assert len(events.Scalars("learning_rate/group_0")) == len(steps)
+        drawn = [event.value for event in events.Scalars("validation/ap_px")]
+        np.testing.assert_allclose(
+            drawn, [float(row["ap_px"]) for row in rows_of(folder / "validation.csv")], rtol=1e-5
+        )
+        assert len(events.Tags()["images"]) == 4 and len(events.Images(events.Tags()["images"][0])) == 3
 
 
 def test_refuses_a_metric_that_the_labels_do_not_allow(fails, tiny_a, mini_mvtec, mini_visa, tmp_path):

@@ -62,8 +62,8 @@ class Validation:
         self._rows = {row["epoch"]: row for row in _read(self._folder / FILES[0]) if row["epoch"] <= done}
         return done in self._rows
 
-    def __call__(self, trained: Mapping[str, Any], epoch: int, checkpoint: Path) -> None:
-        """Score the trained parts as they are after an epoch, whose checkpoint has been saved."""
+    def __call__(self, trained: Mapping[str, Any], epoch: int, checkpoint: Path) -> dict[str, float | None]:
+        """Score the trained parts as they are after an epoch, whose checkpoint has been saved. Returns the mean."""
         self._detector.load_trainable_state(trained)
         every = score(
             self._detector,
@@ -92,6 +92,7 @@ class Validation:
                 writer = csv.DictWriter(file, _COLUMNS)
                 writer.writeheader()
                 writer.writerows(self._rows.values())  # None becomes blank
+        return mean
 
     @staticmethod
     def _check_metric(dataset: str, metric: str, samples: Sequence[Any]) -> None:

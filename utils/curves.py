@@ -1,0 +1,52 @@
+"""Curves of a training for TensorBoard."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FOLDER = "tensorboard"
+
+
+class Curves:
+    """Losses and learning rates per step, validation metrics and maps per saved epoch.
+
+    Args:
+        folder: of the training; the curves go to a subfolder. None draws nothing (all processes but the first).
+        done: steps of an interrupted training that goes on; later ones that it had drawn are taken back. 0 starts anew.
+    """
+
+    def __init__(self, folder: Path | None, done: int):
+        self._writer, self._step = None, done
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import, and training alone needs it
+
+            if done == 0:
+                shutil.rmtree(folder / FOLDER, ignore_errors=True)
+            self._writer = SummaryWriter(folder / FOLDER, purge_step=done + 1)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+    def epoch(self, steps: Sequence[Any], rates: Sequence[float]) -> None:
+        """The steps of an epoch (`engine.Step`), and the learning rate of each group of parameters."""
+        for step in steps:
+            self._step += 1
+            values = {f"loss/{part}": getattr(step, part) for part in ("loss", "focal", "dice")}
+            self._scalars({**values, **{f"learning_rate/group_{n}": rate for n, rate in enumerate(rates)}})
+
+    def validation(self, row: Mapping[str, float | None]) -> None:
+        """Metrics after the last step; those that cannot be computed are left out."""
+        self._scalars({f"validation/{key}": value for key, value in row.items() if value is not None})
+
+    def pictures(self, pictures: Mapping[str, np.ndarray]) -> None:
+        """Pictures after the last step, each (H, W, 3) uint8."""
+        for name, picture in pictures.items() if self._writer else ():
+            self._writer.add_image(name, picture, self._step, dataformats="HWC")
+
+    def _scalars(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items() if self._writer else ():
+            self._writer.add_scalar(name, value, self._step)
