@@ -4,19 +4,23 @@ The format itself (read, check, write) lives in data/meta.py.
 """
 
 import json
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms.functional import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+)
 
 from data.meta import Sample, read
 
@@ -46,7 +50,7 @@ class AnomalyDataset(Dataset):
         mosaic_rate: probability of replacing a sample by a 2 x 2 mosaic of images of its class.
         mosaic_of: "all" draws a kind of defect uniformly (normal is one), then an image of it; "anomalies" draws
             anomalous images uniformly.
-        augment: turn, jitter, blur, see `Augmentation`.
+        augmented: turn, jitter, blur, see `augment`.
         seed: of mosaics and augmentation; what is drawn depends on (seed, epoch, index) alone.
     """
 
@@ -58,13 +62,13 @@ class AnomalyDataset(Dataset):
         *,
         mosaic_rate: float = 0.0,
         mosaic_of: str = "all",
-        augment: bool = False,
+        augmented: bool = False,
         seed: int = 0,
     ):
         self.root, self.samples, self.image_size = Path(root), list(samples), image_size
         self.mosaic_rate, self.seed, self.epoch = mosaic_rate, seed, 0
         self._tiles = _mosaic_tiles(self.samples, mosaic_of) if mosaic_rate > 0 else {}
-        self._augmentation = Augmentation(image_size) if augment else None
+        self.augmented = augmented
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -76,10 +80,14 @@ class AnomalyDataset(Dataset):
             image, mask = self._mosaic(sample.cls_name, dice)
         else:
             image, mask = self._read(sample)
-        image, mask = _image_tensor(image, self.image_size), _mask_tensor(mask, self.image_size)
-        if self._augmentation:
-            image, mask = self._augmentation(image, mask, seed=dice.getrandbits(63))
-        return {"image": image, "mask": mask, "cls_name": sample.cls_name, "index": index}
+        if self.augmented:
+            image, mask = augment(image, mask, dice)
+        return {
+            "image": _image_tensor(image, self.image_size),
+            "mask": _mask_tensor(mask, self.image_size),
+            "cls_name": sample.cls_name,
+            "index": index,
+        }
 
     def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:
         """The image, and its mask as 0/255 of the same size."""
@@ -117,49 +125,51 @@ def _mosaic_tiles(samples: Sequence[Sample], mosaic_of: str) -> dict[str, dict[t
     return groups
 
 
-class Augmentation:
-    """VCP-CLIP's training augmentation (arXiv 2407.12276), each part with probability 1/2: a turn by up to 30 degrees,
-    quarter turns, brightness and contrast, noise, and one of blur or colour jitter. The mask turns with the image; what
-    a turn brings in from outside is the reflected picture."""
+def augment(image: Image.Image, mask: Image.Image, dice: random.Random) -> tuple[Image.Image, Image.Image]:
+    """VCP-CLIP's training augmentation (arXiv 2407.12276; its program has it from albumentations, whose ranges these
+    are), each part with probability 1/2: a turn by up to 30 degrees, quarter turns, brightness and contrast, noise, and
+    one of two blurs or colour jitter.
 
-    def __init__(self, image_size: int):
-        border = math.ceil(0.19 * image_size)  # a turn by 30 degrees needs (cos 30 + sin 30 - 1) / 2 of the side
-        self._turns = v2.Compose(
-            [
-                _sometimes(
-                    v2.Pad(border, padding_mode="reflect"),
-                    v2.RandomRotation(30, interpolation=v2.InterpolationMode.BILINEAR),
-                    v2.CenterCrop(image_size),
-                ),
-                _sometimes(v2.RandomChoice([v2.RandomRotation((turn, turn)) for turn in (90, 180, 270)])),
-            ]
+    The mask turns with the image; what a turn brings in from outside is the reflected picture. Draws from `dice` alone.
+    """
+    pixels, marks = np.asarray(image.convert("RGB")), np.asarray(mask)  # (H, W, 3), (H, W)
+    if dice.random() < 0.5:
+        height, width = marks.shape
+        turn = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), dice.uniform(-30, 30), 1)
+        pixels, marks = (
+            cv2.warpAffine(one, turn, (width, height), flags=how, borderMode=cv2.BORDER_REFLECT_101)
+            for one, how in ((pixels, cv2.INTER_LINEAR), (marks, cv2.INTER_NEAREST))
         )
-        self._colours = v2.Compose(
-            [
-                _sometimes(v2.ColorJitter(brightness=0.2, contrast=0.2)),
-                _sometimes(
-                    v2.ToDtype(torch.float32, scale=True),
-                    v2.GaussianNoise(sigma=0.03),
-                    v2.ToDtype(torch.uint8, scale=True),
-                ),
-                _sometimes(
-                    v2.RandomChoice(
-                        [v2.GaussianBlur(5, (0.1, 2.0)), v2.ColorJitter(0.1, 0.1, saturation=0.2, hue=0.05)]
-                    )
-                ),
-            ]
-        )
-
-    def __call__(self, image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """image: (3, S, S) uint8; mask: (S, S) uint8, 1 = defect. Draws from the seed alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            image, mask = self._turns(tv_tensors.Image(image), tv_tensors.Mask(mask[None]))
-            return self._colours(image).as_subclass(Tensor), mask.as_subclass(Tensor)[0]
+    if dice.random() < 0.5:
+        quarters = dice.randrange(4)
+        pixels, marks = np.rot90(pixels, quarters), np.rot90(marks, quarters)
+    if dice.random() < 0.5:
+        pixels = _clipped(pixels * dice.uniform(0.8, 1.2) + 255 * dice.uniform(-0.2, 0.2))
+    if dice.random() < 0.5:
+        noise = np.random.default_rng(dice.getrandbits(63)).normal(size=pixels.shape)
+        pixels = _clipped(pixels + dice.uniform(10, 50) ** 0.5 * noise)
+    if dice.random() < 0.5:
+        pixels = dice.choice((_blur, _gaussian_blur, _jitter))(np.ascontiguousarray(pixels), dice)
+    return Image.fromarray(np.ascontiguousarray(pixels)), Image.fromarray(np.ascontiguousarray(marks))
 
 
-def _sometimes(*transforms) -> v2.RandomApply:
-    return v2.RandomApply(list(transforms), p=0.5)
+def _blur(pixels: np.ndarray, dice: random.Random) -> np.ndarray:
+    return cv2.blur(pixels, (3, 3))
+
+
+def _gaussian_blur(pixels: np.ndarray, dice: random.Random) -> np.ndarray:
+    return cv2.GaussianBlur(pixels, (dice.choice((3, 5, 7)),) * 2, 0)
+
+
+def _jitter(pixels: np.ndarray, dice: random.Random) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    for change in (adjust_brightness, adjust_contrast, adjust_saturation):
+        image = change(image, dice.uniform(0.8, 1.2))
+    return np.asarray(adjust_hue(image, dice.uniform(-0.2, 0.2)))
+
+
+def _clipped(pixels: np.ndarray) -> np.ndarray:
+    return pixels.clip(0, 255).round().astype(np.uint8)
 
 
 class EpochSampler(Sampler):

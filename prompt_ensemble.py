@@ -202,7 +202,7 @@ def load_prompts(name: str) -> Prompts:
         return PROMPTS[name]
     form = '{"normal": ["flawless {}", ...], "abnormal": [...], "templates": ["a photo of a {}.", ...]}'
     try:
-        content = json.loads(Path(name).read_text(encoding="utf-8"))
+        content = json.loads(Path(name).read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(
             f"--prompts {name}: no such file, and not the name of prompts that ship ({', '.join(PROMPTS)})"

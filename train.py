@@ -29,8 +29,7 @@ from utils.visualize import overlay
 
 _WATCHED = 4  # anomalous images whose maps are drawn after each saved epoch
 # Settings that a resumed training must share with what it resumes.
-TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "augment", "no_shuffle", "classes", "prompts", "rep_vec",
-            "dbscan")  # fmt: skip
+TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "augment", "no_shuffle", "classes", "prompts")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint.restore(start, detector, description)
     training = {key: getattr(settings, key) for key in TRAINING}
     validate = validator(settings, sources, detector.backbone, accelerator) if settings.val_dataset else None
-    done, history = resume(start, optimizer, {**description, **training}) if last else (0, [])
+    same = {**training, **detector.options, "dataset": settings.dataset, "image_size": description["image_size"]}
+    done, history = resume(start, optimizer, same) if last else (0, [])
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process and not last:
         runtime.clear_results(save_path, validation.FILES)
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         description["image_size"],
         mosaic_rate=settings.aug_rate,
         mosaic_of=settings.mosaic_of,
-        augment=settings.augment,
+        augmented=settings.augment,
         seed=settings.seed,
     )
     sampler = EpochSampler(len(dataset), settings.seed, shuffle=not settings.no_shuffle)
@@ -77,10 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     trained, optimizer, loader = accelerator.prepare(detector, optimizer, loader)
     curves = Curves(save_path if accelerator.is_main_process else None, len(history))
     if validate and last and not validate.go_on(done):
-        curves.validation(validate(detector.trainable_state(), done, last))
+        curves.validation(validate(detector.trainable_state(), done))
     for epoch in range(done + 1, settings.epoch + 1):
         dataset.epoch = sampler.epoch = epoch
-        runtime.set_seed(settings.seed + epoch)  # what is drawn in an epoch must not depend on how it was reached
+        # What is drawn in an epoch must not depend on how it was reached; each process draws for images of its own.
+        runtime.set_seed(settings.seed + epoch + 1_000_003 * accelerator.process_index)
         steps = train_epoch(trained, loader, optimizer, accelerator, epoch)
         history += steps
         curves.epoch(steps, [group["lr"] for group in optimizer.param_groups])
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
                 LOG.info("saved %s", path)
                 curves.pictures(watched(detector, accelerator, settings.train_data_path, samples))
             if validate:
-                curves.validation(validate(detector.trainable_state(), epoch, path))
+                curves.validation(validate(detector.trainable_state(), epoch))
     curves.close()
 
 
@@ -140,7 +141,7 @@ def check_masks(samples, root: str) -> None:
 
 def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list[Step]]:
     """Restore the optimiser; returns the epoch that is done and the losses until then. run: what must be as it was."""
-    checkpoint.must_agree(f"checkpoint {last.path} was trained", last.meta, run, ("dataset", "image_size", *TRAINING))
+    checkpoint.must_agree(f"checkpoint {last.path} was trained", last.meta, run, run)
     if "optimizer" not in last.meta:
         raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
     optimizer.load_state_dict(last.meta["optimizer"])

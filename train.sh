@@ -15,7 +15,7 @@ IMAGE_SIZE=${IMAGE_SIZE:-} # empty: the published one (april_gan: 518), or the o
 FEATURES=${FEATURES:-}     # empty: four evenly spaced layers (6 12 18 24 of ViT-L)
 BATCH_SIZE=${BATCH_SIZE:-} # empty: the published one (april_gan and sdp_plus: 8, vcp_clip: 32)
 EPOCH=${EPOCH:-}           # empty: the published one (april_gan: 3 on mvtec, 15 elsewhere)
-AUG_RATE=${AUG_RATE:-}     # empty: 0.2 on mvtec, 0 elsewhere
+AUG_RATE=${AUG_RATE:-}     # empty: the published one (april_gan and vcp_clip: 0.2 on mvtec)
 VAL_DATASET=${VAL_DATASET:-} # scored after every saved epoch; the best one is kept as best.pth
 VAL_DATA=${VAL_DATA:-}       # empty: ./data/VAL_DATASET
 

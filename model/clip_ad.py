@@ -27,6 +27,7 @@ from prompt_ensemble import CLIP_AD, Prompts, sentences
 _LOG = logging.getLogger("vand")
 _SCALE = 100.0  # inverse temperature of the image score and of the adapters' maps
 _CHECKPOINT_KEY = "linear_layers"
+_REP_VEC, _DBSCAN, _SIGMA = "dbscan", (0.5, 15), 8.0  # published for most datasets
 REP_VECS = ("mean", "pca", "kde", "dbscan", "mean_shift")
 
 
@@ -56,9 +57,9 @@ class Sdp(nn.Module):
         backbone: Backbone,
         *,
         features_list: Sequence[int] | None = None,
-        rep_vec: str = "dbscan",
-        dbscan: Sequence[float] = (0.5, 15),
-        smoothing: float = 8.0,
+        rep_vec: str = _REP_VEC,
+        dbscan: Sequence[float] = _DBSCAN,
+        smoothing: float = _SIGMA,
         prompts: Prompts = CLIP_AD,
     ):
         super().__init__()
@@ -68,10 +69,12 @@ class Sdp(nn.Module):
         if rep_vec not in REP_VECS:
             raise ValueError(f"--rep_vec {rep_vec}: unknown; known: {', '.join(REP_VECS)}")
         eps, min_samples = dbscan
-        if not (0 < eps < math.inf and min_samples >= 1 and min_samples == int(min_samples)):
+        if not (0 < eps < math.inf and 1 <= min_samples < math.inf and min_samples == int(min_samples)):
             raise ValueError(f"--dbscan {eps:g} {min_samples:g}: want a radius above 0 and a whole number from 1")
-        if not 0 <= smoothing < math.inf:
-            raise ValueError(f"--smoothing {smoothing:g}: want a number of pixels from 0")
+        if not 0 <= smoothing <= backbone.image_size:
+            raise ValueError(
+                f"--smoothing {smoothing:g}: want pixels from 0 to the image's side, {backbone.image_size}"
+            )
         self.backbone = backbone
         self.features_list = tuple(features_list)
         self.rep_vec, self.dbscan, self.smoothing = rep_vec, (float(eps), int(min_samples)), float(smoothing)
@@ -97,16 +100,20 @@ class Sdp(nn.Module):
         vectors = []
         for state, texts in zip(("normal", "abnormal"), sentences(name, self.prompts), strict=True):
             embeddings = F.normalize(self.backbone.encode_text(texts), dim=-1).cpu()  # (n, D)
+            if not embeddings.isfinite().all():
+                raise ValueError(f"the texts of '{name}' give NaN or infinity; are the weights broken?")
             vectors.append(self._representative(embeddings, f"{state} {name}"))
         return torch.stack(vectors, dim=-1).to(self.backbone.mean.device)
 
     def _representative(self, embeddings: Tensor, what: str) -> Tensor:
         """(n, D) unit vectors -> (D,), a unit vector."""
         vector = representative(embeddings, self.rep_vec, *self.dbscan)
+        rounded = self.rep_vec != "mean" and vector is not None
         if vector is None:
             _LOG.warning("%s: %s finds no cluster in its texts; their mean is used", what, self.rep_vec)
-        if vector is None or self.rep_vec == "mean":
-            return F.normalize(embeddings.mean(0), dim=0)
+            vector = representative(embeddings, "mean", *self.dbscan)
+        if not rounded:
+            return F.normalize(vector, dim=0)
         vector = vector.half()  # the published program goes on in half precision
         return (vector / vector.norm()).float()
 
@@ -163,9 +170,9 @@ class SdpPlus(nn.Module):
         backbone: Backbone,
         *,
         features_list: Sequence[int] | None = None,
-        rep_vec: str = "dbscan",
-        dbscan: Sequence[float] = (0.5, 15),
-        smoothing: float = 8.0,
+        rep_vec: str = _REP_VEC,
+        dbscan: Sequence[float] = _DBSCAN,
+        smoothing: float = _SIGMA,
         prompts: Prompts = CLIP_AD,
     ):
         super().__init__()
@@ -228,6 +235,8 @@ def representative(embeddings: Tensor, rep_vec: str, eps: float, min_samples: in
     """
     points = embeddings.numpy()
     match rep_vec:
+        case "mean":
+            return embeddings.mean(0)
         case "pca":
             vector = torch.from_numpy(PCA(1).fit_transform(points.T)[:, 0])
             return vector if vector @ embeddings.mean(0) >= 0 else -vector
@@ -238,7 +247,7 @@ def representative(embeddings: Tensor, rep_vec: str, eps: float, min_samples: in
             return _mean_of_largest(embeddings, DBSCAN(eps=eps, min_samples=min_samples).fit(points).labels_)
         case "mean_shift":
             return _mean_of_largest(embeddings, MeanShift(bandwidth=2).fit(points).labels_)
-    return embeddings.mean(0)
+    raise ValueError(f"--rep_vec {rep_vec}: unknown; known: {', '.join(REP_VECS)}")
 
 
 def _mean_of_largest(embeddings: Tensor, labels: Any) -> Tensor | None:

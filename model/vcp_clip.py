@@ -37,7 +37,7 @@ class VcpClip(nn.Module):
         prompt_len: tokens r that stand for the image in the place of the class name.
         deep_prompt_len: learned tokens n after the start token.
         total_d_layer_len: later blocks of the text tower that get learned tokens of their own: all of them (None, or
-            their number) or none (0).
+            their number); 0 leaves learned tokens out altogether, at the input too, as the published program does.
         use_global: make the image's tokens from its embedding; else they are the same for all images.
         prompt_dropout: probability of dropping an element of a learned token in training.
         prompts: one sentence per state.
@@ -80,6 +80,7 @@ class VcpClip(nn.Module):
         self.features_list = tuple(features_list)
         self.use_global = bool(use_global)
         self.pre_vcp = PreVcp(backbone.embed_dim, prompt_len)
+        self.pre_vcp.prompt_linear1.requires_grad_(self.use_global)
         deep = later if total_d_layer_len is None else total_d_layer_len
         self.text_prompts = TextPrompts(backbone.text_width, deep_prompt_len, deep, prompt_dropout)
         self.adapters = Adapters(widths, backbone.embed_dim)
@@ -92,9 +93,10 @@ class VcpClip(nn.Module):
             "features_list": list(self.features_list),
             "prompt_len": self.pre_vcp.prompt_query.shape[1],
             "deep_prompt_len": self.text_prompts.prompt_embeddings.shape[1],
-            "total_d_layer_len": len(self.text_prompts.deep_prompt_embeddings),
+            "total_d_layer_len": self.text_prompts.later_blocks,
             "use_global": self.use_global,
             "prompt_dropout": self.text_prompts.dropout.p,
+            "sentences": [f"{before}{{}}{after}" for before, after in self.sentences],
         }
 
     # --- text -------------------------------------------------------------------------------------------------------
@@ -198,34 +200,44 @@ class PreVcp(nn.Module):
 
 
 class TextPrompts(nn.Module):
-    """Learned tokens after the start token: one set at the input, and one of its own for each later block."""
+    """Learned tokens after the start token: one set at the input, and one of its own for each later block.
+
+    Without later blocks (0) nothing is learned here; the tensors are there for the sake of the checkpoint's keys.
+    """
 
     def __init__(self, width: int, count: int, later_blocks: int, dropout: float):
         super().__init__()
         if count < 1:
             raise ValueError(f"--deep_prompt_len {count}: want 1 or more")
+        self.later_blocks = later_blocks
         self.prompt_embeddings = nn.Parameter(torch.empty(1, count, width).uniform_(-1, 1))
-        self.deep_prompt_embeddings = nn.Parameter(torch.empty(later_blocks, count, width).uniform_(-1, 1))
+        if later_blocks:
+            self.deep_prompt_embeddings = nn.Parameter(torch.empty(later_blocks, count, width).uniform_(-1, 1))
         self.prompt_proj = nn.Linear(width, width)
         nn.init.kaiming_normal_(self.prompt_proj.weight, mode="fan_out")
         self.prompt_norm = nn.LayerNorm(width, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         # Published checkpoints have it, nothing uses it.
         self.register_buffer("prompt_text_projection", torch.randn(width, width) * width**-0.5)
+        self.requires_grad_(later_blocks > 0)
 
     def insert(self, tokens: Tensor) -> Tensor:
         """(B, n, W) -> (B, n + count, W), the learned tokens after the first."""
+        if not self.later_blocks:
+            return tokens
         return torch.cat([tokens[:, :1], self._learned(self.prompt_embeddings[0], tokens), tokens[:, 1:]], dim=1)
 
     def exchange(self, block: int, tokens: Tensor) -> Tensor:
         """Before a later block, put its own learned tokens into the place of the others."""
-        if not 1 <= block <= len(self.deep_prompt_embeddings):
+        if not 1 <= block <= self.later_blocks:
             return tokens
         own = self._learned(self.deep_prompt_embeddings[block - 1], tokens)
         return torch.cat([tokens[:, :1], own, tokens[:, 1 + own.shape[1] :]], dim=1)
 
     def remove(self, tokens: Tensor) -> Tensor:
         """The tokens without the learned ones, normalised. (B, n + count, W) -> (B, n, W)"""
+        if not self.later_blocks:
+            return tokens
         count = self.prompt_embeddings.shape[1]
         return self.prompt_norm(torch.cat([tokens[:, :1], tokens[:, 1 + count :]], dim=1))
 

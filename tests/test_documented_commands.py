@@ -88,6 +88,31 @@ def test_shell_defaults_are_the_published_settings():
     assert (settings.mode, settings.k_shot, settings.seed) == ("few_shot", [4], [42])
 
 
+@pytest.mark.parametrize(
+    ("method", "dataset", "train", "test"),
+    [
+        ("sdp_plus", "mvtec", {"learning_rate": 1e-4, "betas": (0.9, 0.999), "epoch": 5, "batch_size": 8, "seed": 42,
+                               "aug_rate": 0.0, "no_shuffle": True, "augment": False, "dbscan": [0.5, 15]},
+         {"batch_size": 16, "dbscan": [0.5, 15], "smoothing": 8.0}),
+        ("sdp_plus", "visa", {"dbscan": [1.5, 25]}, {"dbscan": [1.5, 25], "smoothing": 2.0}),
+        ("sdp", "visa", None, {"batch_size": 16, "dbscan": [1.5, 25], "smoothing": None, "prompts": None}),
+        ("vcp_clip", "mvtec", {"learning_rate": 2e-5, "betas": (0.5, 0.999), "epoch": 10, "batch_size": 32, "seed": 333,
+                               "aug_rate": 0.2, "mosaic_of": "anomalies", "augment": True, "no_shuffle": False}, {}),
+        ("vcp_clip", "visa", {"learning_rate": 4e-5, "aug_rate": 0.0}, {"smoothing": None}),
+        ("april_gan", "isic", {"augment": False, "mosaic_of": "all"}, {"prompts": "isic"}),
+    ],
+)  # fmt: skip
+def test_presets_are_the_published_settings(method, dataset, train, test):
+    """Literal values: a slip of the keyboard in a preset would train or test something else."""
+    backbones = {"vcp_clip": ("ViT-L-14-336", "openai", 518), "april_gan": ("ViT-L-14-336", "openai", 518)}
+    for script, wanted in (("train.sh", train), ("test_zero_shot.sh", test)):
+        if wanted is not None:
+            settings = settings_of(*printed(script, METHOD=method, DATASET=dataset))
+            backbone = backbones.get(method, ("ViT-B-16-plus-240", "laion400m_e31", 240))
+            assert (settings.model, settings.pretrained, settings.image_size) == backbone
+            assert {key: getattr(settings, key) for key in wanted} == wanted
+
+
 def test_shell_settings_come_from_the_environment_and_flags_pass_through():
     settings = settings_of(
         *printed(

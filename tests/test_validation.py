@@ -2,14 +2,19 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import test as test_script
 import train as train_script
+from conftest import ROOT
 from utils import validation
 from utils.runtime import write_json
 
@@ -68,6 +73,59 @@ def test_interrupted_training_goes_on_with_its_validation(trained, tmp_path):
     assert (again / "validation.csv").read_text() == (folder / "validation.csv").read_text()
     whole, resumed = (torch.load(path / "best.pth", weights_only=True) for path in (folder, again))
     assert whole["meta"]["epoch"] == resumed["meta"]["epoch"]
+
+
+def test_another_metric_on_resuming_chooses_anew(trained, tmp_path):
+    _, flags, folder = trained
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    rows = rows_of(folder / "validation.csv")
+    lowest = min(rows, key=lambda row: float(row["ap_px"]))
+    for row in rows:  # so that the other metric has another favourite
+        row["auroc_sp"] = "0.9" if row is lowest else "0.1"
+    with (again / "validation.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    call(train_script.main, *flags, "--epoch", 3, "--save_path", again, "--resume", "--val_metric", "auroc_sp")
+    assert (again / "best.pth").read_bytes() == (again / f"epoch_{lowest['epoch']}.pth").read_bytes()
+
+
+def test_a_metric_that_turns_out_not_to_be_computable(tiny_a, mini_mvtec, mini_visa, tmp_path):
+    """Masks without a pixel: no best checkpoint, and no crash."""
+    root = tmp_path / "visa"
+    shutil.copytree(mini_visa, root)
+    for mask in root.rglob("Masks/Anomaly/*.png"):
+        with Image.open(mask) as image:
+            Image.new("L", image.size).save(mask)
+    flags = [*tiny_a.flags, *FAST, "--train_data_path", mini_mvtec, "--val_dataset", "visa", "--val_data_path", root]
+    call(train_script.main, *flags, "--epoch", 2, "--save_path", tmp_path / "out")
+    assert not (tmp_path / "out/best.pth").exists() and len(rows_of(tmp_path / "out/validation.csv")) == 2
+    assert "epoch 2 on visa: ap_px cannot be computed" in (tmp_path / "out/log.txt").read_text()
+
+
+@pytest.mark.parametrize("extra", [[], ["--use_global", "False", "--total_d_layer_len", "0"]])
+def test_two_processes_train_and_validate(extra, tiny_a, mini_mvtec, mini_visa, tmp_path):
+    common = ["--method", "vcp_clip", *tiny_a.flags, *FAST, *extra]
+    flags = [*common, "--train_data_path", mini_mvtec, "--val_dataset", "visa", "--val_data_path", mini_visa,
+             "--epoch", 1, "--batch_size", 4, "--save_path", tmp_path]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train.py",
+         *map(str, flags)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved ") == 1
+    (row,) = rows_of(tmp_path / "validation.csv")
+    assert (tmp_path / "best.pth").is_file() and 0 < float(row["ap_px"]) < 1
+    out = tmp_path / "test"
+    call(test_script.main, *common, "--dataset", "visa", "--data_path", mini_visa, "--checkpoint_path",
+         tmp_path / "best.pth", "--save_path", out, "--no_images")  # fmt: skip
+    assert json.loads((out / "metrics.json").read_text())["mean"]["ap_px"] == pytest.approx(
+        float(row["ap_px"]), abs=1e-6
+    )
+    header = (out / "table.md").read_text().splitlines()[2]
+    assert header.split("|")[-3:-1] == [" iou_px ", " threshold_px "]
 
 
 def test_a_new_training_forgets_the_validation_of_an_earlier_one(trained, tmp_path):

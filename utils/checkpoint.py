@@ -12,7 +12,10 @@ import torch
 from utils.runtime import VERSION, replacing
 
 # Settings that a checkpoint and a run must share: adapters trained one way mean nothing the other way.
-_MUST_AGREE = ("method", "model", "weights", "quick_gelu", "features_list", "use_global")
+_MUST_AGREE = (
+    "method", "model", "weights", "quick_gelu", "features_list", "prompt_len", "deep_prompt_len", "total_d_layer_len",
+    "use_global", "sentences",
+)  # fmt: skip
 
 
 class Checkpoint(NamedTuple):

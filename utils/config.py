@@ -55,7 +55,7 @@ _PRESETS = {
     },
     "sdp": {
         "backbone": {"model": "ViT-B-16-plus-240", "pretrained": "laion400m_e31", "image_size": 240},
-        "test": {"batch_size": 16, "rep_vec": "dbscan", "dbscan": _DBSCAN, "smoothing": 8.0, "prompts": _WORDS},
+        "test": {"batch_size": 16, "dbscan": _DBSCAN, "prompts": _WORDS},
     },
     "sdp_plus": {
         "backbone": {"model": "ViT-B-16-plus-240", "pretrained": "laion400m_e31", "image_size": 240},
@@ -71,11 +71,10 @@ _PRESETS = {
             "mosaic_of": "all",
             "augment": False,
             "no_shuffle": True,
-            "rep_vec": "dbscan",
             "dbscan": _DBSCAN,
             "prompts": _WORDS,
         },
-        "test": {"batch_size": 16, "rep_vec": "dbscan", "dbscan": _DBSCAN, "smoothing": _SMOOTHING, "prompts": _WORDS},
+        "test": {"batch_size": 16, "dbscan": _DBSCAN, "smoothing": _SMOOTHING, "prompts": _WORDS},
     },
     "vcp_clip": {
         "backbone": {"model": "ViT-L-14-336", "pretrained": "openai", "image_size": 518},
@@ -208,7 +207,7 @@ def _add_common(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
     add("--prompt_len", type=positive, help="vcp_clip: tokens that stand for the image (default 2)")
     add("--deep_prompt_len", type=positive, help="vcp_clip: learned tokens after the start token (default 1)")
     add("--total_d_layer_len", type=natural, help="vcp_clip: later text blocks with tokens of their own: all, or 0")
-    add("--use_global", type=boolean, nargs="?", const=True, help="vcp_clip: tokens from the image (default True)")
+    add("--use_global", type=boolean, help="vcp_clip: make tokens from the image, True (default) or False")
     add("--batch_size", type=positive, help="images at a time")
     add("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=PRECISIONS, help="of the backbone")

@@ -58,7 +58,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """On a GPU, on the CPU, or a worker that the system has killed."""
-    signs = ("not enough memory", "DataLoader worker (pid", "out of memory")
+    signs = ("not enough memory", "can't allocate", "DataLoader worker (pid", "out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
@@ -94,9 +94,9 @@ def accelerator(device: str, precision: str) -> Accelerator:
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     if precision == "fp16" and (device == "cpu" or not torch.accelerator.is_available()):
         raise ValueError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
-    if precision == "fp32":
-        torch.backends.cudnn.allow_tf32 = False  # which rounds convolutions to 10 bits
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    torch.backends.cudnn.allow_tf32 = False  # which rounds to 10 bits the convolutions that are left in full precision
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    return Accelerator(cpu=on_cpu, mixed_precision=mixed)
 
 
 def set_seed(seed: int) -> None:
@@ -135,20 +135,23 @@ def log_to(save_path: Path, *, append: bool = False, quiet: bool = False) -> Non
 
     Args:
         append: go on with the log of an earlier run.
-        quiet: say nothing on this process (all but the first of several).
+        quiet: on this process (all but the first of several) keep warnings alone, in the file.
     """
     held = [record for handler in LOG.handlers if isinstance(handler, MemoryHandler) for record in handler.buffer]
     for handler in LOG.handlers[:]:
         LOG.removeHandler(handler)
         handler.close()
     LOG.propagate = False
-    LOG.setLevel(logging.CRITICAL if quiet else logging.INFO)
+    LOG.setLevel(logging.WARNING if quiet else logging.INFO)
+    if not (append or quiet):
+        (save_path / "log.txt").write_text("", encoding="utf-8")
+    file = logging.FileHandler(save_path / "log.txt", mode="a", encoding="utf-8")  # several processes may append
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     if quiet:
+        LOG.addHandler(file)
         return
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(logging.Formatter("%(message)s"))
-    file = logging.FileHandler(save_path / "log.txt", mode="a" if append else "w", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     for handler in (screen, file):
         LOG.addHandler(handler)
     for record in held:

@@ -56,13 +56,17 @@ class Validation:
         own = set(classes[accelerator.process_index :: accelerator.num_processes])
         self._samples = [sample for sample in samples if sample.cls_name in own]
         self._rows: dict[int, dict[str, Any]] = {}
+        self._kept: int | None = None  # the epoch of best.pth
 
     def go_on(self, done: int) -> bool:
         """Take over what an interrupted training has written. Returns whether epoch `done` has been scored."""
         self._rows = {row["epoch"]: row for row in _read(self._folder / FILES[0]) if row["epoch"] <= done}
-        return done in self._rows
+        scored = done in self._rows and self._rows[done]["dataset"] == self._dataset
+        if scored and self._accelerator.is_main_process:  # the metric may be another one now
+            self._keep_best()
+        return scored
 
-    def __call__(self, trained: Mapping[str, Any], epoch: int, checkpoint: Path) -> dict[str, float | None]:
+    def __call__(self, trained: Mapping[str, Any], epoch: int) -> dict[str, float | None]:
         """Score the trained parts as they are after an epoch, whose checkpoint has been saved. Returns the mean."""
         self._detector.load_trainable_state(trained)
         every = score(
@@ -78,21 +82,35 @@ class Validation:
             results = gather_object(results)
         mean = metrics.mean(results)
         self._rows[epoch] = {"epoch": epoch, "dataset": self._dataset, **mean}
-        of_dataset = [row for row in self._rows.values() if row["dataset"] == self._dataset]
-        best = max(of_dataset, key=lambda row: row[self._metric])["epoch"]  # the first of equals
+        best = " (best so far)" if self._best() == epoch else ""
         shown = ", ".join(f"{key} {100 * mean[key]:.1f}" for key in CHOICES if mean[key] is not None)
-        LOG.info(
-            "epoch %d on %s: %s%s", epoch, self._dataset, shown, f" (best {self._metric})" if best == epoch else ""
-        )
+        LOG.info("epoch %d on %s: %s%s", epoch, self._dataset, shown, best)
+        if mean[self._metric] is None:
+            LOG.warning("epoch %d on %s: %s cannot be computed", epoch, self._dataset, self._metric)
         if self._accelerator.is_main_process:
-            if best == epoch:
-                with replacing(self._folder / FILES[1]) as temporary:
-                    shutil.copyfile(checkpoint, temporary)
+            self._keep_best()
             with replacing(self._folder / FILES[0]) as temporary, temporary.open("w", newline="") as file:
                 writer = csv.DictWriter(file, _COLUMNS)
                 writer.writeheader()
                 writer.writerows(self._rows.values())  # None becomes blank
         return mean
+
+    def _best(self) -> int | None:
+        """The epoch with the highest value, the first of equals; None where no epoch has one."""
+        values = {
+            epoch: row[self._metric]
+            for epoch, row in self._rows.items()
+            if row["dataset"] == self._dataset and row[self._metric] is not None
+        }
+        return max(values, key=values.__getitem__) if values else None
+
+    def _keep_best(self) -> None:
+        best = self._best()
+        checkpoint = self._folder / f"epoch_{best}.pth"
+        if best is not None and best != self._kept and checkpoint.is_file():
+            with replacing(self._folder / FILES[1]) as temporary:
+                shutil.copyfile(checkpoint, temporary)
+            self._kept = best
 
     @staticmethod
     def _check_metric(dataset: str, metric: str, samples: Sequence[Any]) -> None:
