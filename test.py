@@ -3,8 +3,8 @@
     python test.py --mode few_shot --dataset visa --data_path ./data/visa --checkpoint_path ./exps/visa/epoch_3.pth \\
         --k_shot 1 2 4 --seed 1 2 3 --save_path ./results/visa
 
-Writes log.txt, table.md, config.json, metrics.json, metrics.csv, predictions.csv, k_shot.json, imgs/ and, with
---save_maps, maps/ into --save_path.
+Writes log.txt, table.md, report.html, config.json, metrics.json, metrics.csv, predictions.csv, k_shot.json, imgs/ and,
+with --save_maps, maps/ into --save_path.
 """
 
 import utils.packages  # noqa: F401 - first of all
@@ -32,13 +32,14 @@ from dataset import (
 )
 from model import METHODS, build, memory
 from prompt_ensemble import load_prompts
-from utils import checkpoint, report, runtime
+from utils import checkpoint, page, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
 from utils.engine import References, score
 from utils.runtime import LOG
+from utils.thumbnails import Thumbnails
 from utils.visualize import MapFiles, Overlays, check_names
 
-RESULTS = ("table.md", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json", "imgs", "maps")
+RESULTS = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json", "imgs", "maps")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,19 +78,21 @@ def main(argv: list[str] | None = None) -> None:
     if stored:
         remember = lambda name: [held.get((number, name)) for number in range(len(shots))]  # noqa: E731
     results, rows, kept = [], [], {}
-    with map_files(settings, shots, own) as files:
+    with map_files(settings, shots, own, len(classes)) as files:
         for result in score(
             detector, loader(settings, own), own, shots, keeping(remember, kept, settings), accelerator, files.keep
         ):
             files.finish(result)
             results.append(result)
             rows += report.prediction_rows(result, shots[result.setting], own)
+    galleries = files.galleries
     if accelerator.num_processes > 1:
+        galleries = dict(gather_object(list(galleries.items())))
         results, rows, kept = gather_object(results), gather_object(rows), dict(gather_object(list(kept.items())))
     if accelerator.is_main_process:
         place = {(sample.cls_name, sample.img_path): number for number, sample in enumerate(samples)}
         rows.sort(key=lambda row: (row["k_shot"], row["seed"] or 0, place[row["cls_name"], row["img_path"]]))
-        write_results(settings, description, shots, classes, results, rows)
+        write_results(settings, description, shots, classes, results, rows, galleries)
         if settings.save_memory:
             with runtime.replacing(settings.save_memory) as path:
                 memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
@@ -183,19 +186,22 @@ def loader(settings, samples: Sequence[Sample]) -> DataLoader:
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-def map_files(settings, shots: Sequence[Shots], samples: Sequence[Sample]) -> MapFiles:
+def map_files(settings, shots: Sequence[Shots], samples: Sequence[Sample], classes: int) -> MapFiles:
     save_path = Path(settings.save_path)
     names = ["zero_shot" if shot.k_shot == 0 else f"k{shot.k_shot}_seed{shot.seed}" for shot in shots]
-    overlays = Overlays(save_path / "imgs", Path(settings.data_path), load_image, load_mask)
+    root = Path(settings.data_path)
+    shown = page.shown([shot.k_shot for shot in shots])
+    choose = page.chooser(classes * len(shown))
     return MapFiles(
         samples,
         names if len(shots) > 1 else [""],
         save_path / "maps" if settings.save_maps else None,
-        None if settings.no_images else overlays,
+        None if settings.no_images else Overlays(save_path / "imgs", root, load_image, load_mask),
+        Thumbnails(save_path, root, shown, choose, load_image, load_mask),
     )
 
 
-def write_results(settings, description, shots, classes, results, rows) -> None:
+def write_results(settings, description, shots, classes, results, rows, galleries) -> None:
     save_path = Path(settings.save_path)
     runs = report.collect(results, shots, classes)
     few = [shot._asdict() for shot in shots if shot.k_shot > 0]
@@ -204,6 +210,7 @@ def write_results(settings, description, shots, classes, results, rows) -> None:
     report.write_predictions(save_path / "predictions.csv", rows)
     extra = METHODS[settings.method].EXTRA_FIGURES
     report.write(save_path, runs, {**description, "mode": settings.mode}, extra)
+    page.write(save_path / "report.html", runs, rows, results, galleries, extra)
     for name, missing in report.absent(runs).items():
         LOG.warning("%s: %s cannot be computed (one label only, no masks, or constant maps)", name, ", ".join(missing))
     LOG.info("\n%s\n\nresults are in %s", report.markdown(runs, extra), save_path)

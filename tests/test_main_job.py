@@ -98,8 +98,19 @@ def test_result_folder(zero_shot, few_shot, mini_visa):
     assert [row["objects"] for row in rows] == ["grass", "tissue_slide", "mean"]
     exact = json.loads((few_shot / "metrics.json").read_text())["classes"]["grass"]["ap_px"]
     assert float(rows[0]["ap_px"]) == exact
-    leftovers = [p for p in zero_shot.rglob(".*")]
+    leftovers = [p for folder in (zero_shot, few_shot) for p in folder.rglob(".*")]
     assert not leftovers
+
+
+def pictures(out) -> int:
+    return (out / "report.html").read_text(encoding="utf-8").count("data:image/webp;base64,")
+
+
+def test_report_page(zero_shot, few_shot):
+    """With --no_images too, it has a few small pictures."""
+    assert pictures(zero_shot) == pictures(few_shot) > 2 * 5
+    page = (few_shot / "report.html").read_text(encoding="utf-8")
+    assert "4-shot, seed 42" in page and "april_gan on visa" in page and 'class="line pixel"' in page
 
 
 def test_several_settings_in_one_pass_equal_single_runs(visa_flags, tmp_path):
@@ -120,6 +131,7 @@ def test_several_settings_in_one_pass_equal_single_runs(visa_flags, tmp_path):
     assert together["mean"]["2"]["ap_px"] == pytest.approx(np.mean(values))
     assert together["std"]["2"]["ap_px"] == pytest.approx(np.std(values))
     table = (tmp_path / "all/table.md").read_text()
+    assert pictures(tmp_path / "all") == 3 * pictures(tmp_path / "one")
     assert "2-shot, seeds 5 6" in table and re.search(r"\| grass +\| \d+\.\d ± \d+\.\d", table)
     first, second = (shots["references"] for shots in json.loads((tmp_path / "all/k_shot.json").read_text())[::2])
     assert all(second[cls][:1] == paths for cls, paths in first.items())
@@ -249,6 +261,7 @@ def test_two_processes_give_the_same_tables(visa_flags, zero_shot, tmp_path):
     for name in alone:
         assert own[name] == pytest.approx(alone[name], abs=1e-4)
     assert (tmp_path / "predictions.csv").read_text().count("\n") == len(predictions(zero_shot)) + 1
+    assert pictures(tmp_path) == pictures(zero_shot)
 
 
 def test_a_folder_means_its_last_training(train_flags, tmp_path):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.losses import dice, focal
-from utils.metrics import PixelMetrics, image_metrics, label_regions
+from utils.metrics import PixelMetrics, Points, image_metrics, label_regions
 
 # --- training -------------------------------------------------------------------------------------------------------
 
@@ -77,6 +77,7 @@ class ClassScores:
     indices: list[int]  # of the images, into the samples
     scores: list[float]
     terms: dict[str, list[float]]
+    curves: dict[str, Points]  # of the pixels
 
 
 @dataclass
@@ -187,9 +188,10 @@ def _predict(detector, images: Tensor, names, settings, banks, accelerator: Acce
 def _finish(detector, setting: int, name: str, state: _Pending, samples: Sequence[Any]) -> ClassScores:
     terms = {key: torch.cat([part[key] for part in state.terms]) for key in state.terms[0]}  # each (n,)
     scores = detector.image_scores(terms).tolist()
-    pixels = (PixelMetrics() if state.pixels is None else state.pixels).compute()
-    metrics = {**pixels, **image_metrics([samples[index].anomaly for index in state.indices], scores)}
-    return ClassScores(setting, name, metrics, state.indices, scores, {k: v.tolist() for k, v in terms.items()})
+    pixels = PixelMetrics() if state.pixels is None else state.pixels
+    metrics = {**pixels.compute(), **image_metrics([samples[index].anomaly for index in state.indices], scores)}
+    values = {key: term.tolist() for key, term in terms.items()}
+    return ClassScores(setting, name, metrics, state.indices, scores, values, pixels.curves())
 
 
 def _count_classes(samples: Sequence[Any]) -> dict[str, int]:

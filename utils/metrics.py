@@ -18,13 +18,16 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 PIXEL = ("auroc_px", "f1_px", "ap_px", "aupro", "aupro_200", "iou_px", "threshold_px")
 IMAGE = ("auroc_sp", "f1_sp", "ap_sp")
 
 FPR_LIMIT = 0.3
 PUBLISHED_STEPS = 200
+CURVE_POINTS = 120  # of a curve that is to be drawn
+
+Points = list[list[float]]  # of a curve: [x, y], a list of fractions each
 
 RESOLUTION = 3e-5  # a merged key holds about this share of the pixels above it; see `_depth`
 NORMAL_CAPACITY = 1_000_000  # keys, 12 bytes each
@@ -57,6 +60,7 @@ class PixelMetrics:
         self._defect_waiting: list[np.ndarray] = []
         self._waiting_bytes = 0
         self._low, self._high = np.inf, -np.inf
+        self._swept: _Curve | None = None  # of the tables as they are
 
     def update(self, maps: Any, regions: Any) -> None:
         """Count the pixels of a batch.
@@ -84,6 +88,7 @@ class PixelMetrics:
         """Add the counts of another accumulator (another process, another part of the class), which keeps them."""
         self._fold()
         other._fold()
+        self._swept = None
         self._normal.add(other._normal.keys, other._normal.mass)
         self._defect.add(other._defect.keys, other._defect.mass)
         self._low, self._high = min(self._low, other._low), max(self._high, other._high)
@@ -104,10 +109,9 @@ class PixelMetrics:
                 with every threshold, each region of the class at equal weight.
             aupro_200: the same in the form of the published tables, see `_aupro_200`.
         """
-        self._fold()
-        if not (self._normal.keys.size and self._defect.keys.size):
+        curve = self._curve()
+        if curve is None:
             return dict.fromkeys(PIXEL)
-        curve = _sweep(self._normal, self._defect)
         f1, iou, threshold = _best_f1(curve)
         row = {
             "auroc_px": _auroc(curve),
@@ -119,6 +123,27 @@ class PixelMetrics:
             "threshold_px": threshold,
         }
         return {name: None if value is None else float(value) for name, value in row.items()}
+
+    def curves(self) -> dict[str, Points]:
+        """The curves of all maps so far, thinned to at most CURVE_POINTS points each, to be drawn.
+
+        Returns:
+            roc: true over false positive rate. pr: precision over recall. pro: mean overlap of regions over false
+            positive rate, up to 0.3. What cannot be computed is not there: nothing without normal or without defect
+            pixels, no pro of constant maps.
+        """
+        curve = self._curve()
+        if curve is None:
+            return {}
+        curves = {"roc": _roc_points(curve), "pr": _pr_points(curve)}
+        return curves | ({"pro": _pro_points(curve)} if self._low < self._high else {})
+
+    def _curve(self) -> "_Curve | None":
+        """What every metric and curve follows from; None where pixels of one kind are missing."""
+        self._fold()
+        if self._swept is None and self._normal.keys.size and self._defect.keys.size:
+            self._swept = _sweep(self._normal, self._defect)
+        return self._swept
 
     def _count(self, keys: np.ndarray, labels: np.ndarray) -> None:
         """Queue one image: keys (H, W) int32, labels (H, W)."""
@@ -139,6 +164,7 @@ class PixelMetrics:
         keys = np.sort(np.concatenate(self._normal_waiting))
         packed = np.sort(np.concatenate(self._defect_waiting))
         self._normal_waiting, self._defect_waiting, self._waiting_bytes = [], [], 0
+        self._swept = None
         self._normal.add(keys, np.broadcast_to(1.0, (1, keys.size)))
         self._defect.add((packed >> 32).astype(np.int32), np.stack([np.ones(packed.size), 1 / (packed & 0xFFFFFFFF)]))
 
@@ -156,12 +182,7 @@ def image_metrics(labels: Any, scores: Any) -> dict[str, float | None]:
     Raises:
         ValueError: the shapes differ or are not (N,); a score is NaN or infinite.
     """
-    labels, scores = _numpy(labels) != 0, _numpy(scores, np.float64)
-    if labels.ndim != 1 or labels.shape != scores.shape:
-        raise ValueError(f"labels and scores must share one shape (N,), got {labels.shape} and {scores.shape}")
-    finite = np.isfinite(scores)
-    if not finite.all():
-        raise ValueError(f"score {int(np.argmin(finite))} is {scores[np.argmin(finite)]}")
+    labels, scores = _checked(labels, scores)
     if not labels.any() or labels.all():
         return dict.fromkeys(IMAGE)
     precision, recall, _ = precision_recall_curve(labels, scores)
@@ -171,6 +192,39 @@ def image_metrics(labels: Any, scores: Any) -> dict[str, float | None]:
         "f1_sp": float(f1.max()),
         "ap_sp": float(average_precision_score(labels, scores)),
     }
+
+
+def image_curves(labels: Any, scores: Any) -> dict[str, Points]:
+    """Curves of image scores, thinned as `PixelMetrics.curves`.
+
+    Args, errors: as `image_metrics`.
+
+    Returns:
+        roc: true over false positive rate. pr: precision over recall, where each precision holds for the recalls from
+        the point before to its own, so that the area of the steps is the average precision. Nothing where only one
+        label occurs.
+    """
+    labels, scores = _checked(labels, scores)
+    if not labels.any() or labels.all():
+        return {}
+    fpr, tpr, _ = roc_curve(labels, scores)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    precision, recall = precision[::-1].copy(), recall[::-1]
+    precision[0] = precision[1]  # in place of scikit-learn's 1, which no threshold reaches
+    return {
+        "roc": _thinned(fpr, tpr, fpr + tpr),
+        "pr": _thinned(recall, precision, recall + np.linspace(0, 1, recall.size)),
+    }
+
+
+def _checked(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    labels, scores = _numpy(labels) != 0, _numpy(scores, np.float64)
+    if labels.ndim != 1 or labels.shape != scores.shape:
+        raise ValueError(f"labels and scores must share one shape (N,), got {labels.shape} and {scores.shape}")
+    finite = np.isfinite(scores)
+    if not finite.all():
+        raise ValueError(f"score {int(np.argmin(finite))} is {scores[np.argmin(finite)]}")
+    return labels, scores
 
 
 def evaluate(
@@ -387,6 +441,38 @@ def _aupro(curve: _Curve) -> float:
     end = np.searchsorted(fpr, FPR_LIMIT, side="right")
     at_limit = np.interp(FPR_LIMIT, fpr, pro)
     return _area(np.append(fpr[:end], FPR_LIMIT), np.append(pro[:end], at_limit)) / FPR_LIMIT
+
+
+def _roc_points(curve: _Curve) -> Points:
+    fpr = curve.false_positives / curve.false_positives[-1]
+    tpr = curve.true_positives / curve.true_positives[-1]
+    return _thinned(fpr, tpr, fpr + tpr)
+
+
+def _pr_points(curve: _Curve) -> Points:
+    """The precision of the first few pixels jumps; on a logarithmic scale of pixels they do not take all points."""
+    true, false = curve.true_positives[1:], curve.false_positives[1:]
+    pixels = np.log1p(true + false)
+    recall, precision = true / true[-1], true / (true + false)
+    recall, precision = np.append(0, recall), np.append(precision[0], precision)
+    return _thinned(recall, precision, recall + np.append(0, pixels / pixels[-1]))
+
+
+def _pro_points(curve: _Curve) -> Points:
+    fpr = curve.false_positives / curve.false_positives[-1]
+    pro = curve.overlap / curve.overlap[-1]
+    end = np.searchsorted(fpr, FPR_LIMIT, side="right")
+    fpr, pro = np.append(fpr[:end], FPR_LIMIT), np.append(pro[:end], np.interp(FPR_LIMIT, fpr, pro))
+    return _thinned(fpr, pro, fpr / FPR_LIMIT + pro)
+
+
+def _thinned(x: np.ndarray, y: np.ndarray, along: np.ndarray) -> Points:
+    """At most CURVE_POINTS of the points, the ends among them, about equally far apart in `along`, which ascends."""
+    if x.size > CURVE_POINTS:
+        chosen = np.searchsorted(along, np.linspace(along[0], along[-1], CURVE_POINTS))
+        chosen = np.unique(np.append(chosen[:-1], x.size - 1))
+        x, y = x[chosen], y[chosen]
+    return [np.round(values, 4).tolist() for values in (x, y)]
 
 
 def _aupro_200(curve: _Curve, low: float, high: float) -> float | None:

@@ -1,20 +1,28 @@
-"""Rows of metrics -> table, JSON, CSV."""
+"""Rows of metrics -> table, JSON, CSV, and which images to look at.
 
+    python -m utils.report RUN RUN ...
+
+compares result folders side by side: see utils/compare.py. The page of one run is in utils/page.py.
+"""
+
+import utils.packages  # noqa: F401 - first of all
+
+# isort: split
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils import metrics
+from utils import metrics, runtime
 from utils.runtime import replacing, write_json
 
 Row = Mapping[str, float | None]  # metric -> fraction; None where it cannot be computed
 
 TABLE = ("auroc_px", "f1_px", "ap_px", "aupro", "auroc_sp", "f1_sp", "ap_sp")
-_METRICS = (*TABLE, *(key for key in metrics.PIXEL + metrics.IMAGE if key not in TABLE))
+METRICS = (*TABLE, *(key for key in metrics.PIXEL + metrics.IMAGE if key not in TABLE))
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,9 @@ def write(save_path: Path, runs: Sequence[Run], settings: Mapping[str, Any], ext
     write_json(save_path / "metrics.json", as_json(runs, settings))
     with replacing(save_path / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["k_shot", "seed", "objects", *_METRICS])
+        writer.writerow(["k_shot", "seed", "objects", *METRICS])
         for k_shot, seed, name, row in _csv_rows(runs):
-            writer.writerow([k_shot, "" if seed is None else seed, name, *(_blank(row[key]) for key in _METRICS)])
+            writer.writerow([k_shot, "" if seed is None else seed, name, *(_blank(row[key]) for key in METRICS)])
 
 
 def as_json(runs: Sequence[Run], settings: Mapping[str, Any]) -> dict:
@@ -64,11 +72,11 @@ def as_json(runs: Sequence[Run], settings: Mapping[str, Any]) -> dict:
     ]
     if len(entries) == 1:
         return entries[0]
-    over_seeds = {str(k): _over_seeds([run.mean for run in group]) for k, group in _by_k(runs).items()}
+    per_k = {str(k): over_seeds([run.mean for run in group]) for k, group in by_k(runs).items()}
     return {
         "runs": entries,
-        "mean": {k: mean for k, (mean, _) in over_seeds.items()},
-        "std": {k: std for k, (_, std) in over_seeds.items()},
+        "mean": {k: mean for k, (mean, _) in per_k.items()},
+        "std": {k: std for k, (_, std) in per_k.items()},
     }
 
 
@@ -77,30 +85,32 @@ def markdown(runs: Sequence[Run], extra: Sequence[str] = ()) -> str:
 
     extra: metrics to show beside those of TABLE.
     """
-    return "\n\n".join(_table(k, group, (*TABLE, *extra)) for k, group in _by_k(runs).items())
+    return "\n\n".join(_table(k, group, (*TABLE, *extra)) for k, group in by_k(runs).items())
 
 
 def _table(k_shot: int, runs: Sequence[Run], columns: Sequence[str]) -> str:
     rows = [["objects", *columns]]
-    for name, seeds in _by_class(runs):
-        mean, std = _over_seeds(seeds)
-        rows.append([name, *(_cell(key, mean[key], std[key] if len(runs) > 1 else None) for key in columns)])
+    for name, seeds in by_class(runs):
+        mean, std = over_seeds(seeds)
+        rows.append([name, *(cell(key, mean[key], std[key] if len(runs) > 1 else None) for key in columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     rule = "|" + "|".join([":" + "-" * (width + 1) for width in widths]) + "|"
-    return "\n".join([_title(k_shot, runs), "", lines[0], rule, *lines[1:]])
+    return "\n".join([title(k_shot, runs), "", lines[0], rule, *lines[1:]])
 
 
-def _title(k_shot: int, runs: Sequence[Run]) -> str:
+def title(k_shot: int, runs: Sequence[Run]) -> str:
+    """What a table's runs, which share k_shot, are: "zero-shot", "4-shot, seeds 1 2"."""
     if k_shot == 0:
         return "zero-shot"
     seeds = [str(run.seed) for run in runs if run.seed is not None]
     return f"{k_shot}-shot" + (f", seed{'s' * (len(seeds) > 1)} {' '.join(seeds)}" if seeds else "")
 
 
-def _cell(key: str, mean: float | None, std: float | None) -> str:
+def cell(key: str, mean: float | None, std: float | None) -> str:
+    """A metric as tables show it, in percent; blank where there is none, no deviation where std is None."""
     if mean is None:
         return ""
     if key == "threshold_px":  # on the scale of the maps
@@ -108,23 +118,24 @@ def _cell(key: str, mean: float | None, std: float | None) -> str:
     return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
-def _by_class(runs: Sequence[Run]) -> list[tuple[str, list[Row]]]:
+def by_class(runs: Sequence[Run]) -> list[tuple[str, list[Row]]]:
     """(class, its row in every run), and the mean at the end."""
     rows = [(name, [run.classes[name] for run in runs]) for name in runs[0].classes]
     return [*rows, ("mean", [run.mean for run in runs])]
 
 
-def _by_k(runs: Iterable[Run]) -> dict[int, list[Run]]:
+def by_k(runs: Iterable[Run]) -> dict[int, list[Run]]:
+    """k_shot -> its runs, one per seed."""
     groups: dict[int, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.k_shot, []).append(run)
     return groups
 
 
-def _over_seeds(rows: Sequence[Row]) -> tuple[dict, dict]:
+def over_seeds(rows: Sequence[Row]) -> tuple[dict, dict]:
     """Mean and standard deviation of each metric; None where any seed lacks it."""
     mean, std = {}, {}
-    for key in _METRICS:
+    for key in METRICS:
         values = [row[key] for row in rows]
         known = None not in values
         mean[key] = float(np.mean(values)) if known else None
@@ -134,18 +145,18 @@ def _over_seeds(rows: Sequence[Row]) -> tuple[dict, dict]:
 
 def _csv_rows(runs: Sequence[Run]) -> Iterable[tuple[int, Any, str, Row]]:
     for run in runs:
-        for name, (row,) in _by_class([run]):
+        for name, (row,) in by_class([run]):
             yield run.k_shot, run.seed, name, row
-    for k_shot, group in _by_k(runs).items():
+    for k_shot, group in by_k(runs).items():
         if len(group) > 1:
-            for name, seeds in _by_class(group):
-                mean, std = _over_seeds(seeds)
+            for name, seeds in by_class(group):
+                mean, std = over_seeds(seeds)
                 yield k_shot, "mean", name, mean
                 yield k_shot, "std", name, std
 
 
 def _plain(row: Row) -> dict[str, float | None]:
-    return {key: row[key] for key in _METRICS}
+    return {key: row[key] for key in METRICS}
 
 
 def _blank(value: float | None) -> str:
@@ -173,10 +184,55 @@ def write_predictions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+class Chosen(NamedTuple):
+    """The images worth looking at, the most telling one first."""
+
+    hits: list[Mapping[str, Any]]  # defects with the highest scores
+    missed: list[Mapping[str, Any]]  # defects with the lowest scores
+    alarms: list[Mapping[str, Any]]  # normal images with the highest scores
+
+
+def choose(rows: Iterable[Mapping[str, Any]], hits: int = 6, misses: int = 2, per_class: int = 2) -> Chosen:
+    """The clearest hits and the worst misses of one setting.
+
+    Args:
+        rows: an image each, of predictions.csv or `prediction_rows`: cls_name, anomaly (0 or 1) and score are looked
+            at; equal scores keep their order.
+        hits: how many hits.
+        misses: how many missed defects, and how many false alarms.
+        per_class: how many of one class in each list, so that no class takes them all.
+
+    Returns:
+        Rows as they came. No image is a hit and missed: of few defects, the upper half can be hits.
+    """
+    rows = list(rows)
+    rising = sorted(rows, key=lambda row: float(row["score"]))
+    falling = sorted(rows, key=lambda row: -float(row["score"]))
+    defects = [row for row in falling if int(row["anomaly"])]
+    clearest = _first(defects, min(hits, (len(defects) + 1) // 2), per_class)
+    others = [row for row in rising if int(row["anomaly"]) and not any(row is hit for hit in clearest)]
+    normal = [row for row in falling if not int(row["anomaly"])]
+    return Chosen(clearest, _first(others, misses, per_class), _first(normal, misses, per_class))
+
+
+def _first(rows: Iterable[Mapping[str, Any]], count: int, per_class: int) -> list[Mapping[str, Any]]:
+    taken: list[Mapping[str, Any]] = []
+    for row in rows:
+        if len(taken) < count and sum(row["cls_name"] == other["cls_name"] for other in taken) < per_class:
+            taken.append(row)
+    return taken
+
+
 def absent(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Class -> metrics that no run has."""
     return {
         name: missing
         for name in runs[0].classes
-        if (missing := [key for key in _METRICS if all(run.classes[name][key] is None for run in runs)])
+        if (missing := [key for key in METRICS if all(run.classes[name][key] is None for run in runs)])
     }
+
+
+if __name__ == "__main__":
+    from utils import compare
+
+    runtime.run(compare.main)

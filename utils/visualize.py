@@ -35,7 +35,15 @@ def overlay(image: Image.Image, heat: np.ndarray, mask: np.ndarray | None, capti
     Returns:
         (H, W, 3) uint8 RGB
     """
-    scale = _SIDE / max(image.size)
+    panels = draw_panels(image, heat, mask, _SIDE)[: len(captions)]
+    return np.hstack([_captioned(panel, text) for panel, text in zip(panels, captions, strict=True)])
+
+
+def draw_panels(
+    image: Image.Image, heat: np.ndarray, mask: np.ndarray | None, side: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Original, anomaly map, ground truth, each (H, W, 3) uint8 RGB, the longer side as given; else as `overlay`."""
+    scale = side / max(image.size)
     size = tuple(max(16, round(side * scale)) for side in image.size)  # (width, height)
     picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
     heat = np.clip(cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), 0, 1)
@@ -48,8 +56,7 @@ def overlay(image: Image.Image, heat: np.ndarray, mask: np.ndarray | None, capti
         contours, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for panel in (blended, truth):
             cv2.drawContours(panel, contours, -1, _GREEN, 1, cv2.LINE_AA)
-    panels = (picture, blended, truth)[: len(captions)]
-    return np.hstack([_captioned(panel, text) for panel, text in zip(panels, captions, strict=True)])
+    return picture, blended, truth
 
 
 def _captioned(panel: np.ndarray, text: str) -> np.ndarray:
@@ -107,17 +114,20 @@ class Overlays:
 
     def _draw_one(self, folder: Path, sample, heat: np.ndarray, score: float) -> None:
         image = self._load_image(self._root / sample.img_path)
-        mask = None
-        if not sample.anomaly:
-            mask = np.zeros_like(heat)
-        elif sample.mask_path:
-            mask = np.asarray(self._load_mask(self._root / sample.mask_path))
+        mask = mask_of(self._root, sample, self._load_mask)
         truth = sample.specie_name or ("defect" if sample.anomaly else "good")
         truth += " (no mask)" if mask is None else ""
         captions = (PurePosixPath(sample.img_path).name, f"anomaly map, score {score:.3f}", f"ground truth: {truth}")
         picture = overlay(image, heat, mask, captions)
         with replacing(folder / PurePosixPath(sample.img_path).with_suffix(".png")) as path:
             Image.fromarray(picture).save(path)
+
+
+def mask_of(root: Path, sample: Any, load_mask: Any) -> np.ndarray | None:
+    """The mask of a sample, (H, W), all zero of a normal one; None where it is not known."""
+    if not sample.anomaly:
+        return np.zeros((1, 1), np.uint8)
+    return np.asarray(load_mask(root / sample.mask_path)) if sample.mask_path else None
 
 
 class HeatScale:
@@ -202,17 +212,27 @@ def check_names(paths: Sequence[str]) -> None:
 
 
 class MapFiles(contextlib.ExitStack):
-    """Where the maps of a scoring pass go: overlays, .npy files, both or neither.
+    """Where the maps of a scoring pass go: overlays, .npy files, thumbnails, any or none of them.
 
     Args:
         samples: the samples that the maps' indices count.
         subfolders: one per few-shot setting; "" for none.
         maps: folder of the .npy files.
         overlays: what draws the pictures.
+        thumbnails: `thumbnails.Thumbnails`; what it draws is collected in `galleries`, by (setting, class).
     """
 
-    def __init__(self, samples: Sequence[Any], subfolders: Sequence[str], maps: Path | None, overlays: Overlays | None):
+    def __init__(
+        self,
+        samples: Sequence[Any],
+        subfolders: Sequence[str],
+        maps: Path | None,
+        overlays: Overlays | None,
+        thumbnails: Any = None,
+    ):
         super().__init__()
+        self.galleries: dict[tuple[int, str], Any] = {}
+        self._thumbnails = thumbnails and self.enter_context(thumbnails)
         self._samples, self._subfolders, self._maps = samples, subfolders, maps
         self._overlays = overlays and self.enter_context(overlays)
 
@@ -220,12 +240,17 @@ class MapFiles(contextlib.ExitStack):
         """Take one map, (S, S) float32."""
         if self._overlays:
             self._overlays.keep(setting, index, one)
+        if self._thumbnails:
+            self._thumbnails.keep(setting, index, one)
         if self._maps:
             save_map(self._maps / self._subfolders[setting], self._samples[index].img_path, one)
 
     def finish(self, result: Any) -> None:
         """Draw a class whose maps have all come; result: `engine.ClassScores`."""
+        scores = dict(zip(result.indices, result.scores, strict=True))
+        samples = {index: self._samples[index] for index in result.indices}
+        gallery = self._thumbnails and self._thumbnails.draw(result.setting, samples, scores)
+        if gallery:
+            self.galleries[result.setting, result.name] = gallery
         if self._overlays:
-            scores = dict(zip(result.indices, result.scores, strict=True))
-            samples = {index: self._samples[index] for index in result.indices}
             self._overlays.draw(result.setting, self._subfolders[result.setting], samples, scores)
