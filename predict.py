@@ -1,17 +1,19 @@
 """Find anomalies in one's own images.
 
     python predict.py photos/ --class_name screw --method winclip --references photos_of_good_screws/ --save_path out
+    python predict.py photos/ --onnx detector.onnx --save_path out
 
 Writes scores.csv, imgs/ (original and anomaly map), config.json, log.txt and, with --save_maps, maps/ into --save_path;
 with normal images (--references FOLDER of two or more, or --calibrate FOLDER) also calibration.json, and a verdict per
-image. Files that cannot be read are listed in skipped.csv, and the exit code is then 3.
+image. Files that cannot be read are listed in skipped.csv, and the exit code is then 3. --onnx runs what export.py
+wrote, which knows its class, method and calibration.
 """
 
 import utils.packages  # noqa: F401 - first of all
 
 # isort: split
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ from test import load_detector
 from utils import runtime
 from utils.calibration import Calibration, limits_of, threshold_of
 from utils.checkpoint import must_agree
-from utils.config import log_settings, predict_parser, resolve_predict
+from utils.config import log_settings, predict_parser, resolve_onnx, resolve_predict
 from utils.engine import encode_all, infer, leave_one_out
+from utils.exported import Exported
 from utils.runtime import LOG
 from utils.visualize import HeatScale, StreamedOverlays, check_names, save_map
 
@@ -38,29 +41,56 @@ _SHOWN = 20  # unreadable files that the log names one by one
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings, sources = resolve_predict(predict_parser(list(METHODS)).parse_intermixed_args(argv))
+    args = predict_parser(list(METHODS)).parse_intermixed_args(argv)
+    if args.onnx is not None:
+        return run_exported(args)
+    settings, sources = resolve_predict(args)
     accelerator = runtime.accelerator(settings.device, settings.precision)
+    images = inputs(settings)
+    detector, description, stored, normal, known = the_detector(settings, accelerator)
+    begin(settings, sources, description)
+    bank, calibration = prepare(settings, accelerator, detector, stored, normal, description)
+    calibration = known or calibration
+
+    def look(images: torch.Tensor) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        prediction = infer(detector, images, settings.class_name, bank, accelerator)
+        return list(zip(prediction.maps.float().cpu().numpy(), rows_of(detector, prediction, calibration), strict=True))
+
+    return report(settings, look, images, calibration)
+
+
+def run_exported(args) -> int:
+    """What an exported detector finds, without building the model that it was made from."""
+    detector = Exported(args.onnx)
+    said = {"method": detector.method, "class_name": detector.class_name, "image_size": detector.image_size}
+    settings, sources = resolve_onnx(args, detector.made_with | said)
+    images = inputs(settings)
+    begin(settings, sources, detector.made_with)
+    return report(settings, lambda batch: detector.look(batch.numpy()), images, detector.calibration)
+
+
+def inputs(settings) -> list[tuple[Path, str]]:
+    """The images to score; refuses what would make their results go nowhere."""
     images = find_images(settings.inputs)
     if settings.save_maps or not settings.no_images:
         check_names([name for _, name in images])
-    save_path = runtime.result_folder(settings.save_path)
-    known = None if settings.calibration is None else Calibration.load(settings.calibration)
-    stored, normal = reference_files(settings, accelerator)
-    detector, description = load_detector(settings, accelerator, stored)
-    description |= identity(settings, normal)
-    if known:
-        keys = description.keys() - {"version", "pretrained", "dataset"}
-        must_agree(f"calibration {settings.calibration} was made", known.made_with, description, sorted(keys))
+    runtime.result_folder(settings.save_path)
+    return images
 
+
+def begin(settings, sources, description) -> None:
+    """An empty folder of results, with its log and config.json."""
+    save_path = Path(settings.save_path)
     save_path.mkdir(parents=True, exist_ok=True)
     runtime.clear_results(save_path, RESULTS)
     runtime.log_to(save_path)
-    vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
     runtime.write_config(save_path, settings, sources, description)
-    detector.encode_names([settings.class_name])
-    bank, calibration = prepare(settings, accelerator, detector, stored, normal, description)
-    calibration = known or calibration
+
+
+def report(settings, look: Callable, images, calibration: Calibration | None) -> int:
+    """Score all images; returns the exit code. look: images (B, 3, S, S) uint8 RGB -> per image (map, row)."""
+    save_path = Path(settings.save_path)
     if calibration:
         calibration.save(save_path / "calibration.json")
         share, count = 100 * calibration.fpr, calibration.normal_images
@@ -68,9 +98,10 @@ def main(argv: list[str] | None = None) -> int:
         LOG.info("scale and threshold come from %d normal images: %s", count, calibration.source)
     else:
         LOG.info(
-            "scores are on a scale of their own, and there is no verdict; --calibrate FOLDER of normal images gives one"
+            "scores are on a scale of their own, and there is no verdict; %s FOLDER of normal images gives one",
+            "export.py --calibrate" if settings.onnx else "--calibrate",
         )
-    skipped = score(settings, accelerator, detector, images, bank, calibration)
+    skipped = score(settings, look, images, calibration)
     LOG.info("%d images scored; results are in %s", len(images) - len(skipped), save_path)
     if skipped:
         write_skipped(save_path / "skipped.csv", skipped)
@@ -81,6 +112,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 # --- references and calibration -------------------------------------------------------------------------------------
+
+
+def the_detector(settings, accelerator) -> tuple:
+    """(detector, its description, file of memories or None, images of the references, known calibration or None), the
+    texts encoded; export.py takes it too."""
+    known = None if settings.calibration is None else Calibration.load(settings.calibration)
+    stored, normal = reference_files(settings, accelerator)
+    detector, description = load_detector(settings, accelerator, stored)
+    description |= identity(settings, normal)
+    if known:
+        keys = description.keys() - {"version", "pretrained", "dataset"}
+        must_agree(f"calibration {settings.calibration} was made", known.made_with, description, sorted(keys))
+    vars(settings).update(detector.options, image_size=description["image_size"])
+    detector.encode_names([settings.class_name])
+    return detector, description, stored, normal, known
 
 
 def reference_files(settings, accelerator) -> tuple[Any, list[Path]]:
@@ -166,7 +212,7 @@ def strict(loader, files: Sequence[Path]) -> Iterator[dict]:
         yield batch
 
 
-def score(settings, accelerator, detector, images, bank, calibration) -> list[tuple[str, str]]:
+def score(settings, look: Callable, images, calibration) -> list[tuple[str, str]]:
     """Score all images as they come; writes scores.csv, overlays and maps. Returns what was skipped, and why."""
     save_path, skipped, writer = Path(settings.save_path), [], None
     with ExitStack() as stack:
@@ -185,9 +231,7 @@ def score(settings, accelerator, detector, images, bank, calibration) -> list[tu
             good = [row for row, error in enumerate(batch["error"]) if not error]
             if not good:
                 continue
-            prediction = infer(detector, batch["image"][good], settings.class_name, bank, accelerator)
-            maps = prediction.maps.float().cpu().numpy()
-            for row, one, values in zip(good, maps, rows_of(detector, prediction, calibration), strict=True):
+            for row, (one, values) in zip(good, look(batch["image"][good]), strict=True):
                 path, name = images[indices[row]]
                 if not np.isfinite([values["score"], one.sum()]).all():
                     raise ValueError(

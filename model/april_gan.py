@@ -108,12 +108,11 @@ class AprilGan(nn.Module):
         self, zero_shot: Prediction, tokens: Tokens, names: Sequence[str], memories: Mapping[str, Memory]
     ) -> Prediction:
         fused = zero_shot.maps.clone()
-        for name in dict.fromkeys(names):
-            rows = [row for row, other in enumerate(names) if other == name]
+        for name, rows in memory.rows_by_name(names).items():
             fused[rows] += self._distance_map(tokens, rows, memories[name])
         return Prediction(fused, {**zero_shot.terms, "map_max": fused.amax((1, 2))})
 
-    def _distance_map(self, tokens: Tokens, rows: list[int], references: Memory) -> Tensor:
+    def _distance_map(self, tokens: Tokens, rows: list[int] | slice, references: Memory) -> Tensor:
         """Sum over layers of the upsampled distance to the nearest reference token, (len(rows), S, S)."""
         layers = []
         for layer in self.few_shot_features:

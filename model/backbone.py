@@ -258,7 +258,7 @@ class _ViTTaps(nn.Module):
         """Patch convolution, class token in front, position embedding added; before ln_pre. (B, 1 + N, W)"""
         visual = self.visual
         patches = visual.conv1(images).flatten(2).transpose(1, 2)  # (B, N, W)
-        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)  # (B, 1, W)
+        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)  # (B, 1, W)
         return torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
 
     def encode(self, tokens: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:

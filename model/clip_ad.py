@@ -137,9 +137,10 @@ class Sdp(nn.Module):
         """Each state's vector is weighted by how well it fits the class token; a patch's score is the similarity to the
         abnormal one, less the mean over both. values: (B, 1 + N, D); returns (B, N)."""
         features = F.normalize(values, dim=-1)
-        fit = torch.einsum("bd,bdc->bc", features[:, 0], text).softmax(-1)  # (B, 2)
-        weighted = text * (fit / fit.mean(-1, keepdim=True))[:, None]  # (B, D, 2)
-        return torch.einsum("bnd,bd->bn", features[:, 1:], (weighted[..., 1] - weighted[..., 0]) / 2)
+        fit = (features[:, :1] @ text).softmax(-1)  # (B, 1, 2)
+        weighted = text * (fit / fit.mean(-1, keepdim=True))  # (B, D, 2)
+        direction = (weighted[..., 1] - weighted[..., 0]) / 2  # (B, D)
+        return (features[:, 1:] @ direction[..., None])[..., 0]
 
     def prediction(self, tokens: DualTokens, names: Sequence[str], scores: Tensor) -> Prediction:
         """The map smoothed, and the terms of the image score. scores: (B, S, S)."""

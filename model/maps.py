@@ -24,14 +24,14 @@ def state_logit(features: Tensor, text: Tensor, scale: float | Tensor) -> Tensor
 
     Args:
         features: (B, N, D), any length.
-        text: (B, D, 2), unit length.
+        text: (B, D, 2), unit length; (1, D, 2) serves all images.
         scale: inverse temperature.
 
     Returns:
         (B, N)
     """
     direction = text[..., 1] - text[..., 0]  # (B, D)
-    return scale * torch.einsum("bnd,bd->bn", F.normalize(features, dim=-1), direction)
+    return scale * (F.normalize(features, dim=-1) @ direction[..., None])[..., 0]
 
 
 def state_probabilities(logit: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The memory bank: the reference images' patch tokens, the distance of a token to its nearest one, and its file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,23 @@ def nearest_distance(tokens: Tensor, references: Tensor) -> Tensor:
         (B, N), in [0, 2]
     """
     queries = F.normalize(tokens.flatten(0, 1).float(), dim=-1)  # (B * N, W)
-    rows = max(1, _CHUNK // len(references))
-    best = torch.cat([(part @ references.T).amax(1) for part in queries.split(rows)])  # (B * N,)
+    best = torch.cat([(part @ references.T).amax(1) for part in parts(queries, _CHUNK // len(references))])  # (B * N,)
     return (1 - best).clamp_min(0).unflatten(0, tokens.shape[:2])
+
+
+def parts(values: Tensor, rows: int) -> Sequence[Tensor]:
+    """Pieces of at most so many rows (one, at least), to bound what a loop over them holds at once.
+
+    A traced graph, whose batch has no fixed size, can have no such loop: there it is one piece.
+    """
+    return (values,) if torch.compiler.is_compiling() else values.split(max(1, rows))
+
+
+def rows_by_name(names: Sequence[str]) -> dict[str, list[int] | slice]:
+    """Class name -> the rows of a batch that are of that class; all of them where there is one name."""
+    if len(set(names)) == 1:
+        return {names[0]: slice(None)}
+    return {name: [row for row, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
 
 
 def save(path: Path, memories: Mapping[tuple[int, str], Memory], header: Mapping[str, Any]) -> None:

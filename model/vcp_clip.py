@@ -117,14 +117,13 @@ class VcpClip(nn.Module):
         tokens = torch.cat([F.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts])  # (2 B, longest, D)
         tokens = self.text_prompts.insert(tokens)
         tokens = self.backbone.run_text(tokens, self.text_prompts.exchange)
-        tokens = self.text_prompts.remove(tokens)
-        end_tokens = torch.cat([part[:, end] for part, end in zip(tokens.chunk(2), ends, strict=True)])  # (2 B, D)
-        features = F.normalize(self.backbone.project_text(end_tokens), dim=-1)
-        return torch.stack(features.chunk(2), dim=-1)
+        tokens = self.text_prompts.remove(tokens).unflatten(0, (2, -1))  # (2, B, longest, D)
+        end_tokens = torch.stack([state[:, end] for state, end in zip(tokens, ends, strict=True)], dim=1)  # (B, 2, D)
+        return F.normalize(self.backbone.project_text(end_tokens), dim=-1).transpose(1, 2)
 
     def _with_context(self, before: str, context: Tensor, after: str) -> Tensor:
         """Token embeddings of start, `before`, the image's tokens, `after`, end, with positions. (B, n, D)"""
-        count = len(context)
+        count = context.shape[0]
         head = self.backbone.embed_text(before, start=True).expand(count, -1, -1)
         tail = self.backbone.embed_text(after, end=True).expand(count, -1, -1)
         text = torch.cat([head, context, tail], dim=1)
@@ -195,7 +194,7 @@ class PreVcp(nn.Module):
 
     def forward(self, pooled: Tensor, use_global: bool) -> Tensor:
         """(B, D) -> (B, prompt_len, D)"""
-        query = self.prompt_query.expand(len(pooled), -1, -1)
+        query = self.prompt_query.expand(pooled.shape[0], -1, -1)
         return query + self.prompt_linear1["fc"](pooled[:, None]) if use_global else query
 
 
@@ -243,7 +242,7 @@ class TextPrompts(nn.Module):
 
     def _learned(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         """(count, W) -> (B, count, W); each text has a dropout of its own."""
-        return self.dropout(self.prompt_proj(embeddings).expand(len(tokens), -1, -1))
+        return self.dropout(self.prompt_proj(embeddings).expand(tokens.shape[0], -1, -1))
 
 
 class PostVcp(nn.Module):

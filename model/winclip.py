@@ -70,6 +70,9 @@ class WinClip(nn.Module):
             coverage = torch.zeros(len(members), backbone.grid**2, dtype=torch.float64)  # (n, N)
             coverage.scatter_(1, members, 1.0)
             self.register_buffer(f"coverage{scale}", coverage, persistent=False)
+            # A buffer, since the exporter to ONNX writes a number in single precision, where this one is infinite.
+            largest = torch.tensor(torch.finfo(torch.float64).max / len(members), dtype=torch.float64)
+            self.register_buffer(f"largest{scale}", largest, persistent=False)
 
     @property
     def options(self) -> dict[str, list[int]]:
@@ -98,10 +101,11 @@ class WinClip(nn.Module):
         """Embeddings of all windows of one scale, (B, n, D): the encoder sees the class token and the window's patches,
         with the positions that they have in the full image."""
         members = getattr(self, f"members{scale}")  # (n, scale * scale)
-        images, count = len(tokens), len(members)
+        images, count = tokens.shape[0], len(members)
         class_token, patches = tokens[:, :1], tokens[:, 1:]
         embeddings = []
-        for part in torch.arange(images * count, device=tokens.device).split(max(1, _TOKENS_AT_ONCE // (1 + scale**2))):
+        everything = torch.arange(images * count, device=tokens.device)
+        for part in memory.parts(everything, _TOKENS_AT_ONCE // (1 + scale**2)):
             image, window = part // count, part % count
             chosen = patches[image[:, None], members[window]]  # (m, scale * scale, W)
             embeddings.append(self.backbone.pool(torch.cat([class_token[image], chosen], dim=1)))
@@ -124,7 +128,7 @@ class WinClip(nn.Module):
         """Harmonic mean at each patch, (B, N) float64, over the scores (B, n) of the windows that cover it."""
         coverage = getattr(self, f"coverage{scale}")  # (n, N)
         # A score of 0 makes the mean 0; its infinite inverse must not meet the zeros of the product.
-        inverse = (1 / scores.double()).clamp_max(torch.finfo(torch.float64).max / len(coverage))
+        inverse = (1 / scores.double()).clamp_max(getattr(self, f"largest{scale}"))
         return coverage.sum(0) / (inverse @ coverage)
 
     def _upsample(self, values: Tensor) -> Tensor:
@@ -147,13 +151,12 @@ class WinClip(nn.Module):
     ) -> Prediction:
         """WinCLIP+: the mean of the association maps of windows and patches is added to the map (section 4.3)."""
         values = zero_shot.maps.new_zeros(tokens.patches.shape[:2], dtype=torch.float64)  # (B, N)
-        for name in dict.fromkeys(names):
-            rows = [row for row, other in enumerate(names) if other == name]
+        for name, rows in memory.rows_by_name(names).items():
             values[rows] = self._association(tokens, rows, memories[name])
         terms = {**zero_shot.terms, "map_max": values.amax(1).float()}
         return Prediction(zero_shot.maps + self._upsample(values), terms)
 
-    def _association(self, tokens: WindowTokens, rows: list[int], references: Memory) -> Tensor:
+    def _association(self, tokens: WindowTokens, rows: list[int] | slice, references: Memory) -> Tensor:
         """Mean over window scales and patches of half the distance to the nearest reference, (len(rows), N)."""
         distances = [memory.nearest_distance(tokens.patches[rows], references.banks["patch"]).double() / 2]
         for scale in self.scales:

@@ -13,8 +13,16 @@ from model import METHODS, build
 from model.backbone import register_architecture
 from utils import config
 
+
+def resolve_predict(args):
+    """As predict.py: with --onnx the file says what the detector is, here WinCLIP for screws."""
+    said = {"method": "winclip", "class_name": "screw", "image_size": 240}
+    return config.resolve_predict(args) if args.onnx is None else config.resolve_onnx(args, said)
+
+
 PARSERS = {
-    "predict.py": (config.predict_parser, config.resolve_predict),
+    "predict.py": (config.predict_parser, resolve_predict),
+    "export.py": (config.export_parser, config.resolve_export),
     "train.py": (config.train_parser, config.resolve_train),
     "test.py": (config.test_parser, config.resolve_test),
 }

@@ -41,16 +41,20 @@ class Calibration:
     def load(cls, path: str | Path) -> "Calibration":
         """Raises ValueError for a file that `save` did not write; names it."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            limits = {str(key): _pair(value) for key, value in content["limits"].items()}
-            numbers = float(content["threshold"]), float(content["fpr"]), int(content["normal_images"])
-            if not math.isfinite(numbers[0]) or content.keys() != cls.__dataclass_fields__.keys():
-                raise ValueError("other keys than it should have, or a threshold that is no number")
-            return cls(limits, *numbers, str(content["source"]), _pair(content["heat"]), dict(content["made_with"]))
+            return cls.of(json.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise ValueError(f"calibration {path}: no such file") from None
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"calibration {path}: no file that predict.py wrote ({error})") from None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Calibration":
+        """From what `save` writes. Raises AttributeError, KeyError, TypeError or ValueError for anything else."""
+        limits = {str(key): _pair(value) for key, value in content["limits"].items()}
+        numbers = float(content["threshold"]), float(content["fpr"]), int(content["normal_images"])
+        if not math.isfinite(numbers[0]) or content.keys() != cls.__dataclass_fields__.keys():
+            raise ValueError("other keys than it should have, or a threshold that is no number")
+        return cls(limits, *numbers, str(content["source"]), _pair(content["heat"]), dict(content["made_with"]))
 
 
 def _pair(value: Any) -> tuple[float, float]:

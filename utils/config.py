@@ -4,7 +4,7 @@ import argparse
 import difflib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,6 +94,8 @@ _PRESETS = {
         "test": {"batch_size": 8},
     },
 }
+# Flags of predict.py that say nothing of the detector.
+_WITH_ONNX = ("inputs", "onnx", "save_path", "save_maps", "no_images", "batch_size", "num_workers")
 _COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "precision": "fp32", "num_workers": 2}
 
 
@@ -159,17 +161,19 @@ def predict_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(description="Find anomalies in one's own images.", allow_abbrev=False)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders with all that is below them")
-    add("--class_name", required=True, help="what the images show, as it stands in the texts: screw, leather, ...")
-    add("--checkpoint_path", help="trained parts, ours or published")
-    add("--references", metavar="PATH", help="normal images of the object: a folder, or a file of --save_memory")
-    add("--calibrate", metavar="FOLDER", help="normal images that fix scale and threshold (default: the references)")
-    add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
-    add(
-        "--fpr", type=probability, default=0.05, help="wanted share of normal images above the threshold (default 0.05)"
-    )
+    add("--onnx", metavar="FILE", help="run what export.py wrote; the flags of the detector are in it")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
-    _add_test_options(parser)
+    _add_object(parser)
+    _add_common(parser, methods)
+    _add_device(parser)
+    return parser
+
+
+def export_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of export.py, those of predict.py that make the detector. None means: not given, the preset decides."""
+    parser = _Parser(description="Write a detector for one object as an ONNX file.", allow_abbrev=False)
+    _add_object(parser)
     _add_common(parser, methods)
     return parser
 
@@ -181,7 +185,19 @@ def _parser(description: str, methods: Sequence[str]) -> argparse.ArgumentParser
     add("--meta_path", help="the dataset's meta.json, where it is not in the root")
     add("--class", dest="classes", nargs="+", metavar="NAME", help="only these classes")
     _add_common(parser, methods)
+    _add_device(parser)
     return parser
+
+
+def _add_object(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--class_name", help="what the images show, as it stands in the texts: screw, leather, ...")
+    add("--checkpoint_path", help="trained parts, ours or published")
+    add("--references", metavar="PATH", help="normal images of the object: a folder, or a file of --save_memory")
+    add("--calibrate", metavar="FOLDER", help="normal images that fix scale and threshold (default: the references)")
+    add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
+    add("--fpr", type=probability, help="wanted share of normal images above the threshold (default 0.05)")
+    _add_test_options(parser)
 
 
 def _add_test_options(parser: argparse.ArgumentParser) -> None:
@@ -209,9 +225,12 @@ def _add_common(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
     add("--total_d_layer_len", type=natural, help="vcp_clip: later text blocks with tokens of their own: all, or 0")
     add("--use_global", type=boolean, help="vcp_clip: make tokens from the image, True (default) or False")
     add("--batch_size", type=positive, help="images at a time")
-    add("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
-    add("--precision", choices=PRECISIONS, help="of the backbone")
     add("--num_workers", type=natural, help="processes that read images")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the backbone")
 
 
 # Types of flags: argparse names them in its messages.
@@ -290,17 +309,61 @@ def resolve_test(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
 
 def resolve_predict(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
     """As `resolve_train`; besides, what fixes the scale must not be said twice (ValueError)."""
+    settings, sources = _fill_object(args)
+    _default(settings, sources, "save_path", f"./results/{settings.method}/predict")
+    return settings, sources
+
+
+def resolve_export(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
+    """As `resolve_predict`."""
+    settings, sources = _fill_object(args)
+    settings.device, settings.precision = "cpu", "fp32"
+    sources |= dict.fromkeys(("device", "precision"), "export.py")
+    _default(settings, sources, "save_path", f"./exps/{settings.method}/export")
+    return settings, sources
+
+
+def resolve_onnx(args: argparse.Namespace, said: Mapping[str, Any]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Settings of predict.py --onnx, as `resolve_train`.
+
+    Args:
+        said: what the exported detector was made with; method, class_name and image_size are there.
+
+    Raises:
+        ValueError: a flag that contradicts it, or that cannot be compared with it; names both.
+    """
+    flags = ("method", "class_name", "image_size", "model", "pretrained", "prompts", *_OPTIONS)
+    said = {**{key: said[key] for key in flags if key in said}, "device": "cpu", "precision": "fp32"}
+    given = {key: value for key, value in vars(args).items() if value is not None and key not in _WITH_ONNX}
+    for key, value in given.items():
+        shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        if key not in said:
+            raise ValueError(f"--{key} {shown}: {args.onnx} has its own, which export.py fixed; drop --{key}")
+        if said[key] != value:
+            fixed = " ".join(map(str, said[key])) if isinstance(said[key], list) else said[key]
+            raise ValueError(f"--{key} {shown}: {args.onnx} is fixed to {fixed}; drop --{key}")
+    settings = argparse.Namespace(**{key: getattr(args, key) for key in _WITH_ONNX})
+    sources = {key: "flag" for key, value in vars(settings).items() if value is not None}
+    for key in ("method", "class_name", "image_size"):
+        _default(settings, sources, key, said[key], str(args.onnx))
+    _default(settings, sources, "num_workers", _COMMON["num_workers"])
+    _default(settings, sources, "batch_size", _PRESETS[settings.method]["test"]["batch_size"], "preset")
+    _default(settings, sources, "save_path", f"./results/{settings.method}/predict")
+    return settings, sources
+
+
+def _fill_object(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Settings of a detector for one object."""
     if args.calibrate is not None and args.calibration is not None:
         raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
-    if not args.class_name.strip():
+    if not (args.class_name or "").strip():
         raise ValueError("--class_name '': say what the images show")
-    if not 0 < args.fpr < 1:
-        raise ValueError(f"--fpr {args.fpr:g}: want a rate between 0 and 1")
-    args.dataset = "own images"
-    settings, sources = _fill(args, "test")
+    settings, sources = _fill(argparse.Namespace(**{**vars(args), "dataset": "own images"}), "test")
     for key in ("k_shot", "seed"):  # nothing is drawn
         vars(settings).pop(key, None)
-    _default(settings, sources, "save_path", f"./results/{settings.method}/predict")
+    _default(settings, sources, "fpr", 0.05)
+    if not 0 < settings.fpr < 1:
+        raise ValueError(f"--fpr {settings.fpr:g}: want a rate between 0 and 1")
     return settings, sources
 
 

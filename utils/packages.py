@@ -12,3 +12,10 @@ if _missing:
         f"error: this Python lacks {', '.join(_missing)}; run `sh quickstart.sh` once and use .venv/bin/python, or "
         "install requirements.txt"
     )
+
+
+def require(what: str, names: tuple[str, ...], requirements: str) -> None:
+    """Raises ValueError where optional packages are missing; names them and the command that installs them."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{what} needs {', '.join(missing)}: pip install -r {requirements}")
