@@ -15,6 +15,7 @@ from utils import config
 
 PARSERS = {
     "predict.py": (config.predict_parser, config.resolve_predict),
+    "app.py": (config.app_parser, config.resolve_app),
     "train.py": (config.train_parser, config.resolve_train),
     "test.py": (config.test_parser, config.resolve_test),
 }
