@@ -3,7 +3,7 @@
     python app.py                                                # the small weights that ship; http://127.0.0.1:7860
     python app.py --method april_gan --checkpoint_path ./exps/april_gan/mvtec --device cuda
 
-Works without a network. Uploads lie in a temporary folder for an hour at most, and are gone when the program ends.
+Works without a network. Uploads lie in a temporary folder for about an hour, and are gone when the program ends.
 """
 
 import utils.packages  # noqa: F401 - first of all
@@ -11,13 +11,14 @@ import utils.packages  # noqa: F401 - first of all
 # isort: split
 import html
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.log_to(None)
     log_settings(settings, sources)
     desk = Desk(settings)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which lets the folder be removed
     with tempfile.TemporaryDirectory(prefix="vand-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page(desk, settings, examples(DEMO))
@@ -104,7 +106,7 @@ class Desk:
         most = settings.max_references if METHODS[settings.method].FEW_SHOT else 0
         self.limits = Limits(settings.max_megabytes, settings.max_pixels, most)
         self._image_size, self._batch_size = description["image_size"], settings.batch_size
-        self._lock, self._known = threading.Lock(), OrderedDict()
+        self._worker, self._known = ThreadPoolExecutor(1), OrderedDict()  # torch's memory is that of one thread
 
     def inspect(self, name: str, image: str | None, references: Sequence[str] = ()) -> Result:
         """What an image file shows, compared with normal ones if there are any.
@@ -113,22 +115,24 @@ class Desk:
             ValueError: a sentence for the user, see `Limits.check`; a file that turns out to be broken.
         """
         self.limits.check(name, image, references)
-        with self._lock:
-            start = time.perf_counter()
-            try:
-                memory, calibration = self._remember(name.strip(), references) if references else (None, None)
-                (batch,) = readable(self._batches([image]))
-                picture = fitted(load_image(Path(image), upright=True), _SIDE)
-            except ValueError as error:  # names a file by where it lies here
-                message = str(error)
-                for path in (image, *references):
-                    message = message.replace(str(path), Path(path).name)
-                raise ValueError(message) from None
-            (finding,) = self.inspector(batch["image"], name.strip(), memory, calibration)
-            seconds = time.perf_counter() - start
+        try:
+            return self._worker.submit(self._inspect, name.strip(), image, references).result()
+        except ValueError as error:  # names a file by where it lies here
+            message = str(error)
+            for path in (image, *references):
+                message = message.replace(str(path), Path(path).name)
+            raise ValueError(message) from None
+
+    def _inspect(self, name: str, image: str, references: Sequence[str]) -> Result:
+        start = time.perf_counter()
+        memory, calibration = self._remember(name, references) if references else (None, None)
+        (batch,) = readable(self._batches([image]))
+        picture = fitted(load_image(Path(image), upright=True), _SIDE)
+        (finding,) = self.inspector(batch["image"], name, memory, calibration)
         if not finding.finite:
             raise ValueError("The anomaly map holds NaN or infinity; are the weights broken?")
-        return Result(_view(picture, finding.map, calibration), finding.values, calibration, seconds)
+        view = _view(picture, finding.map, calibration)
+        return Result(view, finding.values, calibration, time.perf_counter() - start)
 
     def _remember(self, name: str, references: Sequence[str]) -> tuple[Any, Calibration | None]:
         key = name, runtime.digest(references)
