@@ -31,6 +31,7 @@ from predict import prepare, the_detector
 from utils import runtime
 from utils.config import export_parser, log_settings, resolve_export
 from utils.exported import CARD, FORMAT, ID, NAME, session
+from utils.inspection import Inspector
 from utils.packages import require
 from utils.runtime import LOG
 
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     save_path.mkdir(parents=True, exist_ok=True)
     runtime.log_to(save_path)
     log_settings(settings, sources)
-    bank, calibration = prepare(settings, accelerator, detector, stored, normal, description)
+    inspector = Inspector(detector, accelerator, settings.fpr, description)
+    bank, calibration = prepare(settings, inspector, stored, normal)
     calibration = known or calibration
     one = OneObject(detector, settings.class_name, bank, calibration and calibration.limits)
     with replacing_all(save_path) as folder:

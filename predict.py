@@ -13,13 +13,11 @@ import utils.packages  # noqa: F401 - first of all
 
 # isort: split
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -27,16 +25,15 @@ from dataset import OwnImages, find_images, load_image
 from model import METHODS, memory
 from test import load_detector
 from utils import runtime
-from utils.calibration import Calibration, limits_of, threshold_of
+from utils.calibration import Calibration
 from utils.checkpoint import must_agree
 from utils.config import log_settings, predict_parser, resolve_onnx, resolve_predict
-from utils.engine import encode_all, infer, leave_one_out
 from utils.exported import Exported
+from utils.inspection import Finding, Inspector, readable
 from utils.runtime import LOG
-from utils.visualize import HeatScale, StreamedOverlays, check_names, save_map
+from utils.visualize import StreamedOverlays, check_names, save_map
 
 RESULTS = ("scores.csv", "skipped.csv", "calibration.json", "imgs", "maps")
-_STRETCH = 2.0  # of the colour scale beyond normal images
 _SHOWN = 20  # unreadable files that the log names one by one
 
 
@@ -49,14 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     images = inputs(settings)
     detector, description, stored, normal, known = the_detector(settings, accelerator)
     begin(settings, sources, description)
-    bank, calibration = prepare(settings, accelerator, detector, stored, normal, description)
+    inspector = Inspector(detector, accelerator, settings.fpr, description)
+    bank, calibration = prepare(settings, inspector, stored, normal)
     calibration = known or calibration
-
-    def look(images: torch.Tensor) -> list[tuple[np.ndarray, dict[str, Any]]]:
-        prediction = infer(detector, images, settings.class_name, bank, accelerator)
-        return list(zip(prediction.maps.float().cpu().numpy(), rows_of(detector, prediction, calibration), strict=True))
-
-    return report(settings, look, images, calibration)
+    return report(settings, lambda batch: inspector(batch, settings.class_name, bank, calibration), images, calibration)
 
 
 def run_exported(args) -> int:
@@ -88,8 +81,8 @@ def begin(settings, sources, description) -> None:
     runtime.write_config(save_path, settings, sources, description)
 
 
-def report(settings, look: Callable, images, calibration: Calibration | None) -> int:
-    """Score all images; returns the exit code. look: images (B, 3, S, S) uint8 RGB -> per image (map, row)."""
+def report(settings, look: Callable[[Any], list[Finding]], images, calibration: Calibration | None) -> int:
+    """Score all images; returns the exit code. look: images (B, 3, S, S) uint8 RGB -> what each shows."""
     save_path = Path(settings.save_path)
     if calibration:
         calibration.save(save_path / "calibration.json")
@@ -151,21 +144,23 @@ def identity(settings, normal: Sequence[Path]) -> dict[str, str | None]:
             "checkpoint": held["checkpoint"]}  # fmt: skip
 
 
-def prepare(settings, accelerator, detector, stored, normal: Sequence[Path], description) -> tuple:
+def prepare(settings, inspector: Inspector, stored, normal: Sequence[Path]) -> tuple:
     """(memory of the references or None, calibration or None)."""
-    bank, predictions, source = None, [], settings.calibrate
+    bank, calibration, name = None, None, settings.class_name
     if stored:
         bank = the_memory(settings, *stored)
     elif normal:
-        tokens = encode_all(detector, strict(batches(settings, normal), normal), accelerator)
-        bank = detector.remember(tokens)
-        if source is None and len(normal) > 1:
-            predictions, source = leave_one_out(detector, tokens, len(normal), settings.class_name), settings.references
+        source = settings.references if settings.calibrate is None else None
+        bank, calibration = inspector.remember(readable(batches(settings, normal)), len(normal), name, source)
     if settings.calibrate is not None:
         files = [path for path, _ in find_images([settings.calibrate])]
-        for batch in strict(batches(settings, files), files):
-            predictions.append(infer(detector, batch["image"], settings.class_name, bank, accelerator))
-    return bank, calibrate(detector, predictions, settings.fpr, source, description) if predictions else None
+        calibration = inspector.calibrate(readable(batches(settings, files)), name, bank, settings.calibrate)
+    if calibration and calibration.fpr > settings.fpr:
+        LOG.warning(
+            "--fpr %g: %d normal images allow no rate below %.2g; the threshold is their highest score",
+            settings.fpr, calibration.normal_images, calibration.fpr,
+        )  # fmt: skip
+    return bank, calibration
 
 
 def the_memory(settings, header, memories):
@@ -179,23 +174,6 @@ def the_memory(settings, header, memories):
     return found[0]
 
 
-def calibrate(detector, predictions: Sequence[Any], fpr: float, source: str, description) -> Calibration:
-    terms = {key: torch.cat([one.terms[key].float().cpu() for one in predictions]) for key in predictions[0].terms}
-    limits = limits_of({key: values.tolist() for key, values in terms.items()})
-    scores = detector.image_scores(terms, limits).tolist()
-    threshold, attained = threshold_of(scores, fpr)
-    if attained > fpr:
-        LOG.warning(
-            "--fpr %g: %d normal images allow no rate below %.2g; the threshold is their highest score",
-            fpr, len(scores), attained,
-        )  # fmt: skip
-    heat = HeatScale(len(scores))
-    for one in predictions:
-        for each in one.maps.float().cpu().numpy():
-            heat.add(each)
-    return Calibration(limits, threshold, attained, len(scores), source, heat.ends(_STRETCH), dict(description))
-
-
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
@@ -204,15 +182,7 @@ def batches(settings, files: Sequence[Path]) -> DataLoader:
     return DataLoader(dataset, settings.batch_size, num_workers=min(settings.num_workers, len(files)))
 
 
-def strict(loader, files: Sequence[Path]) -> Iterator[dict]:
-    """Batches of normal images, every one of which must be readable (ValueError)."""
-    for batch in loader:
-        for error in filter(None, batch["error"]):
-            raise ValueError(error)
-        yield batch
-
-
-def score(settings, look: Callable, images, calibration) -> list[tuple[str, str]]:
+def score(settings, look: Callable[[Any], list[Finding]], images, calibration) -> list[tuple[str, str]]:
     """Score all images as they come; writes scores.csv, overlays and maps. Returns what was skipped, and why."""
     save_path, skipped, writer = Path(settings.save_path), [], None
     with ExitStack() as stack:
@@ -231,9 +201,9 @@ def score(settings, look: Callable, images, calibration) -> list[tuple[str, str]
             good = [row for row, error in enumerate(batch["error"]) if not error]
             if not good:
                 continue
-            for row, (one, values) in zip(good, look(batch["image"][good]), strict=True):
-                path, name = images[indices[row]]
-                if not np.isfinite([values["score"], one.sum()]).all():
+            for row, finding in zip(good, look(batch["image"][good]), strict=True):
+                (path, name), values = images[indices[row]], finding.values
+                if not finding.finite:
                     raise ValueError(
                         f"the anomaly map or score of {path} holds NaN or infinity; are the weights broken?"
                     )
@@ -242,22 +212,10 @@ def score(settings, look: Callable, images, calibration) -> list[tuple[str, str]
                     writer.writeheader()
                 writer.writerow({"img_path": name, "cls_name": settings.class_name, **values})
                 if settings.save_maps:
-                    save_map(save_path / "maps", name, one)
+                    save_map(save_path / "maps", name, finding.map)
                 if draw:
-                    draw.keep(path, name, one, f"score {values['score']:.3f} {values.get('verdict', '')}")
+                    draw.keep(path, name, finding.map, f"score {values['score']:.3f} {values.get('verdict', '')}")
     return skipped
-
-
-def rows_of(detector, prediction, calibration: Calibration | None) -> list[dict[str, Any]]:
-    """Per image: its score, the verdict where there is a threshold, and the terms that make the score."""
-    terms = {key: term.float().cpu() for key, term in prediction.terms.items()}
-    limits = calibration.limits if calibration else dict.fromkeys(terms, (0.0, 1.0))
-    scores = detector.image_scores(terms, limits).tolist()
-    rows = []
-    for row, value in enumerate(scores):
-        verdict = {"verdict": "anomalous" if value > calibration.threshold else "normal"} if calibration else {}
-        rows.append({"score": value, **verdict, **{key: term[row].item() for key, term in terms.items()}})
-    return rows
 
 
 def upright(path: Path):

@@ -23,6 +23,7 @@ def resolve_predict(args):
 PARSERS = {
     "predict.py": (config.predict_parser, resolve_predict),
     "export.py": (config.export_parser, config.resolve_export),
+    "app.py": (config.app_parser, config.resolve_app),
     "train.py": (config.train_parser, config.resolve_train),
     "test.py": (config.test_parser, config.resolve_test),
 }

@@ -6,7 +6,7 @@ import pytest
 
 from conftest import ROOT
 
-OWN = {"model", "utils", "data", "dataset", "prompt_ensemble", "train", "test", "tools", "benchmarks"}
+OWN = {"model", "utils", "data", "dataset", "prompt_ensemble", "train", "test", "predict", "app", "tools", "benchmarks"}
 ALLOWED = {
     "model": {"model", "prompt_ensemble"},
     "utils": {"utils"},

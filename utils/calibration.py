@@ -34,6 +34,9 @@ class Calibration:
     heat: tuple[float, float]
     made_with: dict[str, Any]
 
+    def verdict(self, score: float) -> str:
+        return "anomalous" if score > self.threshold else "normal"
+
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
 

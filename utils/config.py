@@ -97,6 +97,8 @@ _PRESETS = {
 # Flags of predict.py that say nothing of the detector.
 _WITH_ONNX = ("inputs", "onnx", "save_path", "save_maps", "no_images", "batch_size", "num_workers")
 _COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "precision": "fp32", "num_workers": 2}
+_APP = {"host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8}
+QUICKSTART = Path(__file__).parent.parent / "exps/quickstart/quickstart-clip.safetensors"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -178,6 +180,23 @@ def export_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def app_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of app.py. None means: not given, the preset decides."""
+    parser = _Parser(description="Find anomalies in a web page.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--host", help="address to listen on; 0.0.0.0: all (default 127.0.0.1, this machine only)")
+    add("--port", type=positive, help="default: the first free one from 7860")
+    add("--max_megabytes", type=positive, help="of an uploaded file (default 20)")
+    add("--max_pixels", type=positive, help="of an image (default 40000000)")
+    add("--max_references", type=positive, help="normal images beside an image (default 8)")
+    add("--checkpoint_path", help="trained parts, ours or published")
+    _add_fpr(parser)
+    _add_test_options(parser)
+    _add_detector(parser, methods, "winclip, on the weights that ship unless others are named")
+    _add_device(parser)
+    return parser
+
+
 def _parser(description: str, methods: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(description=description, allow_abbrev=False)
     add = parser.add_argument
@@ -196,7 +215,7 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     add("--references", metavar="PATH", help="normal images of the object: a folder, or a file of --save_memory")
     add("--calibrate", metavar="FOLDER", help="normal images that fix scale and threshold (default: the references)")
     add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
-    add("--fpr", type=probability, help="wanted share of normal images above the threshold (default 0.05)")
+    _add_fpr(parser)
     _add_test_options(parser)
 
 
@@ -206,10 +225,20 @@ def _add_test_options(parser: argparse.ArgumentParser) -> None:
     add("--scales", type=positive, nargs="+", help="winclip: sides of the windows in patches (default 2 3)")
 
 
+def _add_fpr(parser: argparse.ArgumentParser) -> None:
+    text = "wanted share of normal images above the threshold (default 0.05)"
+    parser.add_argument("--fpr", type=probability, help=text)
+
+
 def _add_common(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
+    _add_detector(parser, methods, "april_gan")
+    parser.add_argument("--save_path", help="folder of the results")
+    parser.add_argument("--num_workers", type=natural, help="processes that read images")
+
+
+def _add_detector(parser: argparse.ArgumentParser, methods: Sequence[str], default: str) -> None:
     add = parser.add_argument
-    add("--method", choices=methods, help="default april_gan")
-    add("--save_path", help="folder of the results")
+    add("--method", choices=methods, help=f"default {default}")
     add("--model", help="architecture of open_clip, or of --config_path")
     add("--pretrained", help="tag of open_clip (openai, laion400m_e31, ...) or file (.pt, .safetensors)")
     add("--config_path", help="architecture JSON that open_clip does not ship")
@@ -225,7 +254,6 @@ def _add_common(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None
     add("--total_d_layer_len", type=natural, help="vcp_clip: later text blocks with tokens of their own: all, or 0")
     add("--use_global", type=boolean, help="vcp_clip: make tokens from the image, True (default) or False")
     add("--batch_size", type=positive, help="images at a time")
-    add("--num_workers", type=natural, help="processes that read images")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -358,8 +386,28 @@ def _fill_object(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
         raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
     if not (args.class_name or "").strip():
         raise ValueError("--class_name '': say what the images show")
+    return _fill_own(args)
+
+
+def resolve_app(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
+    """As `resolve_train`; where no flag names a method or a model: WinCLIP on the weights that ship, if any."""
+    shipped = {}
+    if not any((args.method, args.model, args.config_path, args.pretrained)) and QUICKSTART.is_file():
+        shipped = {"config_path": str(QUICKSTART.with_suffix(".json")), "pretrained": str(QUICKSTART)}
+    settings, sources = _fill_own(argparse.Namespace(**{**vars(args), **shipped, "method": args.method or "winclip"}))
+    vars(settings).pop("num_workers")
+    sources |= dict.fromkeys(shipped, "default")
+    for key, value in _APP.items():
+        _default(settings, sources, key, value)
+    if args.method is None:
+        sources["method"] = "default"
+    return settings, sources
+
+
+def _fill_own(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Settings for one's own images, of which nothing is drawn."""
     settings, sources = _fill(argparse.Namespace(**{**vars(args), "dataset": "own images"}), "test")
-    for key in ("k_shot", "seed"):  # nothing is drawn
+    for key in ("k_shot", "seed"):
         vars(settings).pop(key, None)
     _default(settings, sources, "fpr", 0.05)
     if not 0 < settings.fpr < 1:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from utils.calibration import Calibration
+from utils.inspection import Finding
 from utils.packages import require
 
 NAME, CARD = "detector.onnx", "detector.json"
@@ -68,17 +69,12 @@ class Exported:
         """(B, 3, S, S) uint8 RGB -> "map" (B, S, S), "score" (B,), and the terms that make the score, each (B,)."""
         return dict(zip(self.outputs, self._session.run(self.outputs, {"images": images}), strict=True))
 
-    def look(self, images: np.ndarray) -> list[tuple[np.ndarray, dict[str, Any]]]:
-        """Per image its map, (S, S) float32, and a row: score, verdict where there is a threshold, terms.
-
-        images: (B, 3, S, S) uint8 RGB.
-        """
+    def look(self, images: np.ndarray) -> list[Finding]:
+        """What images show, as `inspection.Inspector` says it. images: (B, 3, S, S) uint8 RGB."""
         outputs = {key: values.tolist() if key != "map" else values for key, values in self.run(images).items()}
         maps, scores = outputs.pop("map"), outputs.pop("score")
         found = []
         for row, (one, score) in enumerate(zip(maps, scores, strict=True)):
-            verdict = {}
-            if self.calibration:
-                verdict["verdict"] = "anomalous" if score > self.calibration.threshold else "normal"
-            found.append((one, {"score": score, **verdict, **{key: term[row] for key, term in outputs.items()}}))
+            verdict = {"verdict": self.calibration.verdict(score)} if self.calibration else {}
+            found.append(Finding(one, {"score": score, **verdict, **{key: term[row] for key, term in outputs.items()}}))
         return found

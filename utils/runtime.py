@@ -130,8 +130,8 @@ def clear_results(save_path: Path, names: Sequence[str]) -> None:
                     (save_path / name).unlink()
 
 
-def log_to(save_path: Path, *, append: bool = False, quiet: bool = False) -> None:
-    """Log lines, those held since `run` among them, go to standard output and to save_path/log.txt.
+def log_to(save_path: Path | None, *, append: bool = False, quiet: bool = False) -> None:
+    """Log lines, those held since `run` among them, go to standard output and to save_path/log.txt (None: to no file).
 
     Args:
         append: go on with the log of an earlier run.
@@ -143,17 +143,17 @@ def log_to(save_path: Path, *, append: bool = False, quiet: bool = False) -> Non
         handler.close()
     LOG.propagate = False
     LOG.setLevel(logging.WARNING if quiet else logging.INFO)
-    if not (append or quiet):
-        (save_path / "log.txt").write_text("", encoding="utf-8")
-    file = logging.FileHandler(save_path / "log.txt", mode="a", encoding="utf-8")  # several processes may append
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
-    if quiet:
+    if save_path is not None:
+        if not (append or quiet):
+            (save_path / "log.txt").write_text("", encoding="utf-8")
+        file = logging.FileHandler(save_path / "log.txt", mode="a", encoding="utf-8")  # several processes may append
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
         LOG.addHandler(file)
+    if quiet:
         return
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(logging.Formatter("%(message)s"))
-    for handler in (screen, file):
-        LOG.addHandler(handler)
+    LOG.addHandler(screen)
     for record in held:
         LOG.handle(record)
 
@@ -175,8 +175,7 @@ def digest(paths: Iterable[str | Path]) -> str:
     """Identity of what some files hold, whatever their names and order: 16 hex digits."""
     each = []
     for path in paths:
-        with Path(path).open("rb") as file:
-            each.append(hashlib.file_digest(file, "sha256").digest())
+        each.append(hashlib.sha256(Path(path).read_bytes()).digest())
     return hashlib.sha256(b"".join(sorted(each))).hexdigest()[:16]
 
 

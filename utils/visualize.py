@@ -43,20 +43,50 @@ def draw_panels(
     image: Image.Image, heat: np.ndarray, mask: np.ndarray | None, side: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Original, anomaly map, ground truth, each (H, W, 3) uint8 RGB, the longer side as given; else as `overlay`."""
-    scale = side / max(image.size)
-    size = tuple(max(16, round(side * scale)) for side in image.size)  # (width, height)
-    picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
-    heat = np.clip(cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), 0, 1)
-    colours = _COLOURS[(heat * 255).astype(np.uint8)]  # (H, W, 3)
-    strength = (0.15 + 0.6 * np.sqrt(heat))[..., None]  # (H, W, 1): what is normal stays visible
-    blended = ((1 - strength) * picture + strength * colours).astype(np.uint8)
-    truth = picture.copy()
+    picture = fitted(image, side)
+    blended, truth = tinted(picture, heat), picture.copy()
     if mask is not None:
-        shape = cv2.resize((mask > 0).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        shape = cv2.resize((mask > 0).astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         contours, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for panel in (blended, truth):
             cv2.drawContours(panel, contours, -1, _GREEN, 1, cv2.LINE_AA)
     return picture, blended, truth
+
+
+def fitted(image: Image.Image, side: int) -> np.ndarray:
+    """A picture whose longer side has the given number of pixels, (H, W, 3) uint8 RGB."""
+    size = tuple(max(16, round(length * side / max(image.size))) for length in image.size)  # (width, height)
+    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+
+
+def tinted(picture: np.ndarray, heat: np.ndarray, opacity: float = 0.75, threshold: float = 0.0) -> np.ndarray:
+    """The colours of a map laid over a picture, the stronger the higher: what is normal stays visible.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        heat: (S, S) in [0, 1], the colour scale's ends; values beyond them are cut off.
+        opacity: 0 shows the picture alone, 1 the colour alone where the map is highest.
+        threshold: what lies below is left as it is, and what lies above gets an outline; 0 colours everything.
+
+    Returns:
+        (H, W, 3) uint8 RGB
+    """
+    heat = np.clip(cv2.resize(heat.astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR), 0, 1)
+    colours = _COLOURS[(heat * 255).astype(np.uint8)]  # (H, W, 3)
+    above = heat >= threshold
+    strength = (opacity * (0.2 + 0.8 * np.sqrt(heat)) * above)[..., None]  # (H, W, 1)
+    blended = ((1 - strength) * picture + strength * colours).astype(np.uint8)
+    if threshold > 0 and opacity > 0:
+        contours, _ = cv2.findContours(above.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        for colour, width in (((20, 20, 20), 3), ((255, 255, 255), 1)):  # seen on any ground
+            cv2.drawContours(blended, contours, -1, colour, width, cv2.LINE_AA)
+    return blended
+
+
+def gradient(stops: int = 17) -> str:
+    """The colour scale, from low to high, as CSS."""
+    chosen = _COLOURS[np.linspace(0, 255, stops).astype(int)].tolist()
+    return f"linear-gradient(to right, {', '.join('rgb({}, {}, {})'.format(*one) for one in chosen)})"
 
 
 def _captioned(panel: np.ndarray, text: str) -> np.ndarray:

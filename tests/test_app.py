@@ -1,0 +1,321 @@
+"""The web page: limits, users that do not mix, the scores of predict.py, and a real browser.
+
+What needs Gradio, Playwright or Chromium is skipped by name where it is missing: `pip install -r requirements-app.txt
+playwright`, and Debian's package chromium.
+"""
+
+import csv
+import random
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import predict as predict_script
+from conftest import REFERENCE, ROOT
+from model import METHODS
+from utils import config
+
+BRICK = REFERENCE / "data/mini_mvtec/brick"
+HOLE = str(BRICK / "test/hole/000.png")
+NORMAL = [str(path) for path in sorted((BRICK / "train/good").glob("*.png"))]
+OTHERS = [str(path) for path in sorted((REFERENCE / "data/mini_mvtec").glob("*/train/good/*.png"))]
+
+
+@pytest.fixture(scope="module")
+def app():
+    pytest.importorskip("gradio", reason="app.py needs Gradio: pip install -r requirements-app.txt")
+    import app
+
+    return app
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_a):
+    flags = ["--method", "winclip", *tiny_a.flags, "--image_size", "96", "--max_megabytes", "1",
+             "--max_pixels", "250000", "--max_references", "4"]  # fmt: skip
+    return config.resolve_app(config.app_parser(list(METHODS)).parse_args(flags))[0]
+
+
+@pytest.fixture(scope="module")
+def desk(app, settings):
+    return app.Desk(settings)
+
+
+def predicted(tiny_a, tmp_path, *flags: str) -> dict[str, str]:
+    """The row of predict.py for the same image."""
+    argv = [HOLE, "--class_name", "brick", "--method", "winclip", *tiny_a.flags, "--image_size", 96, "--num_workers", 0,
+            "--save_path", tmp_path / "out", *flags]  # fmt: skip
+    assert predict_script.main([str(word) for word in argv]) == 0
+    with (tmp_path / "out/scores.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    return row
+
+
+# --- flags ----------------------------------------------------------------------------------------------------------
+
+
+def resolve(*flags: str):
+    return config.resolve_app(config.app_parser(list(METHODS)).parse_args(list(flags)))
+
+
+def test_without_flags_the_weights_that_ship(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "QUICKSTART", tmp_path / "clip.safetensors")
+    (tmp_path / "clip.safetensors").write_bytes(b"")
+    settings, _ = resolve()
+    assert (settings.method, settings.model, settings.host) == ("winclip", "clip", "127.0.0.1")
+    assert settings.pretrained == str(tmp_path / "clip.safetensors") and settings.image_size is None
+    settings, sources = resolve("--method", "april_gan", "--checkpoint_path", "a.pth")
+    assert (settings.model, settings.pretrained, sources["method"]) == ("ViT-L-14-336", "openai", "flag")
+    (tmp_path / "clip.safetensors").unlink()
+    assert resolve()[0].pretrained == "laion400m_e31"
+
+
+def test_without_gradio_one_line_says_what_to_install():
+    code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_path('app.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: the web page needs Gradio: pip install -r requirements-app.txt\n"
+
+
+# --- what the page asks for -----------------------------------------------------------------------------------------
+
+
+def test_zero_shot_scores_as_predict(desk, tiny_a, tmp_path):
+    result, row = desk.inspect("brick", HOLE), predicted(tiny_a, tmp_path)
+    assert result.values["score"] == pytest.approx(float(row["score"]), abs=1e-5)
+    assert result.calibration is None and "verdict" not in result.values and "verdict" not in row
+
+
+def test_few_shot_scores_and_judges_as_predict(app, desk, tiny_a, tmp_path):
+    folder = tmp_path / "normal"
+    folder.mkdir()
+    for path in NORMAL[:4]:
+        shutil.copy(path, folder)
+    result, row = desk.inspect(" brick ", HOLE, NORMAL[:4]), predicted(tiny_a, tmp_path, "--references", folder)
+    assert result.values["score"] == pytest.approx(float(row["score"]), abs=1e-5)
+    assert result.values["verdict"] == row["verdict"]
+    known = predict_script.Calibration.load(tmp_path / "out/calibration.json")
+    assert result.calibration.threshold == pytest.approx(known.threshold, abs=1e-5)
+    np.testing.assert_allclose(result.calibration.heat, known.heat, atol=1e-5)
+    text = app.summary(result)
+    assert f"Score {result.values['score']:.3f}" in text and row["verdict"].capitalize() in text and "took" in text
+    assert app.figures(result)["threshold"] == result.calibration.threshold
+
+
+def test_one_reference_gives_no_threshold(app, desk):
+    result = desk.inspect("brick", HOLE, NORMAL[:1])
+    assert result.calibration is None and "map_max" in result.values
+    assert "two or more normal images give a threshold" in app.summary(result)
+
+
+def test_references_of_several_users_do_not_mix(app, desk, settings):
+    """Whatever ran before or runs at the same time, and also when sets have been dropped and are encoded anew."""
+    sets = [OTHERS[start : start + 2] for start in range(0, len(OTHERS), 3)][:6]
+    alone = [app.Desk(settings).inspect("brick", HOLE, one).values["score"] for one in sets]
+    assert len({round(score, 6) for score in alone}) == len(sets)
+    order = [*range(len(sets))] * 3
+    random.Random(0).shuffle(order)
+    with ThreadPoolExecutor(8) as pool:
+        scores = list(pool.map(lambda number: desk.inspect("brick", HOLE, sets[number]).values["score"], order))
+    np.testing.assert_allclose(scores, [alone[number] for number in order], atol=1e-6)
+    assert len(desk._known) == app._KEPT
+
+
+def test_references_are_known_by_what_they_hold(desk, monkeypatch, tmp_path):
+    first = desk.inspect("brick", HOLE, NORMAL[:2]).values["score"]
+    copies = [str(shutil.copy(path, tmp_path / f"{number}.png")) for number, path in enumerate(reversed(NORMAL[:2]))]
+    monkeypatch.setattr(desk.inspector, "remember", lambda *_: pytest.fail("these are encoded already"))
+    assert desk.inspect("brick", HOLE, copies).values["score"] == first
+
+
+def test_a_broken_file_is_named_without_its_folder(desk, tmp_path):
+    half = tmp_path / "half.png"
+    half.write_bytes(Path(HOLE).read_bytes()[:2000])
+    for image, references in ((str(half), []), (HOLE, [str(half)])):
+        with pytest.raises(ValueError, match=r"^half.png: unreadable image \(") as error:
+            desk.inspect("brick", image, references)
+        assert str(tmp_path) not in str(error.value)
+
+
+def test_photographs_are_shown_upright(desk, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (200, 100)).save(tmp_path / "turned.jpg", exif=exif)
+    picture = desk.inspect("brick", str(tmp_path / "turned.jpg")).view.picture
+    assert picture.shape == (768, 384, 3)
+
+
+def test_recolouring_needs_no_detector(app, desk):
+    view = desk.inspect("brick", HOLE).view
+    plain = app.overlay(view, 0.0, 0.0)
+    np.testing.assert_array_equal(plain["value"], view.picture)
+    assert plain["label"] == "Where: 100.0% of the image lies above the threshold"
+    half = app.overlay(view, 0.5, 0.5)
+    assert (half["value"] != view.picture).any() and "% of the image lies above" in half["label"]
+    assert app.overlay(None, 0.5, 0.5)["value"] is None
+
+
+def test_examples_are_made_where_they_are_missing(app, tmp_path):
+    shown = app.examples(tmp_path / "demo")
+    assert len(shown) == len(app.EXAMPLES)
+    for _, image, references in shown:
+        assert Path(image).is_file() and len(references) == 4 and all(Path(path).is_file() for path in references)
+    (tmp_path / "file").write_text("")
+    assert app.examples(tmp_path / "file/demo") == []
+
+
+# --- over the network -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address(app, desk, settings, tmp_path_factory):
+    """Of a page that runs in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        demo = tmp_path_factory.mktemp("demo")
+        patch.setattr(app, "DEMO", demo)
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        blocks = app.page(desk, settings, app.examples(demo))
+        yield app.launch(blocks, settings)
+        blocks.close(verbose=False)
+
+
+@pytest.fixture
+def ask(address, tmp_path):
+    """Ask the page as a program would; returns the numbers."""
+    client = pytest.importorskip("gradio_client", reason="comes with Gradio")
+    session = client.Client(address, verbose=False, analytics_enabled=False, download_files=str(tmp_path))
+
+    def asked(image, name="brick", references=()):
+        files = [{"image": client.handle_file(path), "caption": None} for path in references]
+        image = client.handle_file(image) if isinstance(image, str) else image
+        return session.predict(image, name, files or None, 0.75, 0.5, api_name="/inspect")[2]
+
+    return asked
+
+
+def test_many_requests_at_once(ask, desk, tmp_path):
+    """8 clients with 10 requests each, a fifth of them bad: every good one is answered right, every bad one refused."""
+    (tmp_path / "bad.png").write_text("no image")
+    images = sorted(str(path) for path in (BRICK / "test").rglob("*.png"))
+    sets = [[], NORMAL[:1], NORMAL[:3], OTHERS[-2:], NORMAL[4:8]]
+    cases = [(images[number % len(images)], sets[number % len(sets)]) for number in range(80)]
+    expected = [desk.inspect("brick", *case).values["score"] for case in cases]
+
+    def request(number: int) -> float | str:
+        if number % 5 == 4:
+            bad = [(str(tmp_path / "bad.png"), "brick", []), (cases[number][0], "", []), (images[0], "a", NORMAL[:5])]
+            with pytest.raises(Exception) as error:
+                ask(*bad[number % 3])
+            return str(error.value)
+        return ask(cases[number][0], "brick", cases[number][1])["score"]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(request, range(80)))
+    for number, answer in enumerate(answers):
+        if number % 5 == 4:
+            assert any(words in answer for words in ("bad.png is not an image", "Type what", "4 are allowed")), answer
+        else:
+            assert answer == pytest.approx(expected[number], abs=1e-5)
+
+
+def test_only_uploads_are_read(ask, address):
+    import httpx
+
+    with pytest.raises(Exception, match="addresses are not fetched"):
+        ask({"path": "http://127.0.0.1:9/a.png", "meta": {"_type": "gradio.FileData"}})
+    with pytest.raises(Exception) as error:
+        ask({"path": str(ROOT / "illustration/overlay.png"), "meta": {"_type": "gradio.FileData"}})
+    assert "score" not in str(error.value)
+    big = {"files": ("big.png", bytes(2_000_000))}
+    assert httpx.post(f"{address}gradio_api/upload", files=big).status_code == 413
+
+
+# --- in a browser ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs Playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("the browser test needs Debian's chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def web(address, browser):
+    """A fresh page, which must ask nobody but its own server."""
+    page = browser.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    page.get_by_role("button", name="Inspect").wait_for()
+    page.locator("#image input[type=file]").wait_for(state="attached")
+    yield page
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    page.close()
+
+
+def verdict_of(web) -> str:
+    web.locator(".card b").wait_for()
+    return web.locator(".card").inner_text()
+
+
+def upload(web, place: str, *files: str) -> None:
+    web.locator(f"{place} input[type=file]").set_input_files(list(files))
+    web.locator(f"{place} img").first.wait_for(state="attached")
+
+
+def test_upload_references_threshold(web, desk, monkeypatch):
+    upload(web, "#image", HOLE)
+    web.get_by_label("What is it?").fill("brick")
+    web.get_by_role("button", name="Inspect").click()
+    expected = desk.inspect("brick", HOLE).values["score"]
+    assert f"Score {expected:.3f}" in verdict_of(web) and "No verdict" in verdict_of(web)
+
+    upload(web, "#references", *NORMAL[:3])
+    web.get_by_role("button", name="Inspect").click()
+    web.get_by_text("threshold", exact=False).filter(has_text="3 normal images give").first.wait_for()
+    result = desk.inspect("brick", HOLE, NORMAL[:3])
+    assert result.values["verdict"].capitalize() in verdict_of(web)
+    assert f"Score {result.values['score']:.3f}" in verdict_of(web)
+
+    monkeypatch.setattr(desk, "inspector", None)  # from here on nothing may be scored
+    picture = web.locator("#overlay img")
+    before = picture.get_attribute("src")
+    web.get_by_label("number input for Threshold").fill("0")
+    web.get_by_text("Where: 100.0% of the image").wait_for()
+    assert picture.get_attribute("src") != before and web.locator(".card b").is_visible()
+
+
+def test_a_wrong_file_and_a_missing_name(web, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
+    upload(web, "#image", str(tmp_path / "notes.png"))
+    web.get_by_role("button", name="Inspect").click()
+    web.get_by_text("Type what the image shows").wait_for()
+    web.get_by_label("What is it?").fill("brick")
+    web.get_by_role("button", name="Inspect").click()
+    web.get_by_text("notes.png is not an image that can be read here").wait_for()
+    web.get_by_text("Not inspected").wait_for()
+    assert "Traceback" not in web.content()
+
+
+def test_an_example(web):
+    web.locator("#examples .gallery-item").nth(2).click()
+    assert "4 normal images give" in verdict_of(web)
+    assert web.get_by_label("What is it?").input_value() == "wood"
+
+
+def test_an_upload_that_is_too_large(web, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)).save(tmp_path / "big.png")
+    web.locator("#image input[type=file]").set_input_files(str(tmp_path / "big.png"))
+    web.get_by_text("exceed", exact=False).first.wait_for()

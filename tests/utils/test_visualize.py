@@ -1,0 +1,47 @@
+"""Colouring pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.visualize import fitted, gradient, tinted
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (40, 60, 3)).astype(np.uint8)
+HEAT = np.linspace(0, 1, 40 * 60).reshape(40, 60).astype(np.float32)  # grows from top to bottom
+
+
+def test_opacity_zero_is_the_picture():
+    np.testing.assert_array_equal(tinted(PICTURE, HEAT, 0.0, 0.5), PICTURE)
+
+
+def test_opacity_one_is_the_colour_where_the_map_is_highest():
+    bottom = tinted(PICTURE, np.ones((8, 8)), 1.0)
+    assert (bottom == bottom[0, 0]).all() and bottom[0, 0].argmax() == 0  # red
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.5, 0.9])
+def test_below_the_threshold_the_picture_is_left(threshold):
+    """But for the outline along it."""
+    coloured = tinted(PICTURE, HEAT, 0.75, threshold)
+    plain = tinted(PICTURE, HEAT, 0.75)
+    edge = round(threshold * 40)
+    np.testing.assert_array_equal(coloured[: edge - 4], PICTURE[: edge - 4])
+    np.testing.assert_array_equal(coloured[edge + 4 : -4, 4:-4], plain[edge + 4 : -4, 4:-4])
+    assert (coloured[edge] != PICTURE[edge]).any()
+
+
+def test_nothing_is_changed_in_place():
+    picture, heat = PICTURE.copy(), HEAT.copy()
+    tinted(picture, heat, 0.5, 0.5)
+    np.testing.assert_array_equal(picture, PICTURE)
+    np.testing.assert_array_equal(heat, HEAT)
+
+
+def test_fitted_keeps_the_aspect_ratio():
+    assert fitted(Image.new("L", (300, 100)), 60).shape == (20, 60, 3)
+    assert fitted(Image.new("RGB", (10, 2000)), 400).shape == (400, 16, 3)
+
+
+def test_gradient():
+    assert gradient(2).startswith("linear-gradient(to right, rgb(") and gradient(5).count("rgb(") == 5

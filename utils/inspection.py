@@ -1,0 +1,113 @@
+"""A detector at work on images of one object, on a scale that no other test image moves: predict.py and app.py."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from utils.calibration import Calibration, limits_of, threshold_of
+from utils.engine import encode_all, infer, leave_one_out
+from utils.visualize import HeatScale
+
+_STRETCH = 2.0  # of the colour scale beyond normal images
+
+
+class Finding(NamedTuple):
+    """What an image shows."""
+
+    map: np.ndarray  # (S, S) float32, larger is more anomalous
+    values: dict[str, Any]  # score; verdict, where there is a threshold; the terms that make the score
+
+    @property
+    def finite(self) -> bool:
+        """Whether score and map are numbers, as they are unless weights are broken."""
+        return bool(np.isfinite([self.values["score"], self.map.sum()]).all())
+
+
+class Inspector:
+    """Holds no references and no class: they come with every call, so one Inspector serves several users.
+
+    Args:
+        detector: as `model.interface.Detector` says.
+        accelerator: device and precision.
+        fpr: wanted share of normal images above a threshold.
+        description: what identifies the detector; calibrations keep it.
+    """
+
+    def __init__(self, detector: Any, accelerator: Accelerator, fpr: float, description: Mapping[str, Any]):
+        self.detector, self.accelerator, self.fpr, self.description = detector, accelerator, fpr, description
+
+    def __call__(
+        self, images: Tensor, name: str, memory: Any | None = None, calibration: Calibration | None = None
+    ) -> list[Finding]:
+        """What images of one class show.
+
+        Args:
+            images: (B, 3, S, S) uint8 RGB.
+            name: of the class.
+            memory: of its references; None for zero-shot.
+            calibration: scale and threshold; without one the terms stay as they are and there is no verdict.
+        """
+        prediction = infer(self.detector, images, name, memory, self.accelerator)
+        rows = _rows_of(self.detector, prediction, calibration)
+        return list(map(Finding, prediction.maps.float().cpu().numpy(), rows))
+
+    def remember(
+        self, batches: Iterable[Mapping[str, Any]], count: int, name: str, source: str | None
+    ) -> tuple[Any, Calibration | None]:
+        """(memory of the references, calibration on them).
+
+        Args:
+            batches: of `dataset.OwnImages` over the references; `count` images in all.
+            name: of the class.
+            source: where the references come from, for the calibration; None wants none. One image alone gives none:
+                each is compared with the others.
+        """
+        tokens = encode_all(self.detector, batches, self.accelerator)
+        memory = self.detector.remember(tokens)
+        if source is None or count < 2:
+            return memory, None
+        return memory, self._calibration(leave_one_out(self.detector, tokens, count, name), source)
+
+    def calibrate(
+        self, batches: Iterable[Mapping[str, Any]], name: str, memory: Any | None, source: str
+    ) -> Calibration:
+        """Scale and threshold from batches of normal images that are none of the references."""
+        predictions = [infer(self.detector, one["image"], name, memory, self.accelerator) for one in batches]
+        return self._calibration(predictions, source)
+
+    def _calibration(self, predictions: Sequence[Any], source: str) -> Calibration:
+        terms = {key: torch.cat([one.terms[key].float().cpu() for one in predictions]) for key in predictions[0].terms}
+        limits = limits_of({key: values.tolist() for key, values in terms.items()})
+        scores = self.detector.image_scores(terms, limits).tolist()
+        threshold, attained = threshold_of(scores, self.fpr)
+        heat = HeatScale(len(scores))
+        for one in predictions:
+            for each in one.maps.float().cpu().numpy():
+                heat.add(each)
+        return Calibration(
+            limits, threshold, attained, len(scores), source, heat.ends(_STRETCH), dict(self.description)
+        )
+
+
+def _rows_of(detector: Any, prediction: Any, calibration: Calibration | None) -> list[dict[str, Any]]:
+    """Per image: its score, the verdict where there is a threshold, and the terms that make the score."""
+    terms = {key: term.float().cpu() for key, term in prediction.terms.items()}
+    limits = calibration.limits if calibration else dict.fromkeys(terms, (0.0, 1.0))
+    scores = detector.image_scores(terms, limits).tolist()
+    rows = []
+    for row, value in enumerate(scores):
+        verdict = {"verdict": calibration.verdict(value)} if calibration else {}
+        rows.append({"score": value, **verdict, **{key: term[row].item() for key, term in terms.items()}})
+    return rows
+
+
+def readable(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Batches of `dataset.OwnImages`, every image of which must be readable (ValueError)."""
+    for batch in batches:
+        for error in filter(None, batch["error"]):
+            raise ValueError(error)
+        yield batch
