@@ -3,7 +3,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/utils/venv.sh"
-set_up requirements.txt requirements-dev.txt
+set_up requirements.txt requirements-export.txt requirements-dev.txt
 
 cd "$here"
 "$PYTHON" -m ruff check .
