@@ -35,8 +35,8 @@ CONFIG=${CONFIG:-} PRETRAINED=${PRETRAINED:-}
 export METHOD MODEL PRETRAINED CONFIG K_SHOT SEED PYTHON
 
 if [ "${small:-}" = yes ]; then
-    echo "The CLIP in exps/quickstart is a small one of ours, trained on generated pictures alone: it finds plain defects and"
-    echo "knows few words. MODEL=ViT-L-14-336 PRETRAINED=openai sh quickstart.sh takes OpenAI's instead (a download)."
+    echo "The CLIP in exps/quickstart is a small one of ours, trained on generated pictures alone: it finds plain defects on"
+    echo "surfaces, few on objects. MODEL=ViT-L-14-336 PRETRAINED=openai sh quickstart.sh takes OpenAI's instead (a download)."
 fi
 
 cross() { # train on $1, test on $2; what the scripts print is in the log.txt of each folder

@@ -24,6 +24,7 @@ class Picture(NamedTuple):
     mask: np.ndarray  # (S, S) bool, the pixels that the defect changed; all False where there is none
     nouns: Sequence[str]  # what it shows, in several words
     defect: str | None  # kind of the defect
+    scene: str  # "object", or the surface
 
 
 def picture(size: int, rng: Rng, defect_rate: float = 0.55) -> Picture:
@@ -33,7 +34,18 @@ def picture(size: int, rng: Rng, defect_rate: float = 0.55) -> Picture:
     if rng.random() < defect_rate:
         image, mask, kind = _with_defect(scene, rng)
     image = _photographed(image, rng)
-    return Picture(np.rint(255 * image).astype(np.uint8), mask, scene.nouns, kind)
+    return Picture(np.rint(255 * image).astype(np.uint8), mask, scene.nouns, kind, scene.kind)
+
+
+def telling(one: Picture) -> bool:
+    """Whether its defect, if it has one, differs in colour or roughness from what is around it; no puzzles."""
+    if one.defect is None:
+        return True
+    around = (cv2.dilate(one.mask.astype(np.uint8), np.ones((13, 13), np.uint8)) > 0) & ~one.mask
+    inside, outside = one.image[one.mask], one.image[around]  # each (n, 3)
+    shift = np.abs(inside.mean(0) - outside.mean(0)).max() / 255
+    roughness = np.log((inside.std(0).mean() + 3) / (outside.std(0).mean() + 3))
+    return bool(shift >= 0.1 or np.abs(roughness) >= 0.7)
 
 
 class Scene(NamedTuple):
@@ -43,6 +55,7 @@ class Scene(NamedTuple):
     body: np.ndarray  # (S, S) 0..1, where the objects are; 1 everywhere on a surface
     ordered: bool  # whether a piece in the wrong place shows
     nouns: Sequence[str]
+    kind: str  # "object", or the surface
 
 
 # --- fields ---------------------------------------------------------------------------------------------------------
@@ -485,7 +498,7 @@ def _surface(size: int, rng: Rng) -> tuple[np.ndarray, _Kind]:
 
 def _surface_scene(size: int, rng: Rng) -> Scene:
     image, kind = _surface(size, rng)
-    return Scene(image, np.ones((size, size), np.float32), kind.ordered, kind.nouns.split(","))
+    return Scene(image, np.ones((size, size), np.float32), kind.ordered, kind.nouns.split(","), kind.draw.__name__[1:])
 
 
 # --- objects --------------------------------------------------------------------------------------------------------
@@ -557,7 +570,7 @@ def _object_scene(size: int, rng: Rng) -> Scene:
         image = _placed(image, depth, centre, radius, one)
         body = np.maximum(body, np.clip(depth, 0, 1))
     nouns = [str(noun) for noun in rng.choice(_OBJECTS, 4, replace=False)]
-    return Scene(image, body, True, nouns)
+    return Scene(image, body, True, nouns, "object")
 
 
 def _placed(image: np.ndarray, depth: np.ndarray, centre: np.ndarray, radius: float, look: Rng) -> np.ndarray:
