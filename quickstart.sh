@@ -2,7 +2,7 @@
 # The main job on a fresh machine:   sh quickstart.sh
 #
 # Sets up .venv, makes the sample data, trains APRIL-GAN on each of two datasets, and tests it on the other, zero-shot
-# and few-shot. Nothing is downloaded but Python packages.
+# and few-shot; ends with the tables and a sheet of pictures for each. Nothing is downloaded but Python packages.
 #
 # With real weights and data (DATA holds the folders mvtec and visa as published):
 #   MODEL=ViT-L-14-336 PRETRAINED=openai DATA=/path/to/datasets sh quickstart.sh
@@ -28,16 +28,15 @@ fi
 
 if [ -z "${MODEL:-}" ]; then
     clip=$here/exps/quickstart/quickstart-clip
-    [ -f "$clip.safetensors" ] || "$PYTHON" "$here/tools/random_clip.py"
     CONFIG=$clip.json MODEL=quickstart-clip PRETRAINED=$clip.safetensors
-    random=yes
+    small=yes
 fi
 CONFIG=${CONFIG:-} PRETRAINED=${PRETRAINED:-}
 export METHOD MODEL PRETRAINED CONFIG K_SHOT SEED PYTHON
 
-if [ "${random:-}" = yes ]; then
-    echo "NOTE: this CLIP has random weights. The figures will show that everything runs, not what CLIP can do (chance is"
-    echo "      50 for auroc). MODEL=ViT-L-14-336 PRETRAINED=openai sh quickstart.sh uses real weights."
+if [ "${small:-}" = yes ]; then
+    echo "The CLIP in exps/quickstart is a small one of ours, trained on generated pictures alone: it finds plain defects on"
+    echo "surfaces, few on objects. MODEL=ViT-L-14-336 PRETRAINED=openai sh quickstart.sh takes OpenAI's instead (a download)."
 fi
 
 cross() { # train on $1, test on $2; what the scripts print is in the log.txt of each folder
@@ -61,11 +60,13 @@ for dataset in $first $second; do
         cat "$SAVE/$dataset/${mode}_shot/table.md"
     done
 done
-printf '\npictures (original | anomaly map | ground truth):\n'
+printf '\nclearest hits and worst misses, a sheet per set:\n'
+for dataset in $first $second; do
+    "$PYTHON" "$here/tools/picture_sheet.py" "$SAVE/$dataset/few_shot" >/dev/null
+    printf '    %s\n' "$SAVE/$dataset/few_shot/sheet.png"
+done
+printf 'all pictures (original | anomaly map | ground truth):\n'
 for dataset in $first $second; do
     printf '    %s/\n' "$SAVE/$dataset/zero_shot/imgs" "$SAVE/$dataset/few_shot/imgs"
 done
 echo "beside them: metrics.json, predictions.csv, k_shot.json, log.txt"
-if [ "${random:-}" = yes ]; then
-    echo "NOTE: random weights, see above."
-fi

@@ -95,6 +95,12 @@ def _captioned(panel: np.ndarray, text: str) -> np.ndarray:
     return cv2.putText(framed, fitting, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
 
 
+def panels(picture: Image.Image) -> list[Image.Image]:
+    """The original, the anomaly map and the ground truth out of an overlay, without captions."""
+    width = picture.width // 3
+    return [picture.crop((left + 1, _STRIP, left + width - 1, picture.height)) for left in (0, width, 2 * width)]
+
+
 class Overlays:
     """Draws the overlays of a class when its last map has come, since one colour scale serves the whole class.
 
