@@ -39,14 +39,17 @@ if [ "${small:-}" = yes ]; then
     echo "surfaces, few on objects. MODEL=ViT-L-14-336 PRETRAINED=openai sh quickstart.sh takes OpenAI's instead (a download)."
 fi
 
+case $METHOD in winclip | sdp) trains= ;; *) trains=yes ;; esac
+case $METHOD in april_gan | winclip) modes="zero few" last=few ;; *) modes=zero last=zero ;; esac # takes references or not
+
 cross() { # train on $1, test on $2; what the scripts print is in the log.txt of each folder
-    if [ "$METHOD" != winclip ]; then # which has nothing to train
+    if [ "$trains" ]; then
         echo "training $METHOD on $1"
         DATASET=$1 DATA=$DATA/$1 SAVE=$SAVE/trained_on_$1 sh "$here/train.sh" >/dev/null
     fi
-    for mode in zero few; do
+    for mode in $modes; do
         echo "testing on $2, $mode-shot"
-        DATASET=$2 DATA=$DATA/$2 CHECKPOINT=$SAVE/trained_on_$1 SAVE=$SAVE/$2/${mode}_shot \
+        DATASET=$2 DATA=$DATA/$2 CHECKPOINT=${trains:+$SAVE/trained_on_$1} SAVE=$SAVE/$2/${mode}_shot \
             sh "$here/test_${mode}_shot.sh" >/dev/null
     done
 }
@@ -55,18 +58,17 @@ cross "$second" "$first"
 
 printf '\nPercent. px: per pixel, sp: per image; 100 is perfect. Several seeds: mean ± standard deviation.\n'
 for dataset in $first $second; do
-    for mode in zero few; do
+    for mode in $modes; do
         printf '\n## %s: ' "$dataset"
         cat "$SAVE/$dataset/${mode}_shot/table.md"
     done
 done
-printf '\nclearest hits and worst misses, a sheet per set:\n'
+printf '\nclearest hits and worst misses, a sheet per set, and pages to open (curves, scores, pictures):\n'
 for dataset in $first $second; do
-    "$PYTHON" "$here/tools/picture_sheet.py" "$SAVE/$dataset/few_shot" >/dev/null
-    printf '    %s\n' "$SAVE/$dataset/few_shot/sheet.png"
+    "$PYTHON" "$here/tools/picture_sheet.py" "$SAVE/$dataset/${last}_shot" >/dev/null
+    printf '    %s\n' "$SAVE/$dataset/${last}_shot/sheet.png"
+    for mode in $modes; do
+        printf '    %s\n' "$SAVE/$dataset/${mode}_shot/report.html"
+    done
 done
-printf 'all pictures (original | anomaly map | ground truth):\n'
-for dataset in $first $second; do
-    printf '    %s/\n' "$SAVE/$dataset/zero_shot/imgs" "$SAVE/$dataset/few_shot/imgs"
-done
-echo "beside them: metrics.json, predictions.csv, k_shot.json, log.txt"
+echo "beside them: imgs/ (all pictures), metrics.json, predictions.csv, k_shot.json, log.txt"

@@ -15,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import runtime, sheet, visualize  # noqa: E402 - the checkout is no installed package
+from utils import report, runtime, sheet, visualize  # noqa: E402 - the checkout is no installed package
 
 NOTE = "Each: photograph, anomaly map (blue: as usual, red: unlike it), truth. The green outline is the true defect."
 TITLES = (
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     pictures = own if own.is_dir() else pictures
     sections = [
         sheet.Section(title, [(row, panels(pictures, row)) for row in chosen])
-        for title, chosen in zip(TITLES, sheet.choose(rows), strict=True)
+        for title, chosen in zip(TITLES, report.choose(rows), strict=True)
     ]
     shots = f"{k_shot} normal reference images per class" if k_shot else "no reference images"
     with runtime.replacing(args.folder / "sheet.png") as path:

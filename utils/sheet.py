@@ -1,6 +1,6 @@
-"""The picture sheet of a run: its clearest hits and worst misses, chosen by score."""
+"""The picture sheet of a run, of the images that `report.choose` has chosen."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -10,46 +10,6 @@ _WIDTH = 3 * _PANEL + 2 * _GAP  # of an entry: photograph, map, truth
 _INK, _FAINT, _LINE = (25, 25, 25), (105, 105, 105), (215, 215, 215)
 
 Row = Mapping[str, Any]  # of predictions.csv: img_path, cls_name, specie_name, anomaly (0 or 1), score
-
-
-class Chosen(NamedTuple):
-    """The images worth looking at, the most telling one first."""
-
-    hits: list[Row]  # defects with the highest scores
-    missed: list[Row]  # defects with the lowest scores
-    alarms: list[Row]  # normal images with the highest scores
-
-
-def choose(rows: Iterable[Row], hits: int = 6, misses: int = 2, per_class: int = 2) -> Chosen:
-    """The clearest hits and the worst misses of one setting.
-
-    Args:
-        rows: an image each; equal scores keep their order.
-        hits: how many hits.
-        misses: how many missed defects, and how many false alarms.
-        per_class: how many of one class in each list, so that no class takes the whole sheet.
-    """
-    rising = sorted(rows, key=lambda row: float(row["score"]))
-    falling = sorted(rising, key=lambda row: -float(row["score"]))
-    defects = {
-        True: [row for row in falling if int(row["anomaly"])],
-        False: [row for row in rising if int(row["anomaly"])],
-    }
-    normal = [row for row in falling if not int(row["anomaly"])]
-    return Chosen(
-        _first(defects[True], hits, per_class),
-        _first(defects[False], misses, per_class),
-        _first(normal, misses, per_class),
-    )
-
-
-def _first(rows: Sequence[Row], count: int, per_class: int) -> list[Row]:
-    taken, seen = [], {}
-    for row in rows:
-        seen[row["cls_name"]] = seen.get(row["cls_name"], 0) + 1
-        if seen[row["cls_name"]] <= per_class and len(taken) < count:
-            taken.append(row)
-    return taken
 
 
 class Section(NamedTuple):

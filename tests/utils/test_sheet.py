@@ -1,4 +1,4 @@
-"""The picture sheet: what is chosen, and that it can be drawn."""
+"""The picture sheet can be drawn, whatever was chosen."""
 
 from PIL import Image
 
@@ -14,28 +14,6 @@ ROWS = [
     row("nut", 1, 0.2), row("nut", 0, 0.6), row("nut", 1, 0.9), row("nut", 1, 0.95), row("nut", 1, 0.97),
     row("bolt", 0, 0.1), row("bolt", 1, 0.3), row("bolt", 0, 0.7), row("bolt", 1, 1e-5),
 ]  # fmt: skip
-
-
-def scores(rows) -> list[float]:
-    return [float(one["score"]) for one in rows]
-
-
-def test_hits_have_the_highest_scores_and_misses_the_lowest():
-    chosen = sheet.choose(ROWS, hits=3, misses=2, per_class=9)
-    assert scores(chosen.hits) == [0.97, 0.95, 0.9]
-    assert scores(chosen.missed) == [1e-5, 0.2]
-    assert scores(chosen.alarms) == [0.7, 0.6]
-    assert all(one["anomaly"] == "1" for one in chosen.hits + chosen.missed)
-
-
-def test_no_class_takes_the_whole_sheet():
-    chosen = sheet.choose(ROWS, hits=3, misses=2, per_class=1)
-    assert scores(chosen.hits) == [0.97, 0.3] and scores(chosen.missed) == [1e-5, 0.2]
-
-
-def test_what_is_not_there_is_not_chosen():
-    assert sheet.choose([]) == ([], [], [])
-    assert sheet.choose(ROWS[:1]) == (ROWS[:1], ROWS[:1], [])
 
 
 def test_a_sheet_leaves_out_empty_sections():
