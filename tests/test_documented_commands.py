@@ -65,6 +65,8 @@ def test_readme_command(command):
         assert (ROOT / words[1]).is_file()
         text = (ROOT / words[1]).read_text() + (ROOT / "train.sh").read_text()
         assert all(f"${{{name}:-" in text for name in environment)
+    elif words[:3] == ["pip", "install", "-r"]:
+        assert (ROOT / words[3]).is_file()
     else:
         assert words[0] == "python"
         if words[1] == "-m":
