@@ -223,8 +223,14 @@ def page(desk: Desk, settings, shown: Sequence[tuple[str, str, list[str]]]) -> g
 
 
 def path_of(file: dict[str, Any] | None) -> str | None:
-    """Where an uploaded file lies."""
-    return file and file["path"]
+    """Where an uploaded file lies. Raises ValueError for any other file: Gradio lets a request name what it likes."""
+    if not file:
+        return None
+    uploads = os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio")
+    path = Path(file["path"]).resolve()
+    if not any(path.is_relative_to(Path(folder).resolve()) for folder in (uploads, DEMO)):
+        raise ValueError("only uploaded images are looked at; upload it again")
+    return str(path)
 
 
 def input_side(limits: Limits) -> tuple[list, gr.Button]:

@@ -213,27 +213,36 @@ class OwnImages(Dataset):
 
 
 def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
-    """All images of files and folders, these with all that is below them: (file, its path relative to what was given),
-    sorted within a folder. A file that is named is taken whatever its suffix; in folders, Pillow's suffixes count.
+    """All images of files and folders, these with all that is below them: (file, its name), sorted within a folder. A
+    file that is named is taken whatever its suffix; in folders, Pillow's suffixes count.
+
+    A name is the path relative to what was given; where two files would have the same, the folder's name stands before
+    all of them.
 
     Raises:
-        ValueError: something that does not exist, or no image at all; names it.
+        ValueError: something that does not exist, no image at all, or two files of one name even so; names it.
     """
     Image.init()
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found: list[tuple[Path, str]] = []
-    for given in inputs:
-        root = Path(given)
+    found: dict[Path, Path] = {}  # file -> the folder that its name is relative to
+    for root in map(Path, inputs):
         if root.is_file():
-            found.append((root, root.name))
+            found.setdefault(root, root.parent)
         elif root.is_dir():
             files = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-            found += [(path, path.relative_to(root).as_posix()) for path in files]
+            for path in files:
+                found.setdefault(path, root)
         else:
-            raise ValueError(f"{given}: no such file or folder")
+            raise ValueError(f"{root}: no such file or folder")
     if not found:
-        raise ValueError(f"{' '.join(inputs)}: no images there (wanted: {' '.join(sorted(suffixes))[:60]} ...)")
-    return found
+        raise ValueError(f"{' '.join(inputs)}: no images there (.png, .jpg, .tif and whatever else Pillow reads)")
+    for prefix in (False, True):
+        names = {path: path.relative_to(root.parent if prefix else root).as_posix() for path, root in found.items()}
+        owners = {name: path for path, name in names.items()}
+        if len(owners) == len(names):
+            return list(names.items())
+    first = next(path for path, name in names.items() if owners[name] != path)
+    raise ValueError(f"{first} and {owners[names[first]]} would both be called {names[first]}; score them one by one")
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -251,7 +260,10 @@ def load_image(path: Path, *, upright: bool = False) -> Image.Image:
     """
     image = _open(path)
     if upright:
-        image = ImageOps.exif_transpose(image)
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception as error:  # a broken EXIF block raises what it likes
+            raise ValueError(f"{path}: unreadable EXIF data ({type(error).__name__}: {error})") from None
     if image.mode in ("L", "RGB"):
         return image
     if image.mode.startswith("I"):  # 16 bit, which some files are opened as 32

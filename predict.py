@@ -63,12 +63,32 @@ def run_exported(args) -> int:
 
 
 def inputs(settings) -> list[tuple[Path, str]]:
-    """The images to score; refuses what would make their results go nowhere."""
-    images = find_images(settings.inputs)
+    """The images to score, without those in the folder of results; refuses what would make results go nowhere."""
+    found = find_images(settings.inputs)
+    images = [(path, name) for path, name in found if not lies_in(path, settings.save_path)]
+    if not images:
+        raise ValueError(f"--save_path {settings.save_path} holds the images themselves; name another folder")
+    if len(images) < len(found):
+        LOG.info(
+            "%d images below --save_path %s are results and left out", len(found) - len(images), settings.save_path
+        )
     if settings.save_maps or not settings.no_images:
         check_names([name for _, name in images])
     runtime.result_folder(settings.save_path)
     return images
+
+
+def lies_in(path: Path, folder: str) -> bool:
+    return path.resolve().is_relative_to(Path(folder).resolve())
+
+
+def normal_images(flag: str, settings) -> list[Path]:
+    """The images that --references or --calibrate names; results of an earlier run are none (ValueError)."""
+    given = getattr(settings, flag)
+    files = [path for path, _ in find_images([given])]
+    if any(lies_in(path, settings.save_path) for path in files):
+        raise ValueError(f"--{flag} {given} lies in --save_path {settings.save_path}; name another folder for results")
+    return files
 
 
 def begin(settings, sources, description) -> None:
@@ -132,7 +152,7 @@ def reference_files(settings, accelerator) -> tuple[Any, list[Path]]:
     if Path(settings.references).suffix == ".safetensors":
         settings.memory = settings.references
         return memory.load(settings.references, accelerator.device), []
-    return None, [path for path, _ in find_images([settings.references])]
+    return None, normal_images("references", settings)
 
 
 def identity(settings, normal: Sequence[Path]) -> dict[str, str | None]:
@@ -150,10 +170,16 @@ def prepare(settings, inspector: Inspector, stored, normal: Sequence[Path]) -> t
     if stored:
         bank = the_memory(settings, *stored)
     elif normal:
-        source = settings.references if settings.calibrate is None else None
+        source = settings.references if settings.calibrate is None and settings.calibration is None else None
         bank, calibration = inspector.remember(readable(batches(settings, normal)), len(normal), name, source)
     if settings.calibrate is not None:
-        files = [path for path, _ in find_images([settings.calibrate])]
+        files = normal_images("calibrate", settings)
+        same = {runtime.digest([path]) for path in files} & {runtime.digest([path]) for path in normal}
+        if same:
+            raise ValueError(
+                f"--calibrate {settings.calibrate}: {len(same)} of its images are references, and find themselves "
+                "among them; drop --calibrate (the references alone give a threshold), or name other images"
+            )
         calibration = inspector.calibrate(readable(batches(settings, files)), name, bank, settings.calibrate)
     if calibration and calibration.fpr > settings.fpr:
         LOG.warning(

@@ -71,4 +71,4 @@ for dataset in $first $second; do
         printf '    %s\n' "$SAVE/$dataset/${mode}_shot/report.html"
     done
 done
-echo "beside them: imgs/ (all pictures), metrics.json, predictions.csv, k_shot.json, log.txt"
+echo "beside them: imgs/ (all pictures), metrics.json, predictions.csv, log.txt"

@@ -105,7 +105,11 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
     """(detector, its description), with the checkpoint in it; refuses what contradicts the run."""
     trainable = METHODS[settings.method].TRAINABLE
     if trainable and settings.checkpoint_path is None:
-        raise ValueError(f"{settings.method} needs --checkpoint_path: adapters from train.py, or published ones")
+        others = ", ".join(name for name, method in METHODS.items() if not method.TRAINABLE)
+        raise ValueError(
+            f"{settings.method} needs --checkpoint_path: what train.py or its authors have trained; by --method, these "
+            f"need none: {others}"
+        )
     if not trainable and settings.checkpoint_path is not None:
         raise ValueError(f"{settings.method} has nothing to train: drop --checkpoint_path {settings.checkpoint_path}")
     trained = checkpoint.load(settings.checkpoint_path) if trainable else None

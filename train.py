@@ -22,7 +22,7 @@ from model import METHODS, build, build_on
 from prompt_ensemble import load_prompts
 from utils import checkpoint, runtime, validation
 from utils.config import detector_settings, log_settings, resolve_train, train_parser, validation_options
-from utils.curves import Curves
+from utils.curves import FOLDER, Curves
 from utils.engine import Step, infer, train_epoch
 from utils.runtime import LOG
 from utils.visualize import overlay
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     done, history = resume(start, optimizer, same) if last else (0, [])
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process and not last:
-        runtime.clear_results(save_path, validation.FILES)
+        runtime.clear_results(save_path, (*validation.FILES, FOLDER))
     runtime.log_to(save_path, append=last is not None, quiet=not accelerator.is_main_process)
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)

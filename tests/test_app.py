@@ -232,6 +232,9 @@ def test_only_uploads_are_read(ask, address):
     with pytest.raises(Exception) as error:
         ask({"path": str(ROOT / "illustration/overlay.png"), "meta": {"_type": "gradio.FileData"}})
     assert "score" not in str(error.value)
+    for path in (ROOT / "illustration/overlay.png", "/etc/passwd", "/nowhere"):  # a request need not say what it is
+        with pytest.raises(Exception, match="only uploaded images are looked at"):
+            ask({"path": str(path)})
     big = {"files": ("big.png", bytes(2_000_000))}
     assert httpx.post(f"{address}gradio_api/upload", files=big).status_code == 413
 

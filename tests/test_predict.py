@@ -111,9 +111,9 @@ def test_a_file_of_memories_gives_the_same_as_its_images(call, tiny_a, mini_mvte
               mini_mvtec, "--class", "brick", "--k_shot", 8, "--seed", 1, "--save_memory", kept,
              "--save_path", tmp_path / "test", "--no_images"]  # fmt: skip
     test_script.main([str(flag) for flag in flags])
-    normal = BRICK / "train/good"
-    _, from_file = call(BRICK / "test/good", "--references", kept, "--calibrate", normal, out="file")
-    _, from_images = call(BRICK / "test/good", "--references", normal, "--calibrate", normal, out="images")
+    normal, others = BRICK / "train/good", BRICK / "test/good"
+    _, from_file = call(BRICK / "test/good", "--references", kept, "--calibrate", others, out="file")
+    _, from_images = call(BRICK / "test/good", "--references", normal, "--calibrate", others, out="images")
     for one, other in zip(from_file, from_images, strict=True):
         assert float(one["score"]) == pytest.approx(float(other["score"]), abs=1e-3)
         assert float(one["map_max"]) == pytest.approx(float(other["map_max"]), abs=1e-5)
@@ -161,6 +161,44 @@ def test_what_cannot_be_read_is_skipped_and_listed(call, tmp_path):
     assert "3 of 9 files could not be read" in (tmp_path / "out/log.txt").read_text()
 
 
+def test_images_of_one_name_keep_apart(call, fails, tiny_a, tmp_path):
+    for camera, number in (("left", "000"), ("right", "001")):
+        (tmp_path / camera).mkdir()
+        shutil.copy(BRICK / f"test/good/{number}.png", tmp_path / camera / "a.png")
+    _, rows = call(tmp_path / "left", tmp_path / "right", tmp_path / "left/a.png")
+    assert [row["img_path"] for row in rows] == ["left/a.png", "right/a.png"]
+    assert rows[0]["score"] != rows[1]["score"] and (tmp_path / "out/imgs/right/a.png").is_file()
+
+
+def test_photographs_in_the_folder_of_results_are_safe(call, fails, tiny_a, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(BRICK / "test/good", work / "imgs")
+    before = {path: path.read_bytes() for path in work.rglob("*.png")}
+    flags = ["--class_name", "brick", *tiny_a.flags, "--image_size", 96, "--method", "winclip", "--save_path", work]
+    assert "holds the images themselves" in fails(predict_script.main, work / "imgs", *flags)
+    line = fails(predict_script.main, BRICK / "test", *flags, "--references", work / "imgs")
+    assert "--references" in line and "lies in --save_path" in line
+    assert before == {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    shutil.copytree(BRICK / "test/good", tmp_path / "photos")
+    for _ in range(2):
+        code, rows = call(tmp_path / "photos", method="winclip", out="photos/out")
+        assert code == 0 and len(rows) == 6
+
+
+def test_a_broken_exif_block_is_skipped(call, tmp_path):
+    with Image.open(BRICK / "test/good/000.png") as image:
+        image.save(tmp_path / "a.png", exif=b"Exif\0\0garbage")
+        image.save(tmp_path / "b.png")
+    code, rows = call(tmp_path / "a.png", tmp_path / "b.png")
+    assert code == 3 and [row["img_path"] for row in rows] == ["b.png"]
+
+
+def test_references_are_no_images_to_calibrate_on(fails, tiny_a, tmp_path):
+    flags = ["--class_name", "brick", *tiny_a.flags, "--image_size", 96, "--method", "winclip", "--save_path", tmp_path]
+    normal = ["--references", BRICK / "train/good", "--calibrate", BRICK / "train/good"]
+    assert "8 of its images are references" in fails(predict_script.main, BRICK / "test", *flags, *normal)
+
+
 def test_formats(call, tmp_path):
     pixels = np.asarray(Image.open(BRICK / "test/good/000.png").convert("RGB"))
     for suffix in ("png", "bmp", "tif", "webp", "gif", "ppm"):
@@ -187,6 +225,8 @@ def test_refusals(fails, tiny_a, tmp_path):
     assert "april_gan needs --checkpoint_path" in fails(predict_script.main, BRICK, *flags)
     line = fails(predict_script.main, BRICK, *winclip, "--calibrate", BRICK, "--calibration", "a.json")
     assert "--calibrate and --calibration both" in line
+    line = fails(predict_script.main, BRICK, *winclip, "--fpr", 0.1, "--calibration", "a.json")
+    assert "--fpr 0.1: the threshold of --calibration a.json has its own" in line
     assert "--fpr 1" in fails(predict_script.main, BRICK, *winclip, "--fpr", 1)
     (tmp_path / "a.safetensors").write_bytes(b"x")
     line = fails(predict_script.main, BRICK, *winclip, "--references", tmp_path / "a.safetensors")

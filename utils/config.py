@@ -384,6 +384,8 @@ def _fill_object(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
     """Settings of a detector for one object."""
     if args.calibrate is not None and args.calibration is not None:
         raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
+    if args.calibration is not None and args.fpr is not None:
+        raise ValueError(f"--fpr {args.fpr:g}: the threshold of --calibration {args.calibration} has its own; drop one")
     if not (args.class_name or "").strip():
         raise ValueError("--class_name '': say what the images show")
     return _fill_own(args)
@@ -404,12 +406,16 @@ def resolve_app(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str,
     return settings, sources
 
 
+def _calibrated(args: argparse.Namespace) -> bool:
+    return getattr(args, "calibration", None) is not None
+
+
 def _fill_own(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
     """Settings for one's own images, of which nothing is drawn."""
     settings, sources = _fill(argparse.Namespace(**{**vars(args), "dataset": "own images"}), "test")
     for key in ("k_shot", "seed"):
         vars(settings).pop(key, None)
-    _default(settings, sources, "fpr", 0.05)
+    _default(settings, sources, "fpr", 0.05, "default; --calibration has its own" if _calibrated(args) else "default")
     if not 0 < settings.fpr < 1:
         raise ValueError(f"--fpr {settings.fpr:g}: want a rate between 0 and 1")
     return settings, sources

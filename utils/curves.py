@@ -1,6 +1,5 @@
 """Curves of a training for TensorBoard."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ class Curves:
 
     Args:
         folder: of the training; the curves go to a subfolder. None draws nothing (all processes but the first).
-        done: steps of an interrupted training that goes on; later ones that it had drawn are taken back. 0 starts anew.
+        done: steps of an interrupted training that goes on; later ones that it had drawn are taken back.
     """
 
     def __init__(self, folder: Path | None, done: int):
@@ -23,8 +22,6 @@ class Curves:
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # seconds to import, and training alone needs it
 
-            if done == 0:
-                shutil.rmtree(folder / FOLDER, ignore_errors=True)
             self._writer = SummaryWriter(folder / FOLDER, purge_step=done + 1)
 
     def close(self) -> None:

@@ -157,18 +157,16 @@ def _fuse(detector: Any, tokens: Any, names: list[str], memory: Any | None) -> A
 
 
 @torch.no_grad()
-def leave_one_out(detector: Any, tokens: Any, count: int, name: str) -> list[Any]:
+def leave_one_out(detector: Any, tokens: Any, count: int, name: str) -> Iterator[Any]:
     """Predictions for the references themselves, each compared with all others: what normal images look like.
 
     Args:
         tokens: of the references, see `encode_all`.
         count: how many references there are, two or more.
     """
-    predictions = []
     for row in range(count):
         others = detector.remember(_rows(tokens, [other for other in range(count) if other != row]))
-        predictions.append(_fuse(detector, _rows(tokens, [row]), [name], others))
-    return predictions
+        yield _fuse(detector, _rows(tokens, [row]), [name], others)
 
 
 @torch.no_grad()

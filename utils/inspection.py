@@ -1,6 +1,6 @@
 """A detector at work on images of one object, on a scale that no other test image moves: predict.py and app.py."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from utils.engine import encode_all, infer, leave_one_out
 from utils.visualize import HeatScale
 
 _STRETCH = 2.0  # of the colour scale beyond normal images
+_MAPS = 256  # normal images whose maps give the colour scale
 
 
 class Finding(NamedTuple):
@@ -76,18 +77,20 @@ class Inspector:
         self, batches: Iterable[Mapping[str, Any]], name: str, memory: Any | None, source: str
     ) -> Calibration:
         """Scale and threshold from batches of normal images that are none of the references."""
-        predictions = [infer(self.detector, one["image"], name, memory, self.accelerator) for one in batches]
+        predictions = (infer(self.detector, one["image"], name, memory, self.accelerator) for one in batches)
         return self._calibration(predictions, source)
 
-    def _calibration(self, predictions: Sequence[Any], source: str) -> Calibration:
-        terms = {key: torch.cat([one.terms[key].float().cpu() for one in predictions]) for key in predictions[0].terms}
+    def _calibration(self, predictions: Iterable[Any], source: str) -> Calibration:
+        """Of each prediction the terms are kept, and of some the pixels: normal images may be many."""
+        parts, heat = [], HeatScale(_MAPS)
+        for one in predictions:
+            parts.append({key: term.float().cpu() for key, term in one.terms.items()})
+            for each in () if heat.full else one.maps.float().cpu().numpy():
+                heat.add(each)
+        terms = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         limits = limits_of({key: values.tolist() for key, values in terms.items()})
         scores = self.detector.image_scores(terms, limits).tolist()
         threshold, attained = threshold_of(scores, self.fpr)
-        heat = HeatScale(len(scores))
-        for one in predictions:
-            for each in one.maps.float().cpu().numpy():
-                heat.add(each)
         return Calibration(
             limits, threshold, attained, len(scores), source, heat.ends(_STRETCH), dict(self.description)
         )
