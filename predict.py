@@ -136,7 +136,8 @@ def the_detector(settings, accelerator) -> tuple:
     description |= identity(settings, normal)
     if known:
         keys = description.keys() - {"version", "pretrained", "dataset"}
-        must_agree(f"calibration {settings.calibration} was made", known.made_with, description, sorted(keys))
+        absent = dict.fromkeys(keys, "nothing known")  # a file of ours says all of them
+        must_agree(f"calibration {settings.calibration} was made", absent | known.made_with, description, sorted(keys))
     vars(settings).update(detector.options, image_size=description["image_size"])
     detector.encode_names([settings.class_name])
     return detector, description, stored, normal, known

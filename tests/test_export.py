@@ -28,7 +28,7 @@ FLAGS = {
     "april_gan few": ["--checkpoint_path", CASES / "aprilgan_train_mvtec/checkpoint.pth", *FEW],
     "winclip": ["--scales", 2, "--calibrate", GOOD],
     "winclip few": ["--scales", 3, *FEW],
-    "sdp": ["--features_list", 2, 4, "--fpr", 0.2],
+    "sdp": ["--features_list", 2, 4],
     "sdp_plus": ["--checkpoint_path", CASES / "sdpplus_mvtec_to_visa/checkpoint.pth"],
     "vcp_clip": ["--checkpoint_path", CASES / "vcp_four_steps_mvtec/after4.pth", "--calibrate", GOOD],
 }
@@ -62,7 +62,8 @@ def resnet(folder, tiny_a) -> list:
 
 def wide_calibration(folder, own: list[str]) -> str:
     """calibration.json of an earlier run, its limits widened by hand so that none made anew is like it."""
-    predict_script.main([str(GOOD), *own, "--calibrate", str(GOOD), "--no_images", "--save_path", str(folder)])
+    calibrate = ["--calibrate", str(GOOD), "--fpr", "0.2"]
+    predict_script.main([str(GOOD), *own, *calibrate, "--no_images", "--save_path", str(folder)])
     content = json.loads((folder / "calibration.json").read_text())
     content["limits"]["map_max"] = [0.0, 100.0]
     (folder / "wide.json").write_text(json.dumps(content))
@@ -193,6 +194,16 @@ def test_broken_files(exported, fails, tmp_path):
     shutil.copytree(exported("winclip")[1], tmp_path / "copy")
     file, card = tmp_path / "copy/detector.onnx", tmp_path / "copy/detector.json"
     run = lambda: fails(predict_script.main, TEST, "--onnx", file, "--save_path", tmp_path / "out")  # noqa: E731
+    fields = json.loads(card.read_text())
+    for change, said in (
+        ({"method": "magic"}, "made by unknown method 'magic'"),
+        ({"image_size": 64}, "names other outputs or another image size"),
+        ({"outputs": {"score": ""}}, "names other outputs or another image size"),
+        ({"image_size": float("inf")}, "no file that export.py wrote"),
+    ):
+        card.write_text(json.dumps({**fields, **change}))
+        assert said in run()
+    card.write_text(json.dumps(fields))
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     assert f"{file}: onnxruntime cannot use it" in run()

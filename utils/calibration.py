@@ -47,16 +47,18 @@ class Calibration:
             return cls.of(json.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise ValueError(f"calibration {path}: no such file") from None
-        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"calibration {path}: no file that predict.py wrote ({error})") from None
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Calibration":
-        """From what `save` writes. Raises AttributeError, KeyError, TypeError or ValueError for anything else."""
+        """From what `save` writes. Raises AttributeError, KeyError, OverflowError, TypeError or ValueError for anything
+        else."""
         limits = {str(key): _pair(value) for key, value in content["limits"].items()}
         numbers = float(content["threshold"]), float(content["fpr"]), int(content["normal_images"])
-        if not math.isfinite(numbers[0]) or content.keys() != cls.__dataclass_fields__.keys():
-            raise ValueError("other keys than it should have, or a threshold that is no number")
+        sound = limits and math.isfinite(numbers[0]) and 0 < numbers[1] < 1 and numbers[2] >= 1
+        if not sound or content.keys() != cls.__dataclass_fields__.keys():
+            raise ValueError("other keys than it should have, or numbers out of range")
         return cls(limits, *numbers, str(content["source"]), _pair(content["heat"]), dict(content["made_with"]))
 
 

@@ -360,6 +360,8 @@ def resolve_onnx(args: argparse.Namespace, said: Mapping[str, Any]) -> tuple[arg
     Raises:
         ValueError: a flag that contradicts it, or that cannot be compared with it; names both.
     """
+    if said["method"] not in _PRESETS:
+        raise ValueError(f"--onnx {args.onnx}: made by unknown method '{said['method']}'; known: {', '.join(_PRESETS)}")
     flags = ("method", "class_name", "image_size", "model", "pretrained", "prompts", *_OPTIONS)
     said = {**{key: said[key] for key in flags if key in said}, "device": "cpu", "precision": "fp32"}
     given = {key: value for key, value in vars(args).items() if value is not None and key not in _WITH_ONNX}

@@ -49,6 +49,14 @@ class Exported:
         self._session = session(self.path)
         if self._session.get_modelmeta().custom_metadata_map.get(ID) != identity:
             raise ValueError(f"--onnx {path}: it and {beside} come from different exports")
+        named = {output.name for output in self._session.get_outputs()}
+        shapes = [list(given.shape[1:]) for given in self._session.get_inputs()]
+        if (
+            named != set(self.outputs)
+            or not {"map", "score"} <= named
+            or shapes != [[3, self.image_size, self.image_size]]
+        ):
+            raise ValueError(f"--onnx {path}: {beside} names other outputs or another image size than it has")
 
     def _read(self, path: Path) -> str:
         """Take what the JSON says; returns the identity of the ONNX file that it belongs to."""
@@ -62,7 +70,7 @@ class Exported:
             self.calibration = None if card["calibration"] is None else Calibration.of(card["calibration"])
             self.made_with = dict(card["made_with"])
             return str(card[ID])
-        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: no file that export.py wrote ({error})") from None
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -100,6 +100,8 @@ def _rows_of(detector: Any, prediction: Any, calibration: Calibration | None) ->
     """Per image: its score, the verdict where there is a threshold, and the terms that make the score."""
     terms = {key: term.float().cpu() for key, term in prediction.terms.items()}
     limits = calibration.limits if calibration else dict.fromkeys(terms, (0.0, 1.0))
+    if not terms.keys() <= limits.keys():
+        raise ValueError(f"the calibration has no limits of {', '.join(terms.keys() - limits.keys())}; calibrate again")
     scores = detector.image_scores(terms, limits).tolist()
     rows = []
     for row, value in enumerate(scores):

@@ -43,7 +43,18 @@ def test_refuses_another_file(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("change", [{"threshold": "NaN"}, {"heat": [1, 0]}, {"limits": {"a": [0, float("inf")]}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": "NaN"},
+        {"heat": [1, 0]},
+        {"limits": {"a": [0, float("inf")]}},
+        {"limits": {}},
+        {"fpr": float("nan")},
+        {"normal_images": float("inf")},
+        {"normal_images": 0},
+    ],
+)
 def test_refuses_numbers_that_are_none(tmp_path, change):
     import json
 
