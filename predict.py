@@ -214,7 +214,7 @@ def score(settings, look: Callable[[Any], list[Finding]], images, calibration) -
     save_path, skipped, writer = Path(settings.save_path), [], None
     with ExitStack() as stack:
         temporary = stack.enter_context(runtime.replacing(save_path / "scores.csv"))
-        file = stack.enter_context(temporary.open("w", newline="", encoding="utf-8"))
+        file = stack.enter_context(temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
         ends = calibration.heat if calibration else None
         draw = None if settings.no_images else StreamedOverlays(save_path / "imgs", upright, ends)
         if draw:
@@ -250,7 +250,10 @@ def upright(path: Path):
 
 
 def write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
-    with runtime.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        runtime.replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file).writerows([("img_path", "reason"), *skipped])
 
 

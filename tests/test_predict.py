@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -183,6 +184,17 @@ def test_photographs_in_the_folder_of_results_are_safe(call, fails, tiny_a, tmp_
     for _ in range(2):
         code, rows = call(tmp_path / "photos", method="winclip", out="photos/out")
         assert code == 0 and len(rows) == 6
+
+
+def test_a_name_that_is_no_utf8(call, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    try:
+        shutil.copy(BRICK / "test/good/000.png", os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    code, (row,) = call(folder)
+    assert code == 0 and row["img_path"] == "caf\\udce9.png"
 
 
 def test_a_broken_exif_block_is_skipped(call, tmp_path):
