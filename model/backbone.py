@@ -12,7 +12,7 @@ import logging
 import textwrap
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -446,7 +446,7 @@ def _check_image_size(size: int, patch: int, model: str) -> None:
 
 def _create(model: str, config: dict, quick_gelu: bool, image_size: int | None) -> nn.Module:
     try:
-        with _silent():
+        with silent():
             clip = open_clip.create_model(
                 model, load_weights=False, pretrained_text=False, force_image_size=image_size, quick_gelu=quick_gelu
             )
@@ -459,15 +459,15 @@ def _create(model: str, config: dict, quick_gelu: bool, image_size: int | None) 
 
 def _tokenizer(model: str):
     try:
-        with _silent():
+        with silent():
             return open_clip.get_tokenizer(model)
     except (ImportError, OSError) as error:
         raise ValueError(f"model '{model}': its tokenizer is not to be had here: {_first_line(error)}") from None
 
 
 @contextlib.contextmanager
-def _silent():
-    """open_clip and torch report through the root logger and warnings; what matters of that we say ourselves, once."""
+def silent() -> Iterator[None]:
+    """Libraries report through the root logger and warnings; what matters of that we say ourselves, once."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -531,7 +531,7 @@ class _Weights:
             for key in ("logit_scale", "logit_bias"):  # a scalar in some files, one element in others
                 if key in state and getattr(clip, key, None) is not None:
                     state[key] = state[key].reshape(getattr(clip, key).shape)
-            with _silent():
+            with silent():
                 resize_pos_embed(state, clip)
                 resize_text_pos_embed(state, clip)
             clip.load_state_dict(state)
@@ -549,7 +549,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     TorchScript's interpreter, which may run code of theirs: take them from OpenAI alone.
     """
     try:
-        with _silent():
+        with silent():
             if path.suffix == ".safetensors":
                 state = load_file(path)
             elif _is_torchscript(path):
@@ -580,7 +580,7 @@ def _download(tag: dict, label: str) -> Path:
     for from_hub, address in ((True, tag.get("hf_hub")), (False, tag.get("url"))):
         if address:
             try:
-                with _silent():
+                with silent():
                     return Path(download_pretrained(tag, prefer_hf_hub=from_hub))
             except Exception as error:  # noqa: BLE001 - whatever the network stack raises, the user needs one line
                 tried.append(f"{address} ({textwrap.shorten(_first_line(error), 90)})")

@@ -1,14 +1,12 @@
 """A detector for one object as a function of images alone, and its graph as an ONNX file."""
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from model.backbone import silent
 from model.interface import Detector, Limits, Memory
 
 # Every onnxruntime since 1.14 reads it, whatever the installed exporter would write by itself.
@@ -60,7 +58,7 @@ def save_onnx(one: OneObject, path: Path, metadata: Mapping[str, str]) -> list[s
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     outputs = list(one(images))  # what is computed once and kept must not be computed for the first time in a trace
     try:
-        with _silent():
+        with silent():
             graph = torch.export.export(one, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
             program = torch.onnx.export(
                 graph, input_names=["images"], output_names=outputs, opset_version=_OPSET, dynamo=True, verbose=False
@@ -71,16 +69,3 @@ def save_onnx(one: OneObject, path: Path, metadata: Mapping[str, str]) -> list[s
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
     return outputs
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """The exporter reports what it does through warnings and loggers; the check of the file is what counts."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -87,7 +87,7 @@ def accelerator(device: str, precision: str) -> Accelerator:
     if device != "auto":
         try:
             torch.zeros(1, device=device).tolist()
-        except (AssertionError, NotImplementedError, RuntimeError) as error:
+        except (AssertionError, RuntimeError) as error:
             raise ValueError(f"--device {device}: not to be had here ({_first(error)})") from None
     if ":" in device:  # without a number, each of several processes takes one of its own
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
