@@ -118,7 +118,8 @@ def test_pictures_depend_on_their_random_numbers_alone():
 def test_a_mask_goes_with_a_defect():
     pictures = some_pictures(150)
     assert all(one.mask.any() == (one.defect is not None) for one in pictures)
-    assert 0.3 < np.mean([one.mask.any() for one in pictures]) < 0.6
+    assert all(np.array_equal(one.image, one.flawless) == (one.defect is None) for one in pictures)
+    assert np.mean([one.mask.any() for one in pictures]) > 0.7
     assert all(one.image.shape == (64, 64, 3) and one.image.dtype == np.uint8 and one.nouns for one in pictures)
     assert (
         max(one.mask.mean() for one in pictures) > 0.25
@@ -132,7 +133,7 @@ def test_every_surface_and_defect_can_be_drawn():
         field = kind.draw(64, rng)
         assert field.shape == (64, 64) and np.isfinite(field).all() and -1e-3 <= field.min() <= field.max() <= 1.001
     for draw, _, _ in generated_images._DEFECTS.values():
-        for scene in (generated_images._object_scene(64, rng), generated_images._surface_scene(64, rng)):
+        for scene in [make(64, rng) for make in generated_images._SCENES]:
             image, support = draw(scene, rng)
             assert image.shape == (64, 64, 3) and np.isfinite(image).all() and support.shape == (64, 64)
 
@@ -144,12 +145,14 @@ def test_the_generator_knows_no_photograph_and_nothing_of_the_sample_data():
 
 def test_training_goes_through_and_its_weights_load(tmp_path):
     cv2.setNumThreads(1)
-    made = some_pictures(24)
+    made = [one for one in some_pictures(30) if one.defect]
     pictures = train_quickstart_clip.Pictures(
+        np.stack([cv2.resize(one.flawless, (128, 128)) for one in made]),
         np.stack([cv2.resize(one.image, (128, 128)) for one in made]),
         np.stack([np.kron(one.mask, np.ones((2, 2), bool)) for one in made]),
         [one.nouns for one in made],
         [one.defect for one in made],
+        [one.scene for one in made],
     )
     backbone = Backbone(register_architecture(str(ARCHITECTURE)))
     before = backbone.clip.visual.proj.clone()
@@ -161,7 +164,7 @@ def test_training_goes_through_and_its_weights_load(tmp_path):
 
 def test_captions_name_both_states(detector):
     captions = train_quickstart_clip.Captions(detector.backbone.tokenizer, random.Random(0))
-    ids = captions.ids([["brick"], ["coin"]], [None, "scratch"])
+    ids = captions.ids([["brick"], ["coin"]], ["stain", "scratch"])
     assert ids.shape[0] == 4 and all(
         phrase.count("{}") == 1 for kind in train_quickstart_clip.KINDS.values() for phrase in kind
     )

@@ -1,6 +1,6 @@
-"""Pictures that are drawn from random numbers alone: surfaces and simple objects, half of them with a defect.
+"""Pictures that are drawn from random numbers alone: surfaces and simple objects, each without and with a defect.
 
-`picture(size, rng)` gives one of them with the defect's mask and nouns for what it shows. No photograph goes in. What
+`picture(size, rng)` gives such a pair with the defect's mask and nouns for what it shows. No photograph goes in. What
 the quickstart's CLIP is trained on; the sample data that it is tested on is made elsewhere, by other code, from
 photographs.
 
@@ -18,23 +18,25 @@ _FULL = 6.2832  # radians of a full turn
 
 
 class Picture(NamedTuple):
-    """A picture and what is known of it."""
+    """A scene photographed twice, and what is known of it."""
 
-    image: np.ndarray  # (S, S, 3) uint8 RGB
+    flawless: np.ndarray  # (S, S, 3) uint8 RGB
+    image: np.ndarray  # (S, S, 3) uint8 RGB, the same with a defect; equal where there is none
     mask: np.ndarray  # (S, S) bool, the pixels that the defect changed; all False where there is none
     nouns: Sequence[str]  # what it shows, in several words
     defect: str | None  # kind of the defect
-    scene: str  # "object", or the surface
+    scene: str  # "object", "crowd", or the surface
 
 
-def picture(size: int, rng: Rng, defect_rate: float = 0.55) -> Picture:
-    """One picture with a defect (at that rate, less what would not be seen) or without."""
-    scene = _object_scene(size, rng) if rng.random() < 0.42 else _surface_scene(size, rng)
-    image, mask, kind = scene.image, np.zeros((size, size), bool), None
-    if rng.random() < defect_rate:
-        image, mask, kind = _with_defect(scene, rng)
-    image = _photographed(image, rng)
-    return Picture(np.rint(255 * image).astype(np.uint8), mask, scene.nouns, kind, scene.kind)
+def picture(size: int, rng: Rng) -> Picture:
+    """A scene without and with a defect, in the same light and with the same noise; no defect where none would show."""
+    scene = list(_SCENES)[rng.choice(3, p=list(_SCENES.values()))](size, rng)
+    image, mask, kind = _with_defect(scene, rng)
+    state = rng.bit_generator.state
+    flawless = _photographed(scene.image, rng)
+    rng.bit_generator.state = state
+    both = [np.rint(255 * one).astype(np.uint8) for one in (flawless, _photographed(image, rng))]
+    return Picture(*both, mask, scene.nouns, kind, scene.kind)
 
 
 def telling(one: Picture) -> bool:
@@ -55,7 +57,7 @@ class Scene(NamedTuple):
     body: np.ndarray  # (S, S) 0..1, where the objects are; 1 everywhere on a surface
     ordered: bool  # whether a piece in the wrong place shows
     nouns: Sequence[str]
-    kind: str  # "object", or the surface
+    kind: str  # "object", "crowd", or the surface
 
 
 # --- fields ---------------------------------------------------------------------------------------------------------
@@ -504,6 +506,35 @@ def _surface_scene(size: int, rng: Rng) -> Scene:
 # --- objects --------------------------------------------------------------------------------------------------------
 
 
+def _crowded_scene(size: int, rng: Rng) -> Scene:
+    """Things of all sizes, one in front of another, each with a surface and shade of its own: dead leaves, whose
+    statistics are near those of photographs (Lee, Mumford & Huang 2001)."""
+    surfaces = [_surface(size, rng)[0] for _ in range(3)]
+    image = surfaces[0]
+    largest, smallest, power = size * rng.uniform(0.25, 0.7), size * _log_uniform(rng, 0.02, 0.08), rng.uniform(0.5, 2)
+    vivid, relief, soft = rng.uniform(0.05, 0.45), rng.uniform(0, 0.5), rng.uniform(0.3, 1)
+    count = int(_log_uniform(rng, 6, 90))
+    for reach in sorted(smallest + (largest - smallest) * rng.random(count) ** (1 + power), reverse=rng.random() < 0.7):
+        cover = np.zeros((size, size), np.uint8)
+        centre, turn, aspect = rng.uniform(0, size, 2), rng.uniform(0, _FULL), _log_uniform(rng, 1, 2.5)
+        corners = int(rng.choice((3, 4, 4, 5, 6, 24, 24, 24)))
+        angles = np.arange(corners) * _FULL / corners + rng.uniform(-0.3, 0.3, corners) * (corners < 9)
+        waves = 1 + sum(rng.uniform(0, 0.3) / k * np.cos(k * angles + rng.uniform(0, _FULL)) for k in (2, 3, 4))
+        x, y = reach * waves * np.cos(angles) * aspect**0.5, reach * waves * np.sin(angles) / aspect**0.5
+        outline = centre + np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], 1)
+        cv2.fillPoly(cover, [np.rint(16 * outline).astype(np.int32)], 255, cv2.LINE_AA, 4)
+        face = np.roll(surfaces[rng.integers(3)], tuple(rng.integers(0, size, 2)), (0, 1))
+        face = face * rng.uniform(0.4, 1.3) + vivid * rng.uniform(-1, 1, 3).astype(np.float32)
+        across = np.clip(_grid(size)[int(rng.integers(2))] / reach - centre.mean() / size + 0.5, -1, 1)
+        face = face * (1 + relief * rng.uniform(-1, 1) * across)[..., None]
+        alpha = cv2.GaussianBlur(cover.astype(np.float32) / 255, (0, 0), soft)
+        if rng.random() < 0.3:
+            image = image * (1 - 0.4 * cv2.GaussianBlur(np.roll(alpha, (2, 2), (0, 1)), (0, 0), 2))[..., None]
+        image = image + alpha[..., None] * (np.clip(face, 0, 1) - image)
+    nouns = [str(noun) for noun in rng.choice(_OBJECTS, 4, replace=False)]
+    return Scene(np.clip(image, 0, 1).astype(np.float32), np.ones((size, size), np.float32), False, nouns, "crowd")
+
+
 def _silhouette(size: int, rng: Rng, centre: np.ndarray, radius: float, shape: dict) -> np.ndarray:
     """Depth in pixels inside an outline, negative outside."""
     x, y = _grid(size)
@@ -541,7 +572,7 @@ def _shape(rng: Rng) -> dict:
 
 
 def _object_scene(size: int, rng: Rng) -> Scene:
-    """One object, a row or grid of like ones, or a few different ones, on a ground, with shadows."""
+    """One object, a grid of like ones, like ones scattered, or a few different ones, on a ground, with shadows."""
     if rng.random() < 0.55:
         ground = (
             np.ones((size, size, 3), np.float32) * rng.choice((0.03, 0.1, 0.9, rng.random())) * rng.uniform(0.7, 1.1, 3)
@@ -550,7 +581,7 @@ def _object_scene(size: int, rng: Rng) -> Scene:
     else:
         ground, _ = _surface(size, rng)
     image, body = np.clip(ground, 0, 1), np.zeros((size, size), np.float32)
-    layout = rng.choice(("one", "one", "grid", "few"))
+    layout = rng.choice(("one", "grid", "scattered", "few"), p=(0.45, 0.25, 0.22, 0.08))
     shape, look = _shape(rng), int(rng.integers(1 << 30))
     if layout == "one":
         places = [(rng.normal(0, 0.05 * size, 2), size * rng.uniform(0.25, 0.62))]
@@ -560,8 +591,10 @@ def _object_scene(size: int, rng: Rng) -> Scene:
         start = rng.uniform(-0.1, 0.1, 2) * size - pitch * (count - 1) / 2
         places = [(start + pitch * np.array((i, j)) + rng.normal(0, 0.02 * pitch, 2), pitch * rng.uniform(0.36, 0.4))
                   for i in range(count) for j in range(count)]  # fmt: skip
+    elif layout == "scattered":
+        places = _apart(size, rng, size * rng.uniform(0.09, 0.24))
     else:
-        places = [(rng.uniform(-0.4, 0.4, 2) * size, size * rng.uniform(0.08, 0.3)) for _ in range(rng.integers(2, 7))]
+        places = [(rng.uniform(-0.4, 0.4, 2) * size, size * rng.uniform(0.08, 0.3)) for _ in range(rng.integers(2, 5))]
     for centre, radius in places:
         if layout == "few":
             shape, look = _shape(rng), int(rng.integers(1 << 30))
@@ -571,6 +604,16 @@ def _object_scene(size: int, rng: Rng) -> Scene:
         body = np.maximum(body, np.clip(depth, 0, 1))
     nouns = [str(noun) for noun in rng.choice(_OBJECTS, 4, replace=False)]
     return Scene(image, body, True, nouns, "object")
+
+
+def _apart(size: int, rng: Rng, radius: float) -> list[tuple[np.ndarray, float]]:
+    """Places anywhere, some cut off by the border, that do not touch: coins on a table."""
+    places: list[tuple[np.ndarray, float]] = []
+    for centre in rng.uniform(-0.55, 0.55, (40, 2)) * size:
+        reach = radius * rng.uniform(0.85, 1.1)
+        if all(np.hypot(*(centre - other)) > 1.1 * (reach + taken) for other, taken in places):
+            places.append((centre, reach))
+    return places
 
 
 def _placed(image: np.ndarray, depth: np.ndarray, centre: np.ndarray, radius: float, look: Rng) -> np.ndarray:
@@ -605,6 +648,8 @@ def _placed(image: np.ndarray, depth: np.ndarray, centre: np.ndarray, radius: fl
     face = np.clip(face * (0.4 + 1.2 * light)[..., None], 0, 1)
     return image + cover[..., None] * (face - image)
 
+
+_SCENES = {_surface_scene: 0.45, _object_scene: 0.33, _crowded_scene: 0.22}  # and how often each is drawn
 
 # --- defects --------------------------------------------------------------------------------------------------------
 # Each: (scene, generator) -> image with the defect, and where it may differ (S, S) 0..1.
@@ -899,10 +944,14 @@ _DEFECTS: dict[str, tuple[Callable[[Scene, Rng], Change], float, float]] = {
 _ORDERED = np.array([ordered for _, ordered, _ in _DEFECTS.values()])
 _UNORDERED = np.array([unordered for _, _, unordered in _DEFECTS.values()])
 
+_LIKE_A_THING = ("deposit", "displaced", "deformed", "missing", "foreign", "patched", "band")  # no defect in a crowd
+
 
 def _with_defect(scene: Scene, rng: Rng) -> tuple[np.ndarray, np.ndarray, str | None]:
     """Image, mask and kind; the flawless scene where three tries gave nothing that can be seen."""
     weights = _ORDERED if scene.ordered else _UNORDERED
+    if scene.kind == "crowd":
+        weights = _UNORDERED * [kind not in _LIKE_A_THING for kind in _DEFECTS]
     for _ in range(3):
         kind = str(rng.choice(list(_DEFECTS), p=weights / weights.sum()))
         after, support = _DEFECTS[kind][0](scene, rng)
