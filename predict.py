@@ -49,7 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     inspector = Inspector(detector, accelerator, settings.fpr, description)
     bank, calibration = prepare(settings, inspector, stored, normal)
     calibration = known or calibration
-    return report(settings, lambda batch: inspector(batch, settings.class_name, bank, calibration), images, calibration)
+    look = lambda batch: inspector(batch, settings.class_name, bank, calibration)  # noqa: E731
+    code = report(settings, look, images, calibration)
+    if detector.backbone.cache:
+        detector.backbone.cache.log()
+    return code
 
 
 def run_exported(args) -> int:

@@ -35,6 +35,7 @@ from prompt_ensemble import load_prompts
 from utils import checkpoint, page, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
 from utils.engine import References, score
+from utils.feature_cache import FeatureCache
 from utils.runtime import LOG
 from utils.thumbnails import Thumbnails
 from utils.visualize import MapFiles, Overlays, check_names
@@ -86,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
             results.append(result)
             rows += report.prediction_rows(result, shots[result.setting], own)
     galleries = files.galleries
+    if detector.backbone.cache:
+        detector.backbone.cache.log()
     if accelerator.num_processes > 1:
         galleries = dict(gather_object(list(galleries.items())))
         results, rows, kept = gather_object(results), gather_object(rows), dict(gather_object(list(kept.items())))
@@ -119,6 +122,7 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
         LOG.info("checkpoint %s %s", trained.path, origin or "(a published file: says nothing of its origin)")
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device).eval()
+    detector.backbone.cache = FeatureCache.wanted(settings, accelerator)
     description = checkpoint.describe(detector, settings)
     if trained:
         checkpoint.restore(trained, detector, description)

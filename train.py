@@ -24,6 +24,7 @@ from utils import checkpoint, runtime, validation
 from utils.config import detector_settings, log_settings, resolve_train, train_parser, validation_options
 from utils.curves import FOLDER, Curves
 from utils.engine import Step, infer, train_epoch
+from utils.feature_cache import FeatureCache
 from utils.runtime import LOG
 from utils.visualize import overlay
 
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.set_seed(settings.seed)
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device)
+    detector.backbone.cache = FeatureCache.wanted(settings, accelerator)
     description = checkpoint.describe(detector, settings)
     optimizer = torch.optim.Adam(detector.parameter_groups(settings.learning_rate), betas=settings.betas)
     if start:
@@ -98,6 +100,8 @@ def main(argv: list[str] | None = None) -> None:
             if validate:
                 curves.validation(validate(detector.trainable_state(), epoch))
     curves.close()
+    if detector.backbone.cache:
+        detector.backbone.cache.log()
 
 
 def validator(settings, sources, backbone, accelerator) -> validation.Validation:

@@ -92,10 +92,19 @@ class WinClip(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> WindowTokens:
-        tokens = self.backbone.embed(images)  # (B, 1 + N, W)
-        pooled, outputs = self.backbone.encode(tokens, (self.backbone.depth,))
-        windows = {scale: self._encode_windows(tokens, scale) for scale in self.scales}
-        return WindowTokens(pooled, windows, outputs[self.backbone.depth][:, 1:])
+        depth = self.backbone.depth
+        windows = {scale: f"windows {scale}" for scale in self.scales}
+
+        def encode(some: Tensor) -> dict[str, Tensor]:
+            tokens = self.backbone.embed(some)  # (B, 1 + N, W)
+            pooled, outputs = self.backbone.encode(tokens, (depth,))
+            whole = {"pooled": pooled, f"patches {depth}": outputs[depth][:, 1:]}  # as any method of this backbone
+            return {**whole, **{name: self._encode_windows(tokens, scale) for scale, name in windows.items()}}
+
+        found = self.backbone.features(images, ["pooled", f"patches {depth}", *windows.values()], encode)
+        return WindowTokens(
+            found["pooled"], {scale: found[name] for scale, name in windows.items()}, found[f"patches {depth}"]
+        )
 
     def _encode_windows(self, tokens: Tensor, scale: int) -> Tensor:
         """Embeddings of all windows of one scale, (B, n, D): the encoder sees the class token and the window's patches,

@@ -137,6 +137,7 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
         help="what makes a checkpoint the best, kept as best.pth (default ap_px)",
     )
     add("--resume", action="store_true", help="go on after the last checkpoint in --save_path")
+    _add_cache(parser)
     return parser
 
 
@@ -150,6 +151,7 @@ def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--k_shot", type=natural, nargs="+", help="numbers of references per class, all scored in one pass")
     add("--seed", type=natural, nargs="+", help="seeds of the references' draw, all scored in one pass")
     _add_test_options(parser)
+    _add_cache(parser)
     add("--save_memory", metavar="FILE", help="write the references' tokens of all classes and settings (.safetensors)")
     add("--memory", metavar="FILE", help="use the references of such a file instead of images")
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
@@ -166,6 +168,7 @@ def predict_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--onnx", metavar="FILE", help="run what export.py wrote; the flags of the detector are in it")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
+    _add_cache(parser)
     _add_object(parser)
     _add_common(parser, methods)
     _add_device(parser)
@@ -223,6 +226,12 @@ def _add_test_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--few_shot_features", type=int, nargs="+", help="layers compared with the references (default features_list)")
     add("--scales", type=positive, nargs="+", help="winclip: sides of the windows in patches (default 2 3)")
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--feature_cache", metavar="DIR", help="keep what the backbone makes of images, and find it there again")
+    add("--feature_cache_size", type=rate, metavar="GB", help="bound of that folder (default 50); the oldest go")
 
 
 def _add_fpr(parser: argparse.ArgumentParser) -> None:
@@ -438,6 +447,11 @@ def _fill(args: argparse.Namespace, script: str) -> tuple[argparse.Namespace, di
     same = settings.model in (None, published["model"])
     for key, value in {**(published if same else {}), **preset[script]}.items():
         _default(settings, sources, key, _for_dataset(value, settings.dataset), f"{settings.method} preset")
+    if getattr(settings, "feature_cache", None) is not None:
+        _default(settings, sources, "feature_cache_size", 50.0)
+    elif getattr(settings, "feature_cache_size", None) is not None:
+        size = settings.feature_cache_size
+        raise ValueError(f"--feature_cache_size {size:g}: says nothing without --feature_cache; name a folder")
     if settings.pretrained is None:
         raise ValueError(f"--model {settings.model} needs --pretrained: a tag of open_clip or a weights file")
     return settings, sources

@@ -10,7 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from logging.handlers import MemoryHandler
@@ -163,7 +163,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block ends well: no half file under a final name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    # Random, not the process's number: another machine may write into the same folder.
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
