@@ -5,26 +5,23 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from benchmarks.common import Row, median_ratio, one_class, sample_data, scoring_pass
+from benchmarks.common import Row, clip, median_ratio, one_class, sample_data, scoring_pass
 from dataset import draw_shots
 from model import build_on
-from model.backbone import Backbone
 from utils import runtime
 from utils.feature_cache import FeatureCache
 
 
 def measure(quick: bool) -> Iterator[Row]:
-    torch.manual_seed(0)
-    model, size, count, turns = ("ViT-B-32", 64, 20, 1) if quick else ("ViT-B-16", 240, 20, 3)
-    backbone = Backbone(model, image_size=size)
+    count, turns = (20, 1) if quick else (40, 3)
+    backbone = clip(quick)
     detector = build_on(backbone, "april_gan").eval()
     seconds: dict[str, list[float]] = {}
     with sample_data() as root, tempfile.TemporaryDirectory() as folder:
         root = root / "demo_textures"
         samples, train = one_class(root, count)
         shots = [draw_shots("demo_textures", train, ["brick"], 4, 1)]
+        scoring_pass(detector, root, samples, shots, 8)  # warm
         accelerator = runtime.accelerator("auto", "fp32")
         for turn in range(turns):
             held = Path(folder, str(turn))
@@ -34,7 +31,7 @@ def measure(quick: bool) -> Iterator[Row]:
                 seconds.setdefault(name, []).append(one.seconds / count)
         size_of_one = sum(path.stat().st_size for path in held.rglob("*.safetensors")) / (count + 4)
     plain = seconds["without"]
-    shown = f"{model} at {size}, 4-shot, {count} images, {size_of_one / 1e6:.2f} MB an image"
+    shown = f"{backbone.name} at {backbone.image_size}, 4-shot, {count} images, {size_of_one / 1e6:.2f} MB an image"
     yield Row(f"without a cache, {shown}", f"{statistics.median(plain):.3f} s per image")
     for name, what in (("empty", "first run"), ("filled", "second run")):
         ratio = f"{median_ratio(seconds[name], plain):.2f} times without"

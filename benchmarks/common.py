@@ -16,12 +16,21 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataset import AnomalyDataset, Sample, Shots, read
+from model.backbone import Backbone, register_architecture
 from utils import runtime
 from utils.engine import ClassScores, References, score
 
 ROOT = Path(__file__).resolve().parent.parent
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
 QUICKSTART = ROOT / "exps/quickstart/quickstart-clip"
+
+
+def clip(quick: bool) -> Backbone:
+    """ViT-B-16 at 240 pixels with random weights; --quick: the small CLIP that ships."""
+    torch.manual_seed(0)
+    if quick:
+        return Backbone(register_architecture(f"{QUICKSTART}.json"), f"{QUICKSTART}.safetensors")
+    return Backbone("ViT-B-16", image_size=240)
 
 
 class Row(NamedTuple):

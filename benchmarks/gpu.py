@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Row, Timed, synchronize
@@ -24,14 +25,14 @@ def measure(quick: bool) -> Iterator[Row]:
         yield Row("no GPU here", "")
         return
     model, size, batch, count, side = ("ViT-B-32", 64, 4, 3, 1024) if quick else ("ViT-L-14-336", 518, 32, 20, 8192)
-    yield from share_of_peak(model, size, batch, count, side)
+    accelerator = runtime.accelerator("auto", "bf16")
+    yield from share_of_peak(accelerator, model, size, batch, count, side)
 
 
 @torch.no_grad()
-def share_of_peak(model: str, size: int, batch: int, count: int, side: int) -> Iterator[Row]:
+def share_of_peak(accelerator: Accelerator, model: str, size: int, batch: int, count: int, side: int) -> Iterator[Row]:
     """count: batches; side: of the square matrices."""
     torch.manual_seed(0)
-    accelerator = runtime.accelerator("auto", "bf16")
     device = accelerator.device
     square = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     peak = 2 * side**3 / per_call(lambda: square @ square, 30)
@@ -54,7 +55,7 @@ def share_of_peak(model: str, size: int, batch: int, count: int, side: int) -> I
     yield outside(detector, images, count, accelerator, model)
 
 
-def outside(detector: Any, images: torch.Tensor, count: int, accelerator: Any, model: str) -> Row:
+def outside(detector: Any, images: torch.Tensor, count: int, accelerator: Accelerator, model: str) -> Row:
     size, batch = images.shape[-1], len(images)
     masks = torch.zeros(batch, size, size, dtype=torch.uint8)
     masks[::2, size // 4 : size // 2, size // 4 : size // 2] = 1

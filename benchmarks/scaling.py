@@ -18,6 +18,7 @@ from benchmarks.common import PEAK_UNIT, QUICKSTART, ROOT, Row, finish, sample_d
 from model import build
 from utils import checkpoint
 
+SMALL = {"model": QUICKSTART.name, "config_path": f"{QUICKSTART}.json", "pretrained": f"{QUICKSTART}.safetensors"}
 PEAK = """
 import resource, sys
 import test
@@ -31,7 +32,7 @@ def measure(quick: bool) -> Iterator[Row]:
     with sample_data() as data, tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(0)
         trained = Path(scratch, "adapters.pth")
-        checkpoint.save(trained, build("april_gan", **clip()).trainable_state(), {})
+        checkpoint.save(trained, build("april_gan", **SMALL).trainable_state(), {})
         roots = {count: copies(data / "demo_textures", Path(scratch, str(count)), count) for count in counts}
         flags = {count: [*flags_of(root, trained), "--save_path", root / "out"] for count, root in roots.items()}
         seconds, peaks = {count: [] for count in counts}, {count: [] for count in counts}
@@ -73,12 +74,8 @@ def processes(large: list, small: list, turns: int) -> Iterator[Row]:
               f"{taken['one'] / taken['two']:.2f} times as fast")  # fmt: skip
 
 
-def clip() -> dict[str, str]:
-    return {"model": QUICKSTART.name, "config_path": f"{QUICKSTART}.json", "pretrained": f"{QUICKSTART}.safetensors"}
-
-
 def flags_of(root: Path, trained: Path) -> list:
-    named = [word for key, value in clip().items() for word in (f"--{key}", value)]
+    named = [word for key, value in SMALL.items() for word in (f"--{key}", value)]
     return [*named, "--dataset", "folder", "--data_path", root, "--checkpoint_path", trained, "--mode", "zero_shot",
             "--batch_size", 8, "--num_workers", 1, "--no_images"]  # fmt: skip
 

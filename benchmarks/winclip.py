@@ -14,17 +14,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Row, Timed
-from model import build
+from benchmarks.common import Row, Timed, clip
+from model import build_on
+from model.backbone import Backbone
 
 NAME, SHOTS = "nut", 4
 
 
 @torch.no_grad()
 def measure(quick: bool) -> Iterator[Row]:
-    model, batch, repeats = ("ViT-B-32", SHOTS, 1) if quick else ("ViT-B-16-plus-240", 8, 3)
+    batch, repeats = (SHOTS, 1) if quick else (8, 3)
     torch.manual_seed(0)
-    detector = build("winclip", model=model).eval()
+    backbone = clip(quick) if quick else Backbone("ViT-B-16-plus-240")  # the published one
+    detector = build_on(backbone, "winclip").eval()
     detector.encode_names([NAME])
     grid = detector.backbone.grid
     factor = 1 + (5 * (grid - 1) ** 2 + 10 * (grid - 2) ** 2) / (1 + grid**2)
@@ -35,7 +37,7 @@ def measure(quick: bool) -> Iterator[Row]:
     sides = {**ours(detector, images, references), **theirs}
     detector.backbone(images, (1,))  # warm
     turns = [{name: side() for name, side in sides.items()} for _ in range(repeats)]
-    yield Row(f"tokens of the windows, {model}, batch {batch}", f"{factor:.2f} times the image's")
+    yield Row(f"tokens of the windows, {backbone.name}, batch {batch}", f"{factor:.2f} times the image's")
     for name in sides:
         seconds = statistics.median(turn[name] for turn in turns) / batch
         ratio = statistics.median(turn[name] / turn["plain encode"] for turn in turns)
