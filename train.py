@@ -23,7 +23,7 @@ from prompt_ensemble import load_prompts
 from utils import checkpoint, runtime, validation
 from utils.config import detector_settings, log_settings, resolve_train, train_parser, validation_options
 from utils.curves import FOLDER, Curves
-from utils.engine import Step, infer, train_epoch
+from utils.engine import Step, batches, infer, train_epoch
 from utils.runtime import LOG
 from utils.visualize import overlay
 
@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     runtime.set_seed(settings.seed)
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device)
+    if settings.compile:
+        runtime.check_compiler(accelerator.device)
+        detector.backbone.compile_encoder()
     description = checkpoint.describe(detector, settings)
     optimizer = torch.optim.Adam(detector.parameter_groups(settings.learning_rate), betas=settings.betas)
     if start:
@@ -110,7 +113,7 @@ def validator(settings, sources, backbone, accelerator) -> validation.Validation
 
     def load(samples) -> DataLoader:
         dataset = AnomalyDataset(root, samples, backbone.image_size)
-        return DataLoader(dataset, settings.batch_size, num_workers=min(settings.num_workers, len(samples)))
+        return batches(dataset, settings.batch_size, settings.num_workers, accelerator)
 
     folder, name, metric = Path(settings.save_path), settings.val_dataset, settings.val_metric
     return validation.Validation(detector, folder, name, metric, samples, load, ZERO_SHOT, accelerator)

@@ -146,6 +146,11 @@ class Backbone(nn.Module):
         """The pooled embedding alone of what `encode` takes, (B, D), not normalised; cheaper where only that counts."""
         return self.taps.pool(tokens)
 
+    def compile_encoder(self) -> None:
+        """Compile the image tower with torch.compile, when it first runs: block by block, since alike blocks share what
+        was compiled, and the loops around them stay as they are."""
+        self.taps.compile_blocks()
+
     def check_value_path(self, method: str) -> None:
         """Raises ValueError where `dual_path` cannot run: it needs the plain attention blocks of a CLIP ViT."""
         if self.grid is None:
@@ -250,6 +255,13 @@ class _ViTTaps(nn.Module):
         super().__init__()
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
+        self.dual_attention = _dual_attention
+
+    def compile_blocks(self) -> None:
+        for block in self.visual.transformer.resblocks:
+            block.compile()
+            block.mlp.compile()  # which the path of CLIP-AD calls by itself
+        self.dual_attention = torch.compile(_dual_attention)
 
     def width(self, layer: int) -> int:
         return self.visual.transformer.width
@@ -302,7 +314,7 @@ class _ViTTaps(nn.Module):
         ordinary, segments, segment_of = {}, [], {}
         x = visual.ln_pre(tokens)
         for index, block in enumerate(blocks):
-            residual, value_residual = _dual_attention(block, block.ln_1(x))
+            residual, value_residual = self.dual_attention(block, block.ln_1(x))
             x = x + residual
             if index in layers:  # they count from 1: this is x_i + r_(i+1) of the layer before this block
                 ordinary[index] = x
@@ -357,17 +369,25 @@ class _ResNetTaps(nn.Module):
         pool.positional_embedding = nn.Parameter(_resample_positions(pool.positional_embedding, image_size // 32))
         visual.image_size = image_size
 
+    def compile_blocks(self) -> None:
+        self.stages = torch.compile(self.stages)
+
     def width(self, layer: int) -> int:
         return self.visual.layer1[-1].conv3.out_channels * 2 ** (layer - 1)
 
     def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
-        visual, patches, grids = self.visual, {}, {}
-        x = visual.stem(images)
-        for layer, stage in enumerate((visual.layer1, visual.layer2, visual.layer3, visual.layer4), start=1):
-            x = stage(x)  # (B, W, G, G)
+        patches, grids, outputs = {}, {}, self.stages(images)
+        for layer, x in enumerate(outputs, start=1):
             if layer in layers:
                 patches[layer], grids[layer] = x.flatten(2).transpose(1, 2), tuple(x.shape[2:])  # (B, N, W)
-        return Tokens(visual.attnpool(x), patches, grids)
+        return Tokens(self.visual.attnpool(outputs[-1]), patches, grids)
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The outputs of all stages, each (B, W, G, G)."""
+        visual, outputs = self.visual, [self.visual.stem(images)]
+        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            outputs.append(stage(outputs[-1]))
+        return outputs[1:]
 
 
 def _resample_positions(table: Tensor, grid: int) -> Tensor:

@@ -74,6 +74,25 @@ def one_line(error: BaseException) -> str:
     return " ".join(line.strip() for line in lines)
 
 
+def default_precision(device: str) -> tuple[str, str]:
+    """The precision of a device where no flag names one, and why: bf16 where a GPU computes with it, fp32 elsewhere."""
+    on_gpu = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
+    if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", f"default on {torch.cuda.get_device_name()}"
+    return "fp32", "default on a GPU without bf16" if on_gpu else "default without a GPU that has bf16"
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile a small function as --compile would. Raises ValueError where nothing here can compile for the device."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # noqa: BLE001 - every back end raises its own where a compiler is missing
+        raise ValueError(
+            f"--compile: nothing here compiles for {device.type} ({_first(error)}); install a C++ compiler (Debian: "
+            "apt-get install g++), or drop --compile"
+        ) from None
+
+
 def accelerator(device: str, precision: str) -> Accelerator:
     """Device, precision and processes of a run.
 
