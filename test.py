@@ -94,9 +94,7 @@ def main(argv: list[str] | None = None) -> None:
                 remember(name)
             with runtime.replacing(settings.save_memory) as path:
                 memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
-    if accelerator.num_processes > 1:  # no process may leave while another still talks to it
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+    runtime.leave(accelerator)
 
 
 def load_detector(settings, accelerator: Accelerator, stored) -> tuple:

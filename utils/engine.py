@@ -36,12 +36,18 @@ class Step:
 
 def train_epoch(
     detector: torch.nn.Module,
-    loader: DataLoader,
+    loader: Any,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     epoch: int,
 ) -> list[Step]:
     """One pass over the data; the trainable parts minimise focal + dice, summed over the detector's maps.
+
+    Of several processes each takes its part of every batch. Losses are means over images, so a part counts by its share
+    of the images, and losses and gradients, added up, are those of the whole batch in one process.
+
+    Args:
+        loader: on `processes.Rounds`; with one process, batches of any kind.
 
     Raises:
         ValueError: the loss is NaN or infinite; the weights are those before that step.
@@ -49,14 +55,13 @@ def train_epoch(
     detector.train()
     steps = []
     bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=None if accelerator.is_main_process else True)
-    for number, batch in enumerate(bar, start=1):
-        images, masks = batch["image"].to(accelerator.device), batch["mask"].to(accelerator.device)
-        with accelerator.autocast():
-            probabilities = detector(images, batch["cls_name"])  # each (B, 2, S, S)
-        focal_loss = torch.stack([focal(p.float(), masks) for p in probabilities]).sum()
-        dice_loss = torch.stack([dice(p[:, 1].float(), masks) for p in probabilities]).sum()
-        loss = focal_loss + dice_loss
-        shown = accelerator.reduce(torch.stack([loss, focal_loss, dice_loss]).detach(), "mean").tolist()
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, (length, batch) in enumerate(each_round(loader), start=1):
+        if batch is None:  # takes part in the sums all the same
+            parts = torch.stack([0 * sum(parameter.sum() for parameter in trained)] * 3)
+        else:
+            parts = _losses(detector, batch, accelerator) * (len(batch["cls_name"]) / length)
+        shown = accelerator.reduce(parts.detach(), "sum").tolist()
         steps.append(Step(epoch, number, *shown))
         if not np.isfinite(steps[-1].loss):
             raise ValueError(
@@ -64,10 +69,33 @@ def train_epoch(
                 "--precision fp32"
             )
         optimizer.zero_grad()
-        accelerator.backward(loss)
+        accelerator.backward(parts[0])
+        _add_up_gradients(trained, accelerator)
         optimizer.step()
+        bar.update()
         bar.set_postfix(loss=f"{steps[-1].loss:.3f}")
+    bar.close()
     return steps
+
+
+def _losses(detector: torch.nn.Module, batch: Mapping[str, Any], accelerator: Accelerator) -> Tensor:
+    """(3,): their sum, focal, dice."""
+    images, masks = (batch[key].to(accelerator.device, non_blocking=True) for key in ("image", "mask"))
+    with accelerator.autocast():
+        probabilities = detector(images, batch["cls_name"])  # each (B, 2, S, S)
+    focal_loss = torch.stack([focal(p.float(), masks) for p in probabilities]).sum()
+    dice_loss = torch.stack([dice(p[:, 1].float(), masks) for p in probabilities]).sum()
+    return torch.stack([focal_loss + dice_loss, focal_loss, dice_loss])
+
+
+def _add_up_gradients(parameters: Sequence[Tensor], accelerator: Accelerator) -> None:
+    """Over all processes, in one message."""
+    if accelerator.num_processes == 1:
+        return
+    own = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+    total = accelerator.reduce(torch.cat([one.flatten() for one in own]), "sum")
+    for one, part in zip(parameters, total.split([one.numel() for one in parameters]), strict=True):
+        one.grad = part.view_as(one).clone()
 
 
 # --- scoring --------------------------------------------------------------------------------------------------------

@@ -28,6 +28,19 @@ def timeout() -> timedelta:
     return seconds
 
 
+def this_one() -> str:
+    """Which of several processes this is, for its messages; "" where there is one."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return f" (process {os.environ.get('RANK', '?')} of {ranks})" if ranks > 1 else ""
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone, or too late."""
+    signs = ("gloo", "NCCL", "Connection closed by peer", "Timed out waiting", "Broken pipe", "Connection reset")
+    ours = distributed.is_available() and distributed.is_initialized()
+    return ours and (isinstance(error, distributed.DistError) or any(sign in str(error) for sign in signs))
+
+
 class Rounds(Sampler[list[int]]):
     """The batches of one process: indices are cut into rounds, and each round into consecutive parts, one per process.
 
@@ -64,13 +77,13 @@ class Rounds(Sampler[list[int]]):
             yield length, length * self._rank // self._ranks, length * (self._rank + 1) // self._ranks
 
 
-def each_round(loader: DataLoader) -> Iterator[tuple[int, Any]]:
+def each_round(loader: DataLoader | Iterable[Any]) -> Iterator[tuple[int, Any]]:
     """Per round of a loader: how many images it has, and the batch of this process (None: none).
 
-    A loader that is not on `Rounds` is all of one process.
+    Batches that are not on `Rounds` are all of one process.
     """
-    if not isinstance(loader.batch_sampler, Rounds):
-        yield from ((len(batch["index"]), batch) for batch in loader)
+    if not isinstance(getattr(loader, "batch_sampler", None), Rounds):
+        yield from ((len(batch["cls_name"]), batch) for batch in loader)
         return
     batches = iter(loader)
     for length, own in loader.batch_sampler.lengths():
