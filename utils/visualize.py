@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -202,7 +202,7 @@ class StreamedOverlays:
     Args:
         folder: where <name>.png goes.
         load: path -> PIL image.
-        ends: of the colour scale; None takes those of the first images, which wait until there are enough of them.
+        ends: of the colour scale; None takes those of the first images that `learn` is shown, until when maps wait.
     """
 
     def __init__(self, folder: Path, load: Any, ends: tuple[float, float] | None):
@@ -216,12 +216,22 @@ class StreamedOverlays:
         if kind is None and self._waiting:
             self._draw_waiting()
 
+    @property
+    def learning(self) -> bool:
+        """Whether the ends are still to be found."""
+        return self._ends is None and not self._scale.full
+
+    def learn(self, maps: Iterable[np.ndarray]) -> None:
+        """The next maps, or what `sampled` keeps of them, in the order of images; several processes show each other
+        theirs, so that one scale serves all pictures."""
+        for one in maps:
+            if self.learning:
+                self._scale.add(one)
+
     def keep(self, path: Path, name: str, one: np.ndarray, caption: str) -> None:
         """Take one map, (S, S) float32, of the image at `path`, to be drawn under `name`."""
         self._waiting.append((path, name, one, caption))
-        if self._ends is None:
-            self._scale.add(one)
-        if self._ends is not None or self._scale.full:
+        if not self.learning:
             self._draw_waiting()
 
     def _draw_waiting(self) -> None:
