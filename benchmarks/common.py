@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from dataset import AnomalyDataset, Sample, Shots, read
 from model.backbone import Backbone, register_architecture
 from utils import runtime
-from utils.engine import ClassScores, References, score
+from utils.engine import ClassScores, Clock, References, batches, score
 
 ROOT = Path(__file__).resolve().parent.parent
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
@@ -113,22 +113,6 @@ class Timed:
         return result
 
 
-class _Clocked:
-    """Batches, with the time at which the first was there."""
-
-    def __init__(self, batches: Any):
-        self.batches, self.start = batches, 0.0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        for number, batch in enumerate(self.batches):
-            if number == 0:
-                self.start = time.perf_counter()
-            yield batch
-
-
 class Pass(NamedTuple):
     """A scoring pass: seconds from the first batch to the metrics, those of them in `encode`, and the metrics."""
 
@@ -149,20 +133,15 @@ def scoring_pass(
     detector.to(accelerator.device).eval()
 
     def load(chosen: Sequence[Sample]) -> DataLoader:
-        dataset = AnomalyDataset(root, chosen, detector.backbone.image_size)
-        return DataLoader(dataset, batch, num_workers=min(2, len(chosen)))
+        return batches(AnomalyDataset(root, chosen, detector.backbone.image_size), batch, 2, accelerator)
 
+    clock = Clock()
     references = References(
-        detector, shots, lambda paths: load([Sample(path, "", "", "", 0) for path in paths]), accelerator
+        detector, shots, lambda paths: load([Sample(path, "", "", "", 0) for path in paths]), accelerator, clock
     )
     detector.encode_names(sorted({sample.cls_name for sample in samples}))
-    batches, own = _Clocked(load(samples)), detector.encode
-    detector.encode = Timed(own)
-    try:
-        rows = list(score(detector, batches, samples, shots, references, accelerator))
-        return Pass(time.perf_counter() - batches.start, detector.encode.seconds, rows)
-    finally:
-        detector.encode = own
+    rows = list(score(detector, load(samples), samples, shots, references, accelerator, clock=clock))
+    return Pass(*clock.seconds(), rows)
 
 
 def finish(command: Sequence[Any], **environment: str) -> tuple[float, str]:

@@ -89,6 +89,7 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(source.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(source.std).view(3, 1, 1), persistent=False)
         self.fingerprint = _fingerprint(self.clip)
+        self._compiled = False
         self.cache: Cache | None = None  # asked for the features of images before they are computed
         self.requires_grad_(False).eval()
 
@@ -164,6 +165,7 @@ class Backbone(nn.Module):
             "weights": self._vision_digest,
             "precision": f"{precision}, {torch.get_float32_matmul_precision()}",
             "device": f"{kind} {unit}",
+            "compiled": str(self._compiled),
             "versions": f"torch {torch.__version__}, open_clip {open_clip.__version__}",
         }
 
@@ -198,6 +200,12 @@ class Backbone(nn.Module):
     def pool(self, tokens: Tensor) -> Tensor:
         """The pooled embedding alone of what `encode` takes, (B, D), not normalised; cheaper where only that counts."""
         return self.taps.pool(tokens)
+
+    def compile_encoder(self) -> None:
+        """Compile the image tower with torch.compile, when it first runs: block by block, since alike blocks share what
+        was compiled, and the loops around them stay as they are."""
+        self.taps.compile_blocks()
+        self._compiled = True
 
     def check_value_path(self, method: str) -> None:
         """Raises ValueError where `dual_path` cannot run: it needs the plain attention blocks of a CLIP ViT."""
@@ -322,6 +330,13 @@ class _ViTTaps(nn.Module):
         super().__init__()
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
+        self.dual_attention = _dual_attention
+
+    def compile_blocks(self) -> None:
+        for block in self.visual.transformer.resblocks:
+            block.compile()
+            block.mlp.compile()  # which the path of CLIP-AD calls by itself
+        self.dual_attention = torch.compile(_dual_attention)
 
     def width(self, layer: int) -> int:
         return self.visual.transformer.width
@@ -377,7 +392,7 @@ class _ViTTaps(nn.Module):
         ordinary, segments, segment_of = {}, [], {}
         x = visual.ln_pre(tokens)
         for index, block in enumerate(blocks):
-            residual, value_residual = _dual_attention(block, block.ln_1(x))
+            residual, value_residual = self.dual_attention(block, block.ln_1(x))
             x = x + residual
             if index in layers:  # they count from 1: this is x_i + r_(i+1) of the layer before this block
                 ordinary[index] = x
@@ -430,18 +445,28 @@ class _ResNetTaps(nn.Module):
         pool.positional_embedding = nn.Parameter(_resample_positions(pool.positional_embedding, image_size // 32))
         visual.image_size = image_size
 
+    def compile_blocks(self) -> None:
+        self.stages = torch.compile(self.stages)
+
     def width(self, layer: int) -> int:
         return self.visual.layer1[-1].conv3.out_channels * 2 ** (layer - 1)
 
     def forward(self, images: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """As `_ViTTaps.forward`."""
-        visual, patches = self.visual, {}
-        x = visual.stem(images)
-        for layer, stage in enumerate((visual.layer1, visual.layer2, visual.layer3, visual.layer4), start=1):
-            x = stage(x)  # (B, W, G, G)
-            if layer in layers:
-                patches[layer] = x.flatten(2).transpose(1, 2)  # (B, N, W)
-        return visual.attnpool(x), patches
+        outputs = self.stages(images)
+        patches = {
+            layer: x.flatten(2).transpose(1, 2)  # (B, N, W)
+            for layer, x in enumerate(outputs, start=1)
+            if layer in layers
+        }
+        return self.visual.attnpool(outputs[-1]), patches
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The outputs of all stages, each (B, W, G, G)."""
+        visual, outputs = self.visual, [self.visual.stem(images)]
+        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            outputs.append(stage(outputs[-1]))
+        return outputs[1:]
 
 
 def _resample_positions(table: Tensor, grid: int) -> Tensor:
