@@ -18,6 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -28,10 +30,12 @@ from utils import runtime
 from utils.calibration import Calibration
 from utils.checkpoint import must_agree
 from utils.config import log_settings, predict_parser, resolve_onnx, resolve_predict
+from utils.engine import batches as shared_batches
 from utils.exported import Exported
 from utils.inspection import Finding, Inspector, readable
+from utils.processes import each_round, gather
 from utils.runtime import LOG
-from utils.visualize import StreamedOverlays, check_names, save_map
+from utils.visualize import StreamedOverlays, check_names, sampled, save_map
 
 RESULTS = ("scores.csv", "skipped.csv", "calibration.json", "imgs", "maps")
 _SHOWN = 20  # unreadable files that the log names one by one
@@ -45,11 +49,18 @@ def main(argv: list[str] | None = None) -> int:
     accelerator = runtime.accelerator(settings.device, settings.precision)
     images = inputs(settings)
     detector, description, stored, normal, known = the_detector(settings, accelerator)
-    begin(settings, sources, description)
+    begin(settings, sources, description, accelerator)
     inspector = Inspector(detector, accelerator, settings.fpr, description)
     bank, calibration = prepare(settings, inspector, stored, normal)
     calibration = known or calibration
-    return report(settings, lambda batch: inspector(batch, settings.class_name, bank, calibration), images, calibration)
+
+    def look(batch: Tensor) -> list[Finding]:
+        return inspector(batch, settings.class_name, bank, calibration)
+
+    code = report(settings, look, images, calibration, accelerator)
+    if detector.backbone.cache:
+        detector.backbone.cache.log()
+    return code
 
 
 def run_exported(args) -> int:
@@ -57,9 +68,10 @@ def run_exported(args) -> int:
     detector = Exported(args.onnx)
     said = {"method": detector.method, "class_name": detector.class_name, "image_size": detector.image_size}
     settings, sources = resolve_onnx(args, detector.made_with | said)
+    accelerator = runtime.accelerator("cpu", "fp32")
     images = inputs(settings)
-    begin(settings, sources, detector.made_with)
-    return report(settings, lambda batch: detector.look(batch.numpy()), images, detector.calibration)
+    begin(settings, sources, detector.made_with, accelerator)
+    return report(settings, lambda batch: detector.look(batch.numpy()), images, detector.calibration, accelerator)
 
 
 def inputs(settings) -> list[tuple[Path, str]]:
@@ -91,21 +103,31 @@ def normal_images(flag: str, settings) -> list[Path]:
     return files
 
 
-def begin(settings, sources, description) -> None:
+def begin(settings, sources, description, accelerator: Accelerator) -> None:
     """An empty folder of results, with its log and config.json."""
     save_path = Path(settings.save_path)
     save_path.mkdir(parents=True, exist_ok=True)
-    runtime.clear_results(save_path, RESULTS)
-    runtime.log_to(save_path)
+    if accelerator.is_main_process:
+        runtime.clear_results(save_path, RESULTS)
+    accelerator.wait_for_everyone()  # nobody may write where the first process still clears
+    runtime.log_to(save_path, quiet=not accelerator.is_main_process)
     log_settings(settings, sources)
-    runtime.write_config(save_path, settings, sources, description)
+    if accelerator.is_main_process:
+        runtime.write_config(save_path, settings, sources, description)
 
 
-def report(settings, look: Callable[[Any], list[Finding]], images, calibration: Calibration | None) -> int:
+def report(
+    settings,
+    look: Callable[[Tensor], list[Finding]],
+    images: Sequence[tuple[Path, str]],
+    calibration: Calibration | None,
+    accelerator: Accelerator,
+) -> int:
     """Score all images; returns the exit code. look: images (B, 3, S, S) uint8 RGB -> what each shows."""
     save_path = Path(settings.save_path)
     if calibration:
-        calibration.save(save_path / "calibration.json")
+        if accelerator.is_main_process:
+            calibration.save(save_path / "calibration.json")
         share, count = 100 * calibration.fpr, calibration.normal_images
         LOG.info("threshold %.4g: about %.1f%% of normal images lie above it", calibration.threshold, share)
         LOG.info("scale and threshold come from %d normal images: %s", count, calibration.source)
@@ -114,13 +136,14 @@ def report(settings, look: Callable[[Any], list[Finding]], images, calibration: 
             "scores are on a scale of their own, and there is no verdict; %s FOLDER of normal images gives one",
             "export.py --calibrate" if settings.onnx else "--calibrate",
         )
-    skipped = score(settings, look, images, calibration)
+    skipped = score(settings, look, images, calibration, accelerator)
     LOG.info("%d images scored; results are in %s", len(images) - len(skipped), save_path)
-    if skipped:
+    if skipped and accelerator.is_main_process:
         write_skipped(save_path / "skipped.csv", skipped)
         for name, reason in skipped[:_SHOWN]:
             LOG.warning("skipped %s: %s", name, reason)
         LOG.warning("%d of %d files could not be read, see skipped.csv", len(skipped), len(images))
+    runtime.leave(accelerator)
     return 3 if skipped else 0
 
 
@@ -209,40 +232,62 @@ def batches(settings, files: Sequence[Path]) -> DataLoader:
     return DataLoader(dataset, settings.batch_size, num_workers=min(settings.num_workers, len(files)))
 
 
-def score(settings, look: Callable[[Any], list[Finding]], images, calibration) -> list[tuple[str, str]]:
-    """Score all images as they come; writes scores.csv, overlays and maps. Returns what was skipped, and why."""
+def score(
+    settings, look: Callable[[Tensor], list[Finding]], images, calibration, accelerator: Accelerator
+) -> list[tuple[str, str]]:
+    """Score all images as they come; writes scores.csv, overlays and maps. Returns what was skipped, and why.
+
+    Of several processes each scores its part of a round, and the first writes the rows of all, in the order of images.
+    """
     save_path, skipped, writer = Path(settings.save_path), [], None
+    dataset = OwnImages([path for path, _ in images], settings.image_size)
+    loader = shared_batches(dataset, settings.batch_size, settings.num_workers, accelerator)
+    bar = tqdm(total=len(images), desc="predict", unit="image", disable=None if accelerator.is_main_process else True)
     with ExitStack() as stack:
-        temporary = stack.enter_context(runtime.replacing(save_path / "scores.csv"))
-        file = stack.enter_context(temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
-        ends = calibration.heat if calibration else None
-        draw = None if settings.no_images else StreamedOverlays(save_path / "imgs", upright, ends)
-        if draw:
-            stack.enter_context(draw)
-        loader = batches(settings, [path for path, _ in images])
-        for batch in tqdm(loader, desc="predict", unit="batch", disable=None):
-            indices = batch["index"].tolist()
-            skipped += [
-                (images[index][1], error) for index, error in zip(indices, batch["error"], strict=True) if error
-            ]
-            good = [row for row, error in enumerate(batch["error"]) if not error]
-            if not good:
-                continue
-            for row, finding in zip(good, look(batch["image"][good]), strict=True):
-                (path, name), values = images[indices[row]], finding.values
-                if not finding.finite:
-                    raise ValueError(
-                        f"the anomaly map or score of {path} holds NaN or infinity; are the weights broken?"
-                    )
-                if writer is None:
-                    writer = csv.DictWriter(file, ["img_path", "cls_name", *values])
-                    writer.writeheader()
-                writer.writerow({"img_path": name, "cls_name": settings.class_name, **values})
-                if settings.save_maps:
-                    save_map(save_path / "maps", name, finding.map)
+        if accelerator.is_main_process:
+            temporary = stack.enter_context(runtime.replacing(save_path / "scores.csv"))
+            file = stack.enter_context(temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
+        draw = None
+        if not settings.no_images:
+            ends = calibration.heat if calibration else None
+            draw = stack.enter_context(StreamedOverlays(save_path / "imgs", upright, ends))
+        for length, batch in each_round(loader):
+            found, unreadable = findings(images, look, batch) if batch else ([], [])
+            rows = [(images[index][1], finding.values) for index, finding in found]
+            pixels = [sampled(finding.map) for _, finding in found] if draw and draw.learning else []
+            for their_rows, their_unreadable, their_pixels in gather((rows, unreadable, pixels), accelerator):
+                skipped += their_unreadable
                 if draw:
-                    draw.keep(path, name, finding.map, f"score {values['score']:.3f} {values.get('verdict', '')}")
+                    draw.learn(their_pixels)
+                for name, values in their_rows if accelerator.is_main_process else ():
+                    if writer is None:
+                        writer = csv.DictWriter(file, ["img_path", "cls_name", *values])
+                        writer.writeheader()
+                    writer.writerow({"img_path": name, "cls_name": settings.class_name, **values})
+            for index, (one, values) in found:
+                path, name = images[index]
+                if settings.save_maps:
+                    save_map(save_path / "maps", name, one)
+                if draw:
+                    draw.keep(path, name, one, f"score {values['score']:.3f} {values.get('verdict', '')}")
+            bar.update(length)
+    bar.close()
     return skipped
+
+
+def findings(images, look: Callable[[Tensor], list[Finding]], batch) -> tuple[list, list[tuple[str, str]]]:
+    """What a batch of `OwnImages` shows: (index, finding) of each readable image; name of each other one, and why."""
+    indices, errors = batch["index"].tolist(), batch["error"]
+    unreadable = [(images[index][1], error) for index, error in zip(indices, errors, strict=True) if error]
+    good = [row for row, error in enumerate(errors) if not error]
+    shown = look(batch["image"][good]) if good else []
+    found = [(indices[row], finding) for row, finding in zip(good, shown, strict=True)]
+    for index, finding in found:
+        if not finding.finite:
+            raise ValueError(
+                f"the anomaly map or score of {images[index][0]} holds NaN or infinity; are the weights broken?"
+            )
+    return found, unreadable
 
 
 def upright(path: Path):

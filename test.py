@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from dataset import (
@@ -34,7 +33,9 @@ from model import METHODS, build, memory
 from prompt_ensemble import load_prompts
 from utils import checkpoint, page, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
-from utils.engine import References, score
+from utils.engine import Clock, References, batches, fitting_batch, score
+from utils.feature_cache import FeatureCache
+from utils.processes import flat, gather
 from utils.runtime import LOG
 from utils.thumbnails import Thumbnails
 from utils.visualize import MapFiles, Overlays, check_names
@@ -70,35 +71,33 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         runtime.write_config(save_path, settings, sources, description)
 
-    # Each process takes classes of its own, so that no count has to be merged.
-    own_classes = classes[accelerator.process_index :: accelerator.num_processes]
-    own = [sample for sample in samples if sample.cls_name in own_classes]
-    detector.encode_names(own_classes)
-    remember = draw_memories(settings, accelerator, detector, shots)
+    detector.encode_names(classes)
+    clock, kept = Clock(), {}
+    remember = draw_memories(settings, accelerator, detector, shots, clock)
     if stored:
         remember = lambda name: [held.get((number, name)) for number in range(len(shots))]  # noqa: E731
-    results, rows, kept = [], [], {}
-    with map_files(settings, shots, own, len(classes)) as files:
-        for result in score(
-            detector, loader(settings, own), own, shots, keeping(remember, kept, settings), accelerator, files.keep
-        ):
+    remember = keeping(remember, kept, settings)
+    images = AnomalyDataset(settings.data_path, samples, settings.image_size)
+    loader = batches(images, settings.batch_size, settings.num_workers, accelerator)
+    results, rows = [], []
+    with map_files(settings, shots, samples, len(classes), accelerator) as files:
+        for result in score(detector, loader, samples, shots, remember, accelerator, files.keep, clock):
             files.finish(result)
             results.append(result)
-            rows += report.prediction_rows(result, shots[result.setting], own)
-    galleries = files.galleries
-    if accelerator.num_processes > 1:
-        galleries = dict(gather_object(list(galleries.items())))
-        results, rows, kept = gather_object(results), gather_object(rows), dict(gather_object(list(kept.items())))
+            rows += report.prediction_rows(result, shots[result.setting], samples)
+    LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples), *clock.seconds())
+    if detector.backbone.cache:
+        detector.backbone.cache.log()
     if accelerator.is_main_process:
         place = {(sample.cls_name, sample.img_path): number for number, sample in enumerate(samples)}
         rows.sort(key=lambda row: (row["k_shot"], row["seed"] or 0, place[row["cls_name"], row["img_path"]]))
-        write_results(settings, description, shots, classes, results, rows, galleries)
+        write_results(settings, description, shots, classes, results, rows, files.galleries)
         if settings.save_memory:
+            for name in set(classes) - {name for _, name in kept}:  # of which this process had no image
+                remember(name)
             with runtime.replacing(settings.save_memory) as path:
                 memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
-    if accelerator.num_processes > 1:  # no process may leave while another still talks to it
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+    runtime.leave(accelerator)
 
 
 def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
@@ -119,6 +118,12 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
         LOG.info("checkpoint %s %s", trained.path, origin or "(a published file: says nothing of its origin)")
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device).eval()
+    if settings.compile:
+        runtime.check_compiler(accelerator.device)
+        detector.backbone.compile_encoder()
+    if settings.batch_size == "auto":
+        settings.batch_size = fitting_batch(detector, detector.backbone.image_size, accelerator)
+    detector.backbone.cache = FeatureCache.wanted(settings, accelerator)  # last: the images above are no images
     description = checkpoint.describe(detector, settings)
     if trained:
         checkpoint.restore(trained, detector, description)
@@ -163,11 +168,13 @@ def stored_shots(settings, stored, classes: Sequence[str]) -> tuple[list[Shots],
     return shots, held
 
 
-def draw_memories(settings, accelerator: Accelerator, detector, shots: Sequence[Shots]) -> References:
+def draw_memories(settings, accelerator: Accelerator, detector, shots: Sequence[Shots], clock: Clock) -> References:
     def load(paths: Sequence[str]) -> DataLoader:
-        return loader(settings, [Sample(path, "", "", "", 0) for path in paths])
+        images = [Sample(path, "", "", "", 0) for path in paths]
+        dataset = AnomalyDataset(settings.data_path, images, settings.image_size)
+        return batches(dataset, settings.batch_size, settings.num_workers, accelerator, shared=False)
 
-    return References(detector, shots, load, accelerator)
+    return References(detector, shots, load, accelerator, clock)
 
 
 def keeping(remember: Callable[[str], list], kept: dict, settings) -> Callable[[str], list]:
@@ -182,15 +189,13 @@ def keeping(remember: Callable[[str], list], kept: dict, settings) -> Callable[[
     return remembered
 
 
-def loader(settings, samples: Sequence[Sample]) -> DataLoader:
-    dataset = AnomalyDataset(settings.data_path, samples, settings.image_size)
-    return DataLoader(dataset, settings.batch_size, num_workers=min(settings.num_workers, len(samples)))
-
-
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-def map_files(settings, shots: Sequence[Shots], samples: Sequence[Sample], classes: int) -> MapFiles:
+def map_files(settings, shots: Sequence[Shots], samples: Sequence[Sample], classes: int, accelerator) -> MapFiles:
+    def together(own: list) -> list:
+        return flat(gather(own, accelerator))
+
     save_path = Path(settings.save_path)
     names = ["zero_shot" if shot.k_shot == 0 else f"k{shot.k_shot}_seed{shot.seed}" for shot in shots]
     root = Path(settings.data_path)
@@ -200,8 +205,8 @@ def map_files(settings, shots: Sequence[Shots], samples: Sequence[Sample], class
         samples,
         names if len(shots) > 1 else [""],
         save_path / "maps" if settings.save_maps else None,
-        None if settings.no_images else Overlays(save_path / "imgs", root, load_image, load_mask),
-        Thumbnails(save_path, root, shown, choose, load_image, load_mask),
+        None if settings.no_images else Overlays(save_path / "imgs", root, load_image, load_mask, together),
+        Thumbnails(save_path, root, shown, choose, load_image, load_mask, together),
     )
 
 

@@ -23,7 +23,9 @@ from prompt_ensemble import load_prompts
 from utils import checkpoint, runtime, validation
 from utils.config import detector_settings, log_settings, resolve_train, train_parser, validation_options
 from utils.curves import FOLDER, Curves
-from utils.engine import Step, infer, train_epoch
+from utils.engine import Step, batches, infer, train_epoch
+from utils.feature_cache import FeatureCache
+from utils.processes import Rounds
 from utils.runtime import LOG
 from utils.visualize import overlay
 
@@ -43,6 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     runtime.set_seed(settings.seed)
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device)
+    if settings.compile:
+        runtime.check_compiler(accelerator.device)
+        detector.backbone.compile_encoder()
+    detector.backbone.cache = FeatureCache.wanted(settings, accelerator)
     description = checkpoint.describe(detector, settings)
     optimizer = torch.optim.Adam(detector.parameter_groups(settings.learning_rate), betas=settings.betas)
     if start:
@@ -54,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process and not last:
         runtime.clear_results(save_path, (*validation.FILES, FOLDER))
+    accelerator.wait_for_everyone()  # nobody may write where the first process still clears
     runtime.log_to(save_path, append=last is not None, quiet=not accelerator.is_main_process)
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
@@ -72,17 +79,21 @@ def main(argv: list[str] | None = None) -> None:
         seed=settings.seed,
     )
     sampler = EpochSampler(len(dataset), settings.seed, shuffle=not settings.no_shuffle)
-    loader = DataLoader(dataset, settings.batch_size, sampler=sampler, num_workers=settings.num_workers)
+    # --batch_size is that of all processes together, so that the same command gives the same losses on any number.
+    rounds = Rounds(sampler, settings.batch_size, accelerator.process_index, accelerator.num_processes)
+    pinned = accelerator.device.type == "cuda"
+    loader = DataLoader(dataset, batch_sampler=rounds, num_workers=settings.num_workers, pin_memory=pinned)
     detector.encode_names([sample.cls_name for sample in samples])
-    trained, optimizer, loader = accelerator.prepare(detector, optimizer, loader)
+    optimizer = accelerator.prepare(optimizer)
     curves = Curves(save_path if accelerator.is_main_process else None, len(history))
     if validate and last and not validate.go_on(done):
         curves.validation(validate(detector.trainable_state(), done))
     for epoch in range(done + 1, settings.epoch + 1):
         dataset.epoch = sampler.epoch = epoch
-        # What is drawn in an epoch must not depend on how it was reached; each process draws for images of its own.
+        # What is drawn in an epoch (dropout; pictures have draws of their own) must not depend on how it was reached;
+        # each process draws for images of its own.
         runtime.set_seed(settings.seed + epoch + 1_000_003 * accelerator.process_index)
-        steps = train_epoch(trained, loader, optimizer, accelerator, epoch)
+        steps = train_epoch(detector, loader, optimizer, accelerator, epoch)
         history += steps
         curves.epoch(steps, [group["lr"] for group in optimizer.param_groups])
         if epoch % settings.print_freq == 0:
@@ -98,6 +109,9 @@ def main(argv: list[str] | None = None) -> None:
             if validate:
                 curves.validation(validate(detector.trainable_state(), epoch))
     curves.close()
+    if detector.backbone.cache:
+        detector.backbone.cache.log()
+    runtime.leave(accelerator)
 
 
 def validator(settings, sources, backbone, accelerator) -> validation.Validation:
@@ -110,7 +124,7 @@ def validator(settings, sources, backbone, accelerator) -> validation.Validation
 
     def load(samples) -> DataLoader:
         dataset = AnomalyDataset(root, samples, backbone.image_size)
-        return DataLoader(dataset, settings.batch_size, num_workers=min(settings.num_workers, len(samples)))
+        return batches(dataset, settings.batch_size, settings.num_workers, accelerator)
 
     folder, name, metric = Path(settings.save_path), settings.val_dataset, settings.val_metric
     return validation.Validation(detector, folder, name, metric, samples, load, ZERO_SHOT, accelerator)

@@ -1,1 +1,1 @@
-"""Measurements that print ratios on the machine at hand; README.md has commands and results."""
+"""Measurements on the machine at hand: `python -m benchmarks`; README.md has what they gave and where."""

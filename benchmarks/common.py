@@ -1,27 +1,59 @@
-"""What every benchmark prints beside its figures, and the images it runs on."""
+"""What the parts share: the rows of the table, the machine, the images, and the clocked scoring pass."""
 
 import contextlib
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from utils.runtime import provenance
+import torch
+from torch.utils.data import DataLoader
+
+from dataset import AnomalyDataset, Sample, Shots, read
+from model.backbone import Backbone, register_architecture
+from utils import runtime
+from utils.engine import ClassScores, Clock, References, batches, score
 
 ROOT = Path(__file__).resolve().parent.parent
+PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
+QUICKSTART = ROOT / "exps/quickstart/quickstart-clip"
+
+
+def clip(quick: bool) -> Backbone:
+    """ViT-B-16 at 240 pixels with random weights; --quick: the small CLIP that ships."""
+    torch.manual_seed(0)
+    if quick:
+        return Backbone(register_architecture(f"{QUICKSTART}.json"), f"{QUICKSTART}.safetensors")
+    return Backbone("ViT-B-16", image_size=240)
+
+
+class Row(NamedTuple):
+    """A line of the table; `wanted` is what must hold, where something must."""
+
+    what: str
+    median: str
+    ratio: str = ""
+    wanted: str = ""
 
 
 def machine() -> str:
-    """Processor, cores and the versions that matter, in one line."""
-    versions = provenance()
+    """Processor, cores, GPU and the versions that matter, in one line."""
+    versions = runtime.provenance()
     kept = ("python", "torch", "numpy", "scikit-learn", "open_clip_torch", "accelerate")
-    return f"{processor()}, {os.cpu_count()} cores; " + ", ".join(f"{key} {versions[key]}" for key in kept)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {os.cpu_count()} cores, {threads} threads, {gpu}; " + ", ".join(
+        f"{key} {versions[key]}" for key in kept
+    )
 
 
-def processor() -> str:
+def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -36,3 +68,92 @@ def sample_data() -> Iterator[Path]:
         script = ROOT / "data/demo.py"
         subprocess.run([sys.executable, script, "--root", folder], check=True, stdout=subprocess.DEVNULL)
         yield Path(folder)
+
+
+def one_class(root: Path, count: int) -> tuple[list[Sample], list[Sample]]:
+    """(test images of one class, `count` of them, with repeats; all training images). root: of demo_textures."""
+    meta = read(root)
+    own = [sample for sample in meta["test"] if sample.cls_name == "brick"]
+    return (own * (count // len(own) + 1))[:count], meta["train"]
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], turns: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Run all sides in turn. Returns the seconds of each, and what each returned last."""
+    seconds, results = {name: [] for name in sides}, {}
+    for _ in range(turns):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            results[name] = side()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds, results
+
+
+def median_ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """Median over the turns of one / other."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Timed:
+    """A function that adds up the time spent in it, on the device too."""
+
+    def __init__(self, function: Callable):
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        synchronize()
+        start = time.perf_counter()
+        result = self.function(*args)
+        synchronize()
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+class Pass(NamedTuple):
+    """A scoring pass: seconds from the first batch to the metrics, those of them in `encode`, and the metrics."""
+
+    seconds: float
+    encoding: float
+    rows: list[ClassScores]
+
+    @property
+    def outside(self) -> float:
+        return 1 - self.encoding / self.seconds
+
+
+def scoring_pass(
+    detector: Any, root: Path, samples: Sequence[Sample], shots: Sequence[Shots], batch: int, precision: str = "fp32"
+) -> Pass:
+    """The pass of test.py, without overlays; references are encoded in it, as there."""
+    accelerator = runtime.accelerator("auto", precision)
+    detector.to(accelerator.device).eval()
+
+    def load(chosen: Sequence[Sample]) -> DataLoader:
+        return batches(AnomalyDataset(root, chosen, detector.backbone.image_size), batch, 2, accelerator)
+
+    clock = Clock()
+    references = References(
+        detector, shots, lambda paths: load([Sample(path, "", "", "", 0) for path in paths]), accelerator, clock
+    )
+    detector.encode_names(sorted({sample.cls_name for sample in samples}))
+    rows = list(score(detector, load(samples), samples, shots, references, accelerator, clock=clock))
+    return Pass(*clock.seconds(), rows)
+
+
+def finish(command: Sequence[Any], **environment: str) -> tuple[float, str]:
+    """Run one of our commands. Returns its seconds and what it printed."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
+    return time.perf_counter() - start, done.stdout

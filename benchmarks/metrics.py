@@ -1,19 +1,12 @@
-"""Pixel metrics: speed against the published formulas and against anomalib, peak memory, and accuracy of the sketch.
+"""Pixel metrics: speed against the published formulas and against anomalib, and peak memory.
 
-    python -m benchmarks.metrics                 # speed and memory, 2 minutes
-    python -m benchmarks.metrics --accuracy      # distance from the exact numbers on 400 maps, 6 to 9 minutes, 4 GB
-
-anomalib takes part where it is installed (in an environment of its own: pip install anomalib -r requirements.txt).
+Smooth maps as a ViT gives them; regions found in the masks included. anomalib takes part where it is installed.
 """
 
-import argparse
 import contextlib
 import math
 import resource
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -24,34 +17,53 @@ import torch
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 from torch.nn.functional import interpolate
 
-from benchmarks.common import machine
+from benchmarks.common import PEAK_UNIT, Row, finish, in_turns, median_ratio
 from utils.metrics import PixelMetrics, label_regions
 
 BATCH = 8
 Batch = tuple[torch.Tensor, np.ndarray]  # maps (B, S, S) float32, masks (B, S, S) uint8
+PEAK = "import sys; from benchmarks.metrics import peak; print(peak(*map(int, sys.argv[1:])))"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=40)
-    parser.add_argument("--size", type=int, default=518)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--published_repeats", type=int, default=3)
-    parser.add_argument("--accuracy", action="store_true")
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)  # what the memory part starts
-    args = parser.parse_args(argv)
-    if args.peak is not None:
-        return print_peak(args.peak, args.size)
-    print(machine())
-    if args.accuracy:
-        return report_accuracy(10 * args.images, args.size)
-    report_memory([0, args.images, 10 * args.images], args.size)  # first: a process inherits the peak of its parent
-    batches, theirs = list(stream(args.images, args.size)), anomalib()
-    print(f"\nspeed: {args.images} maps of {args.size} x {args.size}, {defects(batches)}\n")
-    print("| other side | s | ours, s | ratio | largest difference |\n|---|---|---|---|---|")
-    compare("published formulas", published, batches, args.published_repeats)
-    if theirs is not None:
-        compare("anomalib AUPRO, torchmetrics AUROC and AP", theirs, batches, args.repeats)
+def measure(quick: bool) -> Iterator[Row]:
+    images, size, turns = (6, 128, 1) if quick else (40, 518, 3)
+    yield from memory(images, size)  # first: a process inherits the peak of its parent
+    batches = list(stream(images, size))
+    theirs = {
+        "published formulas (scikit-learn, scikit-image)": published,
+        f"anomalib {installed('anomalib')} AUPRO, torchmetrics {installed('torchmetrics')} AUROC and AP": anomalib(),
+    }
+    yield Row(f"{images} maps of {size} x {size}", defects(batches))
+    for name, side in theirs.items():
+        if side is None:
+            yield Row("anomalib", "not installed here")
+            continue
+        seconds, rows = in_turns({"theirs": lambda side=side: side(batches), "ours": lambda: ours(batches)}, turns)
+        differences = {key: abs(value - rows["ours"][key]) for key, value in rows["theirs"].items()}
+        worst = max(differences, key=differences.get)
+        ratio = f"{median_ratio(seconds['theirs'], seconds['ours']):.0f} times ours"
+        yield Row("ours", f"{statistics.median(seconds['ours']):.3f} s")
+        yield Row(name, f"{statistics.median(seconds['theirs']):.2f} s", ratio)
+        yield Row("largest difference", f"{differences[worst]:.1e} ({worst})")
+
+
+def installed(package: str) -> str:
+    with contextlib.suppress(ImportError):
+        return version(package)
+    return "(absent)"
+
+
+def memory(images: int, size: int) -> Iterator[Row]:
+    peaks = {count: float(finish(["-c", PEAK, count, size])[1]) for count in (0, images, 10 * images)}
+    shown = " / ".join(f"{peak / 2**20:.0f}" for peak in peaks.values())
+    ratio = f"{peaks[10 * images] / peaks[images]:.3f} from {images} to {10 * images}"
+    yield Row(f"peak memory: imports alone / {images} / {10 * images} maps", f"{shown} MiB", ratio, "0.95 to 1.05")
+
+
+def peak(images: int, size: int) -> int:
+    """Bytes, in this process."""
+    ours(stream(images, size))  # nothing keeps a batch
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT
 
 
 # Maps
@@ -162,9 +174,7 @@ def anomalib() -> Callable[[Sequence[Batch]], dict[str, float | None]] | None:
             from anomalib.metrics import AUPRO
             from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
     except ImportError:
-        print("\nanomalib is not installed here: skipped")
         return None
-    print(f"\nanomalib {version('anomalib')}, torchmetrics {version('torchmetrics')}")
 
     def side(batches: Sequence[Batch]) -> dict[str, float | None]:
         aupro, auroc, ap = AUPRO(fields=["maps", "masks"]), BinaryAUROC(), BinaryAveragePrecision()
@@ -176,61 +186,3 @@ def anomalib() -> Callable[[Sequence[Batch]], dict[str, float | None]] | None:
         return {"aupro": aupro.compute().item(), "auroc_px": auroc.compute().item(), "ap_px": ap.compute().item()}
 
     return side
-
-
-def compare(name: str, side: Callable, batches: Sequence[Batch], repeats: int) -> None:
-    """Both sides in turn; one row of the table."""
-    times: dict[Callable, list[float]] = {side: [], ours: []}
-    rows = {}
-    for _ in range(repeats):
-        for run in (side, ours):
-            start = time.perf_counter()
-            rows[run] = run(batches)
-            times[run].append(time.perf_counter() - start)
-    theirs, own = statistics.median(times[side]), statistics.median(times[ours])
-    differences = {key: abs(value - rows[ours][key]) for key, value in rows[side].items()}
-    worst = max(differences, key=differences.get)
-    cells = [name, f"{theirs:.2f}", f"{own:.3f}", f"{theirs / own:.0f}", f"{differences[worst]:.1e} ({worst})"]
-    print("| " + " | ".join(cells) + " |", flush=True)
-
-
-# Memory
-
-
-def print_peak(images: int, size: int) -> None:
-    ours(stream(images, size))  # nothing keeps a batch
-    scale = 2**20 if sys.platform == "darwin" else 2**10
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale)
-
-
-def report_memory(counts: Sequence[int], size: int) -> None:
-    print(f"\nmemory: peak of a fresh process that makes and measures maps of {size} x {size}\n")
-    print("| images | MiB |\n|---|---|")
-    for images in counts:
-        command = [sys.executable, "-m", "benchmarks.metrics", "--peak", str(images), "--size", str(size)]
-        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"| {images or 'none, imports alone'} | {peak:.0f} |", flush=True)
-
-
-# Accuracy
-
-
-def report_accuracy(images: int, size: int) -> None:
-    names = ("auroc_px", "ap_px", "f1_px", "iou_px", "aupro", "aupro_200")
-    print(f"\naccuracy: sketch - exact, {images} maps of {size} x {size}; keys held, normal + defect\n")
-    print("| maps | " + " | ".join(names) + " | keys | exact keys |\n" + "|---" * (len(names) + 3) + "|")
-    for kind in KINDS:
-        sketch, exact = PixelMetrics(), PixelMetrics()
-        exact._normal.capacity = exact._defect.capacity = sys.maxsize
-        for maps, masks in stream(images, size, kind):
-            regions = np.stack([label_regions(mask) for mask in masks])
-            sketch.update(maps, regions)
-            exact.update(maps, regions)
-        row, truth = sketch.compute(), exact.compute()
-        cells = ["absent" if truth[name] is None else f"{row[name] - truth[name]:.1e}" for name in names]
-        keys = [f"{pixels._normal.keys.size} + {pixels._defect.keys.size}" for pixels in (sketch, exact)]
-        print(f"| {kind} | " + " | ".join(cells + keys) + " |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

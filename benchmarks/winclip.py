@@ -1,68 +1,50 @@
 """WinCLIP: time per image against a plain encode, against what the windows' tokens must cost, and against anomalib.
 
-    python -m benchmarks.winclip [--batch 8] [--repeats 3]
-
 Random weights, fp32, images in memory, references encoded beforehand. The windows hold (1+4)(G-1)^2 + (1+9)(G-2)^2
-tokens beside the image's 1+G^2: that factor is the floor. All sides take turns within one run; figures are medians of
-the ratios of one turn. anomalib takes part where it is installed (in an environment of its own: pip install anomalib
--r requirements.txt), with the same weights.
+tokens beside the image's 1+G^2: that factor is the floor (ours may lie below: the last block of a window computes
+nothing but the class token). anomalib takes part where it is installed, with the same weights.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from benchmarks.common import machine
-from model import build
+from benchmarks.common import Row, Timed, clip
+from model import build_on
+from model.backbone import Backbone
 
-MODEL, NAME, SHOTS = "ViT-B-16-plus-240", "nut", 4
-
-
-class Timed:
-    """A function that adds up the time spent in it."""
-
-    def __init__(self, function: Callable):
-        self.function, self.seconds = function, 0.0
-
-    def __call__(self, *args):
-        start = time.perf_counter()
-        result = self.function(*args)
-        self.seconds += time.perf_counter() - start
-        return result
+NAME, SHOTS = "nut", 4
 
 
 @torch.no_grad()
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args(argv)
+def measure(quick: bool) -> Iterator[Row]:
+    batch, repeats = (SHOTS, 1) if quick else (8, 3)
     torch.manual_seed(0)
-    detector = build("winclip", model=MODEL).eval()
+    backbone = clip(quick) if quick else Backbone("ViT-B-16-plus-240")  # the published one
+    detector = build_on(backbone, "winclip").eval()
     detector.encode_names([NAME])
     grid = detector.backbone.grid
     factor = 1 + (5 * (grid - 1) ** 2 + 10 * (grid - 2) ** 2) / (1 + grid**2)
     size = detector.backbone.image_size
-    images = torch.randint(0, 256, (args.batch, 3, size, size), dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     references = images[:SHOTS].flip(-1)
-    sides = {**ours(detector, images, references), **anomalibs(detector, images, references)}
-    turns: list[dict[str, float]] = []
+    theirs = {} if quick else anomalibs(detector, images, references)  # anomalib's has one model
+    sides = {**ours(detector, images, references), **theirs}
     detector.backbone(images, (1,))  # warm
-    for _ in range(args.repeats):
-        turns.append({name: side() for name, side in sides.items()})
-    print(f"{machine()}\n{MODEL}, batch {args.batch}, {args.repeats} turns; factor of the tokens {factor:.2f}\n")
-    print("| side | s per image | times a plain encode | times factor x plain encode |\n|---|---|---|---|")
+    turns = [{name: side() for name, side in sides.items()} for _ in range(repeats)]
+    yield Row(f"tokens of the windows, {backbone.name}, batch {batch}", f"{factor:.2f} times the image's")
     for name in sides:
-        seconds = statistics.median(turn[name] for turn in turns) / args.batch
+        seconds = statistics.median(turn[name] for turn in turns) / batch
         ratio = statistics.median(turn[name] / turn["plain encode"] for turn in turns)
-        print(f"| {name} | {seconds:.3f} | {ratio:.2f} | {ratio / factor:.2f} |")
-    shares = [turn["ours, outside the transformer"] / turn["ours, 4-shot"] for turn in turns]
-    print(f"\nours, share outside the transformer: {statistics.median(shares):.2%}")
+        shown = "" if name == "plain encode" else f"{ratio:.2f} plain encodes, {ratio / factor:.3f} of the tokens' cost"
+        yield Row(name, f"{seconds:.3f} s per image", shown)
+    if not theirs:
+        yield Row("anomalib", "not installed here, or --quick")
 
 
 def ours(detector, images: torch.Tensor, references: torch.Tensor) -> dict[str, Callable[[], float]]:
@@ -101,7 +83,6 @@ def anomalibs(detector, images: torch.Tensor, references: torch.Tensor) -> dict[
     try:
         from anomalib.models.image.winclip import torch_model
     except ImportError:
-        print("anomalib is not installed: its side is left out")
         return {}
 
     def make(own_references: torch.Tensor | None):
@@ -112,6 +93,7 @@ def anomalibs(detector, images: torch.Tensor, references: torch.Tensor) -> dict[
 
     normal = detector.backbone.normalize
     sides = {"zero-shot": make(None), "4-shot": make(normal(references))}
+    name_of = f"anomalib {version('anomalib')}"
 
     def timed(model) -> Callable[[], float]:
         def run() -> float:
@@ -121,8 +103,4 @@ def anomalibs(detector, images: torch.Tensor, references: torch.Tensor) -> dict[
 
         return run
 
-    return {f"anomalib, {name}": timed(model) for name, model in sides.items()}
-
-
-if __name__ == "__main__":
-    main()
+    return {f"{name_of}, {name}": timed(model) for name, model in sides.items()}

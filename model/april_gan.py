@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model import maps, memory
 from model.backbone import Backbone
-from model.interface import Limits, Memory, Prediction, Tokens
+from model.interface import Found, Limits, Memory, Prediction, Tokens
 from model.layers import Adapters, load_part
 from model.text import TextFeatures
 from prompt_ensemble import APRIL_GAN, Prompts, sentences
@@ -105,20 +105,34 @@ class AprilGan(nn.Module):
         return {str(layer): self.backbone.width(layer) for layer in self.few_shot_features}
 
     def few_shot(
-        self, zero_shot: Prediction, tokens: Tokens, names: Sequence[str], memories: Mapping[str, Memory]
+        self,
+        zero_shot: Prediction,
+        tokens: Tokens,
+        names: Sequence[str],
+        memories: Mapping[str, Memory],
+        found: Found | None = None,
     ) -> Prediction:
         fused = zero_shot.maps.clone()
         for name, rows in memory.rows_by_name(names).items():
-            fused[rows] += self._distance_map(tokens, rows, memories[name])
+            distances = {}  # layer -> (len(rows), N)
+            for layer in self.few_shot_features:
+                references, seen = memories[name].banks[str(layer)], memory.found_of(found, name, str(layer))
+                patches = tokens.patches[layer][rows]
+                distances[layer] = memory.nearest_distance(patches, references, memories[name].images, seen)
+            fused[rows] += self._distance_map(distances, tokens.grids)
         return Prediction(fused, {**zero_shot.terms, "map_max": fused.amax((1, 2))})
 
-    def _distance_map(self, tokens: Tokens, rows: list[int] | slice, references: Memory) -> Tensor:
-        """Sum over layers of the upsampled distance to the nearest reference token, (len(rows), S, S)."""
-        layers = []
-        for layer in self.few_shot_features:
-            distance = memory.nearest_distance(tokens.patches[layer][rows], references.banks[str(layer)])
-            layers.append(maps.upsample(distance, tokens.grids[layer], self.backbone.image_size, align_corners=True))
-        return torch.stack(layers).sum(0)
+    def _distance_map(self, distances: Mapping[int, Tensor], grids: Mapping[int, tuple[int, int]]) -> Tensor:
+        """Sum over layers of the upsampled distances, (B, S, S). Interpolation is linear: layers that share a grid, as
+        all of a ViT do, are added before it."""
+        sums: dict[tuple[int, int], Tensor] = {}
+        for layer, distance in distances.items():
+            grid = grids[layer]
+            sums[grid] = sums[grid] + distance if grid in sums else distance
+        upsampled = [
+            maps.upsample(one, grid, self.backbone.image_size, align_corners=True) for grid, one in sums.items()
+        ]
+        return torch.stack(upsampled).sum(0)
 
     def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
         """Zero-shot: the text term. Few-shot: its mean with the map's maximum, on the scale of the class."""

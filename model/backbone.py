@@ -6,13 +6,15 @@ four stages of a ResNet.
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import logging
+import math
 import textwrap
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,13 @@ from model.interface import DualTokens, Tokens
 
 _LOG = logging.getLogger("vand")
 _SENTENCES_AT_ONCE = 256
+
+
+# images (B, 3, S, S), what their features depend on besides, names of the features, what computes them (see
+# `Backbone.features`) -> name -> (B, ...)
+Cache = Callable[
+    [Tensor, Mapping[str, str], Sequence[str], Callable[[Tensor], Mapping[str, Tensor]]], Mapping[str, Tensor]
+]
 
 
 class Backbone(nn.Module):
@@ -80,6 +89,8 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(source.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(source.std).view(3, 1, 1), persistent=False)
         self.fingerprint = _fingerprint(self.clip)
+        self._compiled = False
+        self.cache: Cache | None = None  # asked for the features of images before they are computed
         self.requires_grad_(False).eval()
 
     @property
@@ -122,7 +133,51 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
         """Tokens of the asked layers. images: (B, 3, S, S) uint8 RGB."""
-        return self.taps(self.normalize(images), layers)
+
+        def encode(some: Tensor) -> dict[str, Tensor]:
+            pooled, patches = self.taps(self.normalize(some), layers)
+            return {"pooled": pooled, **_named("patches", patches)}
+
+        found = self.features(images, ["pooled", *(f"patches {layer}" for layer in layers)], encode)
+        patches = {layer: found[f"patches {layer}"] for layer in layers}
+        return Tokens(found["pooled"], patches, _grids(patches))
+
+    def features(
+        self, images: Tensor, names: Sequence[str], encode: Callable[[Tensor], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """Features of images, each (B, ...), from `cache` where it holds them.
+
+        Args:
+            images: (B, 3, S, S) uint8 RGB.
+            names: of the features; one name means the same whatever else is asked for.
+            encode: computes them: some images (b, 3, S, S) -> name -> (b, ...).
+        """
+        if self.cache is None:
+            return encode(images)
+        return self.cache(images, self._identity(images.device), names, encode)
+
+    def _identity(self, device: torch.device) -> dict[str, str]:
+        """What the features of an image depend on beside its pixels: equal values, equal features."""
+        kind = device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.mean.dtype
+        unit = torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
+        return {
+            "weights": self._vision_digest,
+            "precision": f"{precision}, {torch.get_float32_matmul_precision()}",
+            "device": f"{kind} {unit}",
+            "compiled": str(self._compiled),
+            "versions": f"torch {torch.__version__}, open_clip {open_clip.__version__}",
+        }
+
+    @functools.cached_property
+    def _vision_digest(self) -> str:
+        """Identity of everything that makes tokens of images: every weight, the architecture, the normalisation."""
+        settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for key, value in sorted({**self.clip.visual.state_dict(), "mean": self.mean, "std": self.std}.items()):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -146,6 +201,12 @@ class Backbone(nn.Module):
         """The pooled embedding alone of what `encode` takes, (B, D), not normalised; cheaper where only that counts."""
         return self.taps.pool(tokens)
 
+    def compile_encoder(self) -> None:
+        """Compile the image tower with torch.compile, when it first runs: block by block, since alike blocks share what
+        was compiled, and the loops around them stay as they are."""
+        self.taps.compile_blocks()
+        self._compiled = True
+
     def check_value_path(self, method: str) -> None:
         """Raises ValueError where `dual_path` cannot run: it needs the plain attention blocks of a CLIP ViT."""
         if self.grid is None:
@@ -161,7 +222,17 @@ class Backbone(nn.Module):
 
         images: (B, 3, S, S) uint8 RGB.
         """
-        return self.taps.dual_path(self.embed(images), layers)
+
+        def encode(some: Tensor) -> dict[str, Tensor]:
+            values, patches = self.taps.dual_path(self.embed(some), layers)
+            return {**_named("second path", values), **_named("first path", patches)}
+
+        names = [f"{path} {layer}" for path in ("second path", "first path") for layer in layers]
+        found = self.features(images, names, encode)
+        values, patches = (
+            {layer: found[f"{path} {layer}"] for layer in layers} for path in ("second path", "first path")
+        )
+        return DualTokens(values, patches, _grids(patches))
 
     @torch.no_grad()
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
@@ -239,6 +310,15 @@ class Backbone(nn.Module):
         return tokens if self.clip.text_projection is None else _project(tokens, self.clip.text_projection)
 
 
+def _named(field: str, of_layers: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    return {f"{field} {layer}": tokens for layer, tokens in of_layers.items()}
+
+
+def _grids(patches: Mapping[int, Tensor]) -> dict[int, tuple[int, int]]:
+    """Images are square, and so are their grids."""
+    return {layer: (math.isqrt(tokens.shape[1]),) * 2 for layer, tokens in patches.items()}
+
+
 def _project(x: Tensor, projection: nn.Linear | Tensor) -> Tensor:
     return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
@@ -250,6 +330,13 @@ class _ViTTaps(nn.Module):
         super().__init__()
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
+        self.dual_attention = _dual_attention
+
+    def compile_blocks(self) -> None:
+        for block in self.visual.transformer.resblocks:
+            block.compile()
+            block.mlp.compile()  # which the path of CLIP-AD calls by itself
+        self.dual_attention = torch.compile(_dual_attention)
 
     def width(self, layer: int) -> int:
         return self.visual.transformer.width
@@ -287,7 +374,7 @@ class _ViTTaps(nn.Module):
         x = visual.ln_post(x + last.ls_2(last.mlp(last.ln_2(x))))[:, 0]
         return x if visual.proj is None else x @ visual.proj
 
-    def dual_path(self, tokens: Tensor, layers: Collection[int]) -> DualTokens:
+    def dual_path(self, tokens: Tensor, layers: Collection[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Both paths of CLIP-AD (arXiv 2311.00453), as the published program computes them.
 
         On the ordinary path, x_i is the output of block i and r_i the residual of its attention; v_i is the residual of
@@ -297,12 +384,15 @@ class _ViTTaps(nn.Module):
 
             ordinary path of layer i   x_i + r_(i+1); x_i for the last block
             second path of layer i     the sum over the whole segment that holds block i
+
+        Returns:
+            Second path per layer, (B, 1 + N, D), and ordinary path without class token, (B, N, W).
         """
         visual, blocks = self.visual, self.visual.transformer.resblocks
         ordinary, segments, segment_of = {}, [], {}
         x = visual.ln_pre(tokens)
         for index, block in enumerate(blocks):
-            residual, value_residual = _dual_attention(block, block.ln_1(x))
+            residual, value_residual = self.dual_attention(block, block.ln_1(x))
             x = x + residual
             if index in layers:  # they count from 1: this is x_i + r_(i+1) of the layer before this block
                 ordinary[index] = x
@@ -319,14 +409,12 @@ class _ViTTaps(nn.Module):
             both = torch.cat([ordinary[layer][:, :1], segments[segment_of[layer]][:, 1:]], dim=1)  # (B, 1 + N, W)
             both = visual.ln_post(both)
             values[layer] = both if visual.proj is None else both @ visual.proj
-        patches = {layer: ordinary[layer][:, 1:] for layer in layers}
-        return DualTokens(values, patches, dict.fromkeys(layers, visual.grid_size))
+        return values, {layer: ordinary[layer][:, 1:] for layer in layers}
 
-    def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
+    def forward(self, images: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Pooled embedding (B, D), and patch tokens per layer, (B, N, W)."""
         pooled, outputs = self.encode(self.embed(images), layers)
-        return Tokens(
-            pooled, {layer: x[:, 1:] for layer, x in outputs.items()}, dict.fromkeys(layers, self.visual.grid_size)
-        )
+        return pooled, {layer: x[:, 1:] for layer, x in outputs.items()}
 
 
 def _dual_attention(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -357,17 +445,28 @@ class _ResNetTaps(nn.Module):
         pool.positional_embedding = nn.Parameter(_resample_positions(pool.positional_embedding, image_size // 32))
         visual.image_size = image_size
 
+    def compile_blocks(self) -> None:
+        self.stages = torch.compile(self.stages)
+
     def width(self, layer: int) -> int:
         return self.visual.layer1[-1].conv3.out_channels * 2 ** (layer - 1)
 
-    def forward(self, images: Tensor, layers: Collection[int]) -> Tokens:
-        visual, patches, grids = self.visual, {}, {}
-        x = visual.stem(images)
-        for layer, stage in enumerate((visual.layer1, visual.layer2, visual.layer3, visual.layer4), start=1):
-            x = stage(x)  # (B, W, G, G)
-            if layer in layers:
-                patches[layer], grids[layer] = x.flatten(2).transpose(1, 2), tuple(x.shape[2:])  # (B, N, W)
-        return Tokens(visual.attnpool(x), patches, grids)
+    def forward(self, images: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """As `_ViTTaps.forward`."""
+        outputs = self.stages(images)
+        patches = {
+            layer: x.flatten(2).transpose(1, 2)  # (B, N, W)
+            for layer, x in enumerate(outputs, start=1)
+            if layer in layers
+        }
+        return self.visual.attnpool(outputs[-1]), patches
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The outputs of all stages, each (B, W, G, G)."""
+        visual, outputs = self.visual, [self.visual.stem(images)]
+        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            outputs.append(stage(outputs[-1]))
+        return outputs[1:]
 
 
 def _resample_positions(table: Tensor, grid: int) -> Tensor:

@@ -33,10 +33,16 @@ class Memory(NamedTuple):
     """The reference images of one class: a value, so that it can be kept, saved and reused."""
 
     banks: dict[str, Tensor]  # what the method compares ("6": a layer) -> (M, W), unit length
+    images: tuple[str, ...] = ()  # what each bank is made of, in equal parts, where somebody says so; see `Found`
 
     def cpu(self) -> "Memory":
         """The same in main memory."""
-        return Memory({key: bank.cpu() for key, bank in self.banks.items()})
+        return self._replace(banks={key: bank.cpu() for key, bank in self.banks.items()})
+
+
+# What one batch has been compared with: (class name, key of the bank) -> reference image -> (B * N,), the similarity of
+# each patch to its nearest one in that image. Few-shot settings that share reference images share the comparison.
+Found = dict[tuple[str, str], dict[str, Tensor]]
 
 
 Limits = Mapping[str, tuple[float, float]]  # term of the image score -> (low, high) of normal images, low < high
@@ -80,9 +86,17 @@ class Detector(Protocol):
         """What `remember` gives: key of each bank -> width of its vectors."""
 
     def few_shot(
-        self, zero_shot: Prediction, tokens: Any, names: Sequence[str], memories: Mapping[str, Memory]
+        self,
+        zero_shot: Prediction,
+        tokens: Any,
+        names: Sequence[str],
+        memories: Mapping[str, Memory],
+        found: Found | None = None,
     ) -> Prediction:
-        """The zero-shot prediction with one setting's references added; memories: class name -> Memory."""
+        """The zero-shot prediction with one setting's references added.
+
+        memories: class name -> Memory. found: shared by the settings of a batch, which read and fill it.
+        """
 
     def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
         """Scores of all images of one class, (n,), from their terms, each (n,); limits: see `maps.rescale`."""

@@ -1,5 +1,6 @@
 """The memory bank: the reference images' patch tokens, the distance of a token to its nearest one, and its file."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.interface import Memory
+from model.interface import Found, Memory
 
 Memories = dict[tuple[int, str], Memory]  # (number of the few-shot setting, class name) -> its memory
 
-# Similarities held at once; bounds the memory of a search to 256 MiB whatever the size of the bank.
-_CHUNK = 1 << 26
+# Similarities held at once; bounds the memory of a search whatever the size of the bank: to 16 MiB, near the caches, on
+# the CPU, and to 256 MiB on a GPU, which wants large products.
+_CHUNK = {"cpu": 1 << 22, "": 1 << 26}
+_BANK = 1 << 16  # bank tokens compared at once
 
 
 def bank(tokens: Tensor) -> Tensor:
@@ -24,19 +27,66 @@ def bank(tokens: Tensor) -> Tensor:
     return F.normalize(tokens.flatten(0, 1).float(), dim=-1)
 
 
-def nearest_distance(tokens: Tensor, references: Tensor) -> Tensor:
+def nearest_distance(
+    tokens: Tensor, references: Tensor, images: Sequence[str] = (), found: dict[str, Tensor] | None = None
+) -> Tensor:
     """Cosine distance of each token to its nearest reference token, clamped at 0.
 
     Args:
         tokens: (B, N, W), any length.
         references: (M, W), unit length.
+        images: the images that the references are made of, in equal parts; only with found.
+        found: image -> (B * N,), the similarity of each token to its nearest one there, for these very tokens: images
+            that are in it are not compared again, others are added.
 
     Returns:
         (B, N), in [0, 2]
     """
-    queries = F.normalize(tokens.flatten(0, 1).float(), dim=-1)  # (B * N, W)
-    best = torch.cat([(part @ references.T).amax(1) for part in parts(queries, _CHUNK // len(references))])  # (B * N,)
+    if found is None or not images:
+        best = _nearest(_unit(tokens), references)
+    else:
+        new = [number for number, image in enumerate(images) if image not in found]
+        if new:
+            each = references.unflatten(0, (len(images), -1))[new]  # (k, M / images, W)
+            found.update(zip((images[number] for number in new), _nearest_in_each(_unit(tokens), each), strict=True))
+        best = torch.stack([found[image] for image in images]).amax(0)
     return (1 - best).clamp_min(0).unflatten(0, tokens.shape[:2])
+
+
+def found_of(found: Found | None, name: str, key: str) -> dict[str, Tensor] | None:
+    """The part of `Found` that belongs to one bank of one class."""
+    return None if found is None else found.setdefault((name, key), {})
+
+
+def _unit(tokens: Tensor) -> Tensor:
+    """(B, N, W) -> (B * N, W) unit vectors, float32."""
+    return F.normalize(tokens.flatten(0, 1).float(), dim=-1)
+
+
+def _nearest(queries: Tensor, references: Tensor) -> Tensor:
+    """Largest similarity of each query, (Q, W), to references, (M, W): (Q,)."""
+    best = [
+        torch.cat([(part @ some.T).amax(1) for part in parts(queries, _at_once(queries) // len(some))])
+        for some in parts(references, _BANK)
+    ]
+    return functools.reduce(torch.maximum, best)
+
+
+def _nearest_in_each(queries: Tensor, references: Tensor) -> Tensor:
+    """The same for each of k images by itself: (Q, W), (k, n, W) -> (k, Q). One product serves many small images."""
+    best = []
+    for some in references.split(max(1, _BANK // references.shape[1])):  # (few, n, W)
+        if len(some) == 1:
+            best.append(_nearest(queries, some[0])[None])
+            continue
+        flat = some.flatten(0, 1)
+        products = (part @ flat.T for part in parts(queries, _at_once(queries) // len(flat)))
+        best.append(torch.cat([product.unflatten(1, some.shape[:2]).amax(2) for product in products]).T)
+    return torch.cat(best)
+
+
+def _at_once(queries: Tensor) -> int:
+    return _CHUNK.get(queries.device.type, _CHUNK[""])
 
 
 def parts(values: Tensor, rows: int) -> Sequence[Tensor]:

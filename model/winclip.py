@@ -7,6 +7,7 @@ those of normal reference images.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from model import maps, memory
 from model.backbone import Backbone
-from model.interface import Limits, Memory, Prediction
+from model.interface import Found, Limits, Memory, Prediction
 from model.text import TextFeatures
 from prompt_ensemble import WINCLIP, Prompts, sentences
 
@@ -92,10 +93,19 @@ class WinClip(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> WindowTokens:
-        tokens = self.backbone.embed(images)  # (B, 1 + N, W)
-        pooled, outputs = self.backbone.encode(tokens, (self.backbone.depth,))
-        windows = {scale: self._encode_windows(tokens, scale) for scale in self.scales}
-        return WindowTokens(pooled, windows, outputs[self.backbone.depth][:, 1:])
+        depth = self.backbone.depth
+        windows = {scale: f"windows {scale}" for scale in self.scales}
+
+        def encode(some: Tensor) -> dict[str, Tensor]:
+            tokens = self.backbone.embed(some)  # (B, 1 + N, W)
+            pooled, outputs = self.backbone.encode(tokens, (depth,))
+            whole = {"pooled": pooled, f"patches {depth}": outputs[depth][:, 1:]}  # as any method of this backbone
+            return {**whole, **{name: self._encode_windows(tokens, scale) for scale, name in windows.items()}}
+
+        found = self.backbone.features(images, ["pooled", f"patches {depth}", *windows.values()], encode)
+        return WindowTokens(
+            found["pooled"], {scale: found[name] for scale, name in windows.items()}, found[f"patches {depth}"]
+        )
 
     def _encode_windows(self, tokens: Tensor, scale: int) -> Tensor:
         """Embeddings of all windows of one scale, (B, n, D): the encoder sees the class token and the window's patches,
@@ -147,21 +157,39 @@ class WinClip(nn.Module):
         return {**windows, "patch": self.backbone.width(self.backbone.depth)}
 
     def few_shot(
-        self, zero_shot: Prediction, tokens: WindowTokens, names: Sequence[str], memories: Mapping[str, Memory]
+        self,
+        zero_shot: Prediction,
+        tokens: WindowTokens,
+        names: Sequence[str],
+        memories: Mapping[str, Memory],
+        found: Found | None = None,
     ) -> Prediction:
         """WinCLIP+: the mean of the association maps of windows and patches is added to the map (section 4.3)."""
         values = zero_shot.maps.new_zeros(tokens.patches.shape[:2], dtype=torch.float64)  # (B, N)
         for name, rows in memory.rows_by_name(names).items():
-            values[rows] = self._association(tokens, rows, memories[name])
+            seen = {} if found is None else {key: memory.found_of(found, name, key) for key in memories[name].banks}
+            values[rows] = self._association(tokens, rows, memories[name], seen)
         terms = {**zero_shot.terms, "map_max": values.amax(1).float()}
         return Prediction(zero_shot.maps + self._upsample(values), terms)
 
-    def _association(self, tokens: WindowTokens, rows: list[int] | slice, references: Memory) -> Tensor:
-        """Mean over window scales and patches of half the distance to the nearest reference, (len(rows), N)."""
-        distances = [memory.nearest_distance(tokens.patches[rows], references.banks["patch"]).double() / 2]
+    def _association(
+        self,
+        tokens: WindowTokens,
+        rows: list[int] | slice,
+        references: Memory,
+        seen: Mapping[str, dict[str, Tensor]] = MappingProxyType({}),
+    ) -> Tensor:
+        """Mean over window scales and patches of half the distance to the nearest reference, (len(rows), N).
+
+        seen: key of a bank -> its part of `Found`.
+        """
+
+        def distance(of: Tensor, key: str) -> Tensor:
+            return memory.nearest_distance(of[rows], references.banks[key], references.images, seen.get(key))
+
+        distances = [distance(tokens.patches, "patch").double() / 2]
         for scale in self.scales:
-            distance = memory.nearest_distance(tokens.windows[scale][rows], references.banks[f"window{scale}"])
-            distances.append(self._per_patch(distance / 2, scale))
+            distances.append(self._per_patch(distance(tokens.windows[scale], f"window{scale}") / 2, scale))
         return _finite(torch.stack(distances).mean(0))
 
     def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:

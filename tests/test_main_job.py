@@ -241,29 +241,6 @@ def test_bf16_is_close_to_fp32(visa_flags, zero_shot, tmp_path):
     assert 0 < np.mean(differences) < 0.05
 
 
-def test_two_processes_give_the_same_tables(visa_flags, zero_shot, tmp_path):
-    flags = [*visa_flags, "--device", "cpu", "--save_path", tmp_path, "--no_images", "--batch_size", 5]
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            ROOT / "test.py",
-            *map(str, flags),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    own, alone = (json.loads((folder / "metrics.json").read_text())["classes"] for folder in (tmp_path, zero_shot))
-    for name in alone:
-        assert own[name] == pytest.approx(alone[name], abs=1e-4)
-    assert (tmp_path / "predictions.csv").read_text().count("\n") == len(predictions(zero_shot)) + 1
-    assert pictures(tmp_path) == pictures(zero_shot)
-
-
 def test_a_folder_means_its_last_training(train_flags, tmp_path):
     """Not the highest epoch, which may be of an earlier, longer one."""
     call(train_script.main, *train_flags, "--epoch", 2, "--save_path", tmp_path)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from conftest import ROOT
 from dataset import AnomalyDataset, read
-from model import maps
+from model import build_on, maps
 from model.april_gan import AprilGan
 from model.backbone import Backbone, register_architecture
 from prompt_ensemble import APRIL_GAN
@@ -98,6 +98,27 @@ def test_a_dropped_layer_would_show(sets):
     detector.backbone.taps.depth -= 1
     found = {name: aurocs(detector, one) for name, one in sets.items()}
     assert any(image < LEAST_IMAGE.get(name, 0) or pixel < LEAST_PIXEL[name] for name, (image, pixel) in found.items())
+
+
+@torch.no_grad()
+def test_bf16_moves_pixel_metrics_by_less_than_half_a_percent(detector, sets):
+    """SDP, means over four classes. Image metrics move in steps: an AUROC by 1 / (8 * 12) where a normal and a
+    defective image of a class change places, the mean by a quarter of that."""
+    sdp = build_on(detector.backbone, "sdp")
+    for one in sets.values():
+        means = []
+        for half in (False, True):
+            rows = []
+            for name, (images, masks, labels) in one.classes.items():
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    tokens = sdp.encode(images)
+                found = sdp.zero_shot(tokens, [name] * len(images))
+                scores = sdp.image_scores(found.terms).tolist()
+                rows.append(metrics.evaluate(found.maps.numpy(), masks.numpy(), labels, scores))
+            means.append(metrics.mean(rows))
+        moved = {key: abs(means[0][key] - means[1][key]) for key in means[0]}
+        assert all(0 < moved[key] < 0.005 for key in metrics.PIXEL if key != "threshold_px")
+        assert all(moved[key] < 2.1 / (8 * 12) / 4 for key in metrics.IMAGE)
 
 
 # --- how it is made -------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils import validation
-from utils.runtime import LOG, PRECISIONS
+from utils.engine import CPU_BATCH
+from utils.runtime import LOG, PRECISIONS, default_precision
 
 DATASETS = (
     "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri", "isic", "clinicdb", "folder",
@@ -96,7 +97,7 @@ _PRESETS = {
 }
 # Flags of predict.py that say nothing of the detector.
 _WITH_ONNX = ("inputs", "onnx", "save_path", "save_maps", "no_images", "batch_size", "num_workers")
-_COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "precision": "fp32", "num_workers": 2}
+_COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "num_workers": 2, "compile": False}
 _APP = {"host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8}
 QUICKSTART = Path(__file__).parent.parent / "exps/quickstart/quickstart-clip.safetensors"
 
@@ -116,6 +117,7 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     parser = _parser("Fit a method's trainable parts on the test split of a dataset (it has the anomalies).", methods)
     add = parser.add_argument
     add("--train_data_path", help="root of the dataset (default ./data/DATASET)")
+    add("--batch_size", type=positive, help="images of a step, in all processes together")
     add("--epoch", type=positive, help="epochs")
     add("--learning_rate", type=rate, help="of Adam")
     add("--aug_rate", type=probability, help="probability of a 2 x 2 mosaic instead of an image")
@@ -137,6 +139,7 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
         help="what makes a checkpoint the best, kept as best.pth (default ap_px)",
     )
     add("--resume", action="store_true", help="go on after the last checkpoint in --save_path")
+    _add_cache(parser)
     return parser
 
 
@@ -150,8 +153,10 @@ def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--k_shot", type=natural, nargs="+", help="numbers of references per class, all scored in one pass")
     add("--seed", type=natural, nargs="+", help="seeds of the references' draw, all scored in one pass")
     _add_test_options(parser)
+    _add_cache(parser)
     add("--save_memory", metavar="FILE", help="write the references' tokens of all classes and settings (.safetensors)")
     add("--memory", metavar="FILE", help="use the references of such a file instead of images")
+    _add_batch_size(parser)
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
@@ -166,8 +171,10 @@ def predict_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--onnx", metavar="FILE", help="run what export.py wrote; the flags of the detector are in it")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
+    _add_cache(parser)
     _add_object(parser)
     _add_common(parser, methods)
+    _add_batch_size(parser)
     _add_device(parser)
     return parser
 
@@ -177,6 +184,7 @@ def export_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(description="Write a detector for one object as an ONNX file.", allow_abbrev=False)
     _add_object(parser)
     _add_common(parser, methods)
+    _add_batch_size(parser)
     return parser
 
 
@@ -193,6 +201,7 @@ def app_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     _add_fpr(parser)
     _add_test_options(parser)
     _add_detector(parser, methods, "winclip, on the weights that ship unless others are named")
+    _add_batch_size(parser)
     _add_device(parser)
     return parser
 
@@ -225,6 +234,12 @@ def _add_test_options(parser: argparse.ArgumentParser) -> None:
     add("--scales", type=positive, nargs="+", help="winclip: sides of the windows in patches (default 2 3)")
 
 
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--feature_cache", metavar="DIR", help="keep what the backbone makes of images, and find it there again")
+    add("--feature_cache_size", type=rate, metavar="GB", help="bound of that folder (default 50); the oldest go")
+
+
 def _add_fpr(parser: argparse.ArgumentParser) -> None:
     text = "wanted share of normal images above the threshold (default 0.05)"
     parser.add_argument("--fpr", type=probability, help=text)
@@ -253,12 +268,18 @@ def _add_detector(parser: argparse.ArgumentParser, methods: Sequence[str], defau
     add("--deep_prompt_len", type=positive, help="vcp_clip: learned tokens after the start token (default 1)")
     add("--total_d_layer_len", type=natural, help="vcp_clip: later text blocks with tokens of their own: all, or 0")
     add("--use_global", type=boolean, help="vcp_clip: make tokens from the image, True (default) or False")
-    add("--batch_size", type=positive, help="images at a time")
+
+
+def _add_batch_size(parser: argparse.ArgumentParser) -> None:
+    text = f"images at a time, in each process; auto: what fits on the GPU, {CPU_BATCH} on the CPU"
+    parser.add_argument("--batch_size", type=batch_size, metavar="N", help=text)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of the backbone")
+    add = parser.add_argument
+    add("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--precision", choices=PRECISIONS, help="of the backbone (default: bf16 on GPUs that have it, else fp32)")
+    add("--compile", action="store_true", default=None, help="compile the image encoder (torch.compile)")
 
 
 # Types of flags: argparse names them in its messages.
@@ -274,6 +295,10 @@ def natural(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text}: want 0 or more")
     return int(text)
+
+
+def batch_size(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
 
 
 def boolean(text: str) -> bool:
@@ -345,8 +370,8 @@ def resolve_predict(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[
 def resolve_export(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
     """As `resolve_predict`."""
     settings, sources = _fill_object(args)
-    settings.device, settings.precision = "cpu", "fp32"
-    sources |= dict.fromkeys(("device", "precision"), "export.py")
+    settings.device, settings.precision, settings.compile = "cpu", "fp32", False
+    sources |= dict.fromkeys(("device", "precision", "compile"), "export.py")
     _default(settings, sources, "save_path", f"./exps/{settings.method}/export")
     return settings, sources
 
@@ -378,6 +403,8 @@ def resolve_onnx(args: argparse.Namespace, said: Mapping[str, Any]) -> tuple[arg
         _default(settings, sources, key, said[key], str(args.onnx))
     _default(settings, sources, "num_workers", _COMMON["num_workers"])
     _default(settings, sources, "batch_size", _PRESETS[settings.method]["test"]["batch_size"], "preset")
+    if settings.batch_size == "auto":
+        settings.batch_size, sources["batch_size"] = CPU_BATCH, "auto"
     _default(settings, sources, "save_path", f"./results/{settings.method}/predict")
     return settings, sources
 
@@ -434,10 +461,18 @@ def _fill(args: argparse.Namespace, script: str) -> tuple[argparse.Namespace, di
     published = preset["backbone"]
     if settings.config_path is not None:
         _default(settings, sources, "model", Path(settings.config_path).stem, "--config_path")
+    _default(settings, sources, "precision", *default_precision(settings.device))
     # The published size and weights belong to the published architecture; another has its own.
     same = settings.model in (None, published["model"])
     for key, value in {**(published if same else {}), **preset[script]}.items():
         _default(settings, sources, key, _for_dataset(value, settings.dataset), f"{settings.method} preset")
+    if getattr(settings, "feature_cache", None) is not None:
+        _default(settings, sources, "feature_cache_size", 50.0)
+    elif getattr(settings, "feature_cache_size", None) is not None:
+        size = settings.feature_cache_size
+        raise ValueError(f"--feature_cache_size {size:g}: says nothing without --feature_cache; name a folder")
+    if settings.batch_size == "auto":
+        sources["batch_size"] = "auto"  # a number as soon as the detector is there
     if settings.pretrained is None:
         raise ValueError(f"--model {settings.model} needs --pretrained: a tag of open_clip or a weights file")
     return settings, sources

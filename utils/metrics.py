@@ -72,17 +72,27 @@ class PixelMetrics:
         Raises:
             ValueError: the shapes differ or are not (B, H, W); a map holds NaN or infinity. Nothing is counted then.
         """
-        maps, regions = _numpy(maps, np.float32), _numpy(regions)
+        on_device = torch.is_tensor(maps) and maps.device.type != "cpu"
+        if not on_device:
+            maps, regions = _numpy(maps, np.float32), _numpy(regions)
         if maps.ndim != 3 or maps.shape != regions.shape:
-            raise ValueError(f"maps and regions must share one shape (B, H, W), got {maps.shape} and {regions.shape}")
-        low, high = maps.min(axis=(1, 2)), maps.max(axis=(1, 2))  # (B,), NaN where a map holds one
+            shapes = f"{tuple(maps.shape)} and {tuple(regions.shape)}"
+            raise ValueError(f"maps and regions must share one shape (B, H, W), got {shapes}")
+        low, high = (
+            (_numpy(maps.amin((1, 2))), _numpy(maps.amax((1, 2))))
+            if on_device
+            else (maps.min(axis=(1, 2)), maps.max(axis=(1, 2)))
+        )  # (B,), NaN where a map holds one
         finite = np.isfinite(low) & np.isfinite(high)
         if not finite.all():
             raise ValueError(f"map {int(np.argmin(finite))} of the batch holds NaN or infinite values")
         self._low = min(self._low, float(low.min(initial=np.inf)))
         self._high = max(self._high, float(high.max(initial=-np.inf)))
-        for keys, labels in zip(_keys(maps), regions, strict=True):
-            self._count(keys, labels)
+        if on_device:
+            self._wait(*_sorted_keys(maps, regions))
+        else:
+            for keys, labels in zip(_keys(maps), regions, strict=True):
+                self._wait(*_split(keys, labels))
 
     def merge(self, other: "PixelMetrics") -> None:
         """Add the counts of another accumulator (another process, another part of the class), which keeps them."""
@@ -145,12 +155,8 @@ class PixelMetrics:
             self._swept = _sweep(self._normal, self._defect)
         return self._swept
 
-    def _count(self, keys: np.ndarray, labels: np.ndarray) -> None:
-        """Queue one image: keys (H, W) int32, labels (H, W)."""
-        defect = labels != 0
-        normal, labels = keys[~defect], labels[defect]  # (n,), (d,)
-        area = np.bincount(labels)[labels]  # (d,) of each pixel's region
-        packed = (keys[defect].astype(np.int64) << 32) | area  # one sort orders both, so no sum depends on image order
+    def _wait(self, normal: np.ndarray, packed: np.ndarray) -> None:
+        """Queue pixels: keys (n,) int32 of normal ones; of defects, (d,) int64, key << 32 | area of the region."""
         self._normal_waiting.append(normal)
         self._defect_waiting.append(packed)
         self._waiting_bytes += normal.nbytes + packed.nbytes
@@ -161,8 +167,7 @@ class PixelMetrics:
         """Move the waiting pixels into the tables."""
         if not self._waiting_bytes:
             return
-        keys = np.sort(np.concatenate(self._normal_waiting))
-        packed = np.sort(np.concatenate(self._defect_waiting))
+        keys, packed = _sorted(self._normal_waiting), _sorted(self._defect_waiting)
         self._normal_waiting, self._defect_waiting, self._waiting_bytes = [], [], 0
         self._swept = None
         self._normal.add(keys, np.broadcast_to(1.0, (1, keys.size)))
@@ -294,6 +299,33 @@ def _keys(values: np.ndarray) -> np.ndarray:
     flip &= 0x7FFFFFFF  # negative floats are sign and magnitude: turn their order round
     bits ^= flip
     return np.invert(bits, out=bits)
+
+
+def _split(keys: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One image, keys (H, W) int32 and labels (H, W) -> keys of normal pixels, and keys of defects with the area of
+    their regions in one number: one sort orders both, so no sum depends on the order of images."""
+    defect = labels != 0
+    normal, labels = keys[~defect], labels[defect]  # (n,), (d,)
+    area = np.bincount(labels)[labels]  # (d,) of each pixel's region
+    return normal, (keys[defect].astype(np.int64) << 32) | area
+
+
+def _sorted_keys(maps: torch.Tensor, regions: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """`_keys`, `_split` and the sort for a batch, (B, H, W) each, on the device that it is on."""
+    bits = (maps.float() + 0).view(torch.int32)
+    keys = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
+    regions = regions.to(keys.device, non_blocking=True).long()
+    defect = regions != 0
+    offsets = torch.arange(len(regions), device=keys.device)[:, None, None] * (regions.max() + 1)
+    labels = (regions + offsets)[defect]  # (d,), no two images share one
+    packed = (keys[defect].long() << 32) | torch.bincount(labels)[labels]
+    return keys[~defect].sort().values.cpu().numpy(), packed.sort().values.cpu().numpy()
+
+
+def _sorted(waiting: list[np.ndarray]) -> np.ndarray:
+    """All that waits, ascending; a batch that a device has sorted may wait alone."""
+    values = np.concatenate(waiting)
+    return values if (values[1:] >= values[:-1]).all() else np.sort(values)
 
 
 def _values(keys: np.ndarray) -> np.ndarray:

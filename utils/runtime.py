@@ -8,9 +8,11 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from logging.handlers import MemoryHandler
@@ -19,7 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from utils import processes
 
 VERSION = "0.1.0"
 LOG = logging.getLogger("vand")
@@ -31,29 +35,43 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a script's main, which may return an exit code; a user's mistake (ValueError, OSError) ends it with one line
     and exit code 2.
 
-    VAND_TRACEBACK=1 in the environment shows where it was raised.
+    VAND_TRACEBACK=1 in the environment shows where it was raised. SIGTERM, by which torchrun ends the processes that
+    are left when one has failed, ends a script as Ctrl-C does: what lies in temporary folders is removed.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     LOG.handlers[:] = [MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)]  # until `log_to` knows where lines go
     try:
         code = main()
     except (ValueError, OSError) as error:
         if os.environ.get("VAND_TRACEBACK"):
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error{processes.this_one()}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if os.environ.get("VAND_TRACEBACK") or not _is_out_of_memory(error):
+        reason = _explained(error)
+        if os.environ.get("VAND_TRACEBACK") or reason is None:
             raise
-        print(
-            f"error: out of memory; lower --batch_size, --image_size or --num_workers ({_first(error)})",
-            file=sys.stderr,
-        )
+        print(f"error{processes.this_one()}: {reason} ({_first(error)})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted{processes.this_one()}", file=sys.stderr)
         sys.exit(130)
     if code:
         sys.exit(code)
+
+
+def _explained(error: RuntimeError) -> str | None:
+    """What happened and what to do, of errors that are not of our making; None of all others."""
+    if _is_out_of_memory(error):
+        return "out of memory; lower --batch_size, --image_size or --num_workers"
+    if processes.is_lost(error):
+        seconds = processes.timeout().total_seconds()
+        return (
+            f"another process has ended, or has not answered for {seconds:g} s; what it says itself counts, and "
+            f"{processes.TIMEOUT}=SECONDS in the environment makes this one wait longer"
+        )
+    return None
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -72,6 +90,25 @@ def one_line(error: BaseException) -> str:
     if "DataLoader worker" in lines[0]:
         return lines[-1].partition(": ")[2]
     return " ".join(line.strip() for line in lines)
+
+
+def default_precision(device: str) -> tuple[str, str]:
+    """The precision of a device where no flag names one, and why: bf16 where a GPU computes with it, fp32 elsewhere."""
+    on_gpu = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
+    if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", f"default on {torch.cuda.get_device_name()}"
+    return "fp32", "default on a GPU without bf16" if on_gpu else "default without a GPU that has bf16"
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile a small function as --compile would. Raises ValueError where nothing here can compile for the device."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # noqa: BLE001 - every back end raises its own where a compiler is missing
+        raise ValueError(
+            f"--compile: nothing here compiles for {device.type} ({_first(error)}); install a C++ compiler (Debian: "
+            "apt-get install g++), or drop --compile"
+        ) from None
 
 
 def accelerator(device: str, precision: str) -> Accelerator:
@@ -96,7 +133,15 @@ def accelerator(device: str, precision: str) -> Accelerator:
         raise ValueError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
     torch.backends.cudnn.allow_tf32 = False  # which rounds to 10 bits the convolutions that are left in full precision
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    return Accelerator(cpu=on_cpu, mixed_precision=mixed)
+    group = InitProcessGroupKwargs(timeout=processes.timeout())
+    return Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[group])
+
+
+def leave(accelerator: Accelerator) -> None:
+    """The end of a run in which all went well: no process may leave while another still talks to it."""
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
 
 
 def set_seed(seed: int) -> None:
@@ -163,7 +208,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block ends well: no half file under a final name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    # Random, not the process's number: another machine may write into the same folder.
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.visualize import HeatScale, draw_panels, mask_of
+from utils.visualize import HeatScale, draw_panels, mask_of, sampled
 
 _SIDE = 176  # the longer side of a panel, in pixels
 _SHOWN = ("img_path", "cls_name", "specie_name", "anomaly")  # what a row says of its image
@@ -28,11 +28,21 @@ class Thumbnails:
         settings: the few-shot settings that get pictures, as indices.
         choose: rows of a class (img_path, cls_name, specie_name, anomaly, score, index) -> lists of some of them.
         load_image, load_mask: path -> PIL image.
+        together: a list -> those of all processes, one after the other; each draws the images whose maps it has.
     """
 
-    def __init__(self, folder: Path, root: Path, settings: Collection[int], choose, load_image, load_mask):
+    def __init__(
+        self,
+        folder: Path,
+        root: Path,
+        settings: Collection[int],
+        choose,
+        load_image,
+        load_mask,
+        together: Callable[[list], list] = list,
+    ):
         self._folder, self._root, self._settings, self._choose = folder, root, settings, choose
-        self._load_image, self._load_mask = load_image, load_mask
+        self._load_image, self._load_mask, self._together = load_image, load_mask, together
 
     def __enter__(self) -> "Thumbnails":
         self._spool = tempfile.TemporaryDirectory(prefix=".thumbnails-", dir=self._folder)
@@ -57,13 +67,17 @@ class Thumbnails:
             for index, sample in samples.items()
         ]
         chosen = self._choose(rows)
+        own = [index for index in samples if self._file(setting, index).is_file()]
         scale = HeatScale(len(samples))
-        for index in samples:
-            scale.add(np.load(self._file(setting, index)))
+        for pixels in self._together([sampled(np.load(self._file(setting, index))) for index in own]):
+            scale.add(pixels)
         low, high = scale.ends()
+        wanted = {row["index"] for rows in chosen for row in rows}
+        drawn = [(index, self._picture(setting, samples[index], index, low, high)) for index in own if index in wanted]
+        pictures = dict(self._together(drawn))
         for row in (row for rows in chosen for row in rows):
-            row["picture"] = self._picture(setting, samples[row["index"]], row["index"], low, high)
-        for index in samples:
+            row["picture"] = pictures[row["index"]]
+        for index in own:
             self._file(setting, index).unlink()
         return chosen
 

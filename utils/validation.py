@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from utils import metrics
@@ -29,9 +28,9 @@ class Validation:
         dataset: name of the dataset that is scored.
         metric: one of CHOICES, higher is better.
         samples: the dataset's samples; a class's follow each other.
-        load: samples -> batches of `dataset.AnomalyDataset` over them, in order.
+        load: samples -> `engine.batches` over them.
         zero_shot: the setting without references.
-        accelerator: device, precision and processes; each of these takes classes of its own.
+        accelerator: device, precision and processes.
 
     Raises:
         ValueError: the labels and masks of the samples do not allow the metric.
@@ -52,9 +51,7 @@ class Validation:
         self._detector = detector.eval()
         self._folder, self._dataset, self._metric, self._load = folder, dataset, metric, load
         self._zero_shot, self._accelerator = zero_shot, accelerator
-        classes = list(dict.fromkeys(sample.cls_name for sample in samples))
-        own = set(classes[accelerator.process_index :: accelerator.num_processes])
-        self._samples = [sample for sample in samples if sample.cls_name in own]
+        self._samples = samples
         self._rows: dict[int, dict[str, Any]] = {}
         self._kept: int | None = None  # the epoch of best.pth
 
@@ -77,10 +74,7 @@ class Validation:
             lambda _: [None],
             self._accelerator,
         )
-        results = [result.metrics for result in every]
-        if self._accelerator.num_processes > 1:
-            results = gather_object(results)
-        mean = metrics.mean(results)
+        mean = metrics.mean([result.metrics for result in every])
         self._rows[epoch] = {"epoch": epoch, "dataset": self._dataset, **mean}
         best = " (best so far)" if self._best() == epoch else ""
         shown = ", ".join(f"{key} {100 * mean[key]:.1f}" for key in CHOICES if mean[key] is not None)

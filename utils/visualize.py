@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -109,11 +109,13 @@ class Overlays:
     Args:
         folder: where <img_path>.png goes.
         root: the dataset's root.
-        load: path -> PIL image, mask path -> PIL mask.
+        load_image, load_mask: path -> PIL image, mask path -> PIL mask.
+        together: a list -> those of all processes, one after the other; each draws the images whose maps it has.
     """
 
-    def __init__(self, folder: Path, root: Path, load_image, load_mask):
+    def __init__(self, folder: Path, root: Path, load_image, load_mask, together: Callable[[list], list] = list):
         self._folder, self._root, self._load_image, self._load_mask = folder, root, load_image, load_mask
+        self._together = together
 
     def __enter__(self) -> "Overlays":
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +135,8 @@ class Overlays:
         The colour scale runs from the class's median to its 99.9th percentile, so that the same colour means the same
         value on all its pictures.
         """
-        thumbnails = [np.load(self._file(setting, index))[::8, ::8].ravel() for index in samples]
+        own = [index for index in samples if self._file(setting, index).is_file()]
+        thumbnails = self._together([np.load(self._file(setting, index))[::8, ::8].ravel() for index in own])
         low, high = np.quantile(np.concatenate(thumbnails).astype(np.float32), (0.5, 0.999))
 
         def one(index: int) -> None:
@@ -143,7 +146,7 @@ class Overlays:
             self._file(setting, index).unlink()
 
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(one, samples))
+            list(pool.map(one, own))
 
     def _file(self, setting: int, index: int) -> Path:
         return Path(self._spool.name, f"{setting}-{index}.npy")
@@ -166,6 +169,11 @@ def mask_of(root: Path, sample: Any, load_mask: Any) -> np.ndarray | None:
     return np.asarray(load_mask(root / sample.mask_path)) if sample.mask_path else None
 
 
+def sampled(one: np.ndarray) -> np.ndarray:
+    """Some pixels of a map, evenly spread, (n,) float32, n not far above 4096; of these, the same again."""
+    return one.ravel()[:: max(1, one.size // _SAMPLED)].astype(np.float32)
+
+
 class HeatScale:
     """The ends of the colour scale: the median and the 99.9th percentile of the pixels of some maps."""
 
@@ -178,8 +186,8 @@ class HeatScale:
         return self._left <= 0
 
     def add(self, one: np.ndarray) -> None:
-        """one: (S, S); a sample of its pixels is kept."""
-        self._parts.append(one.ravel()[:: max(1, one.size // _SAMPLED)].astype(np.float32))
+        """one: (S, S), or what `sampled` keeps of it."""
+        self._parts.append(sampled(one))
         self._left -= 1
 
     def ends(self, stretch: float = 1.0) -> tuple[float, float]:
@@ -194,7 +202,7 @@ class StreamedOverlays:
     Args:
         folder: where <name>.png goes.
         load: path -> PIL image.
-        ends: of the colour scale; None takes those of the first images, which wait until there are enough of them.
+        ends: of the colour scale; None takes those of the first images that `learn` is shown, until when maps wait.
     """
 
     def __init__(self, folder: Path, load: Any, ends: tuple[float, float] | None):
@@ -208,12 +216,22 @@ class StreamedOverlays:
         if kind is None and self._waiting:
             self._draw_waiting()
 
+    @property
+    def learning(self) -> bool:
+        """Whether the ends are still to be found."""
+        return self._ends is None and not self._scale.full
+
+    def learn(self, maps: Iterable[np.ndarray]) -> None:
+        """The next maps, or what `sampled` keeps of them, in the order of images; several processes show each other
+        theirs, so that one scale serves all pictures."""
+        for one in maps:
+            if self.learning:
+                self._scale.add(one)
+
     def keep(self, path: Path, name: str, one: np.ndarray, caption: str) -> None:
         """Take one map, (S, S) float32, of the image at `path`, to be drawn under `name`."""
         self._waiting.append((path, name, one, caption))
-        if self._ends is None:
-            self._scale.add(one)
-        if self._ends is not None or self._scale.full:
+        if not self.learning:
             self._draw_waiting()
 
     def _draw_waiting(self) -> None:

@@ -1,24 +1,21 @@
 """VCP-CLIP's texts of a batch: together and as long as the sentences, against image by image over the whole context.
 
-    python -m benchmarks.prompted_text
-
-Random weights of ViT-L-14's text tower (12 blocks, width 768), 8 images, two states each. The second side is how the
+Random weights of ViT-L-14's text tower (12 blocks, width 768), two states an image. The second side is how the
 published program goes about it: all 77 tokens, once per image.
 """
 
 import json
 import statistics
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import machine
+from benchmarks.common import Row, in_turns, median_ratio
 from model import build
 
-IMAGES, REPEATS = 8, 5
 ARCHITECTURE = {
     "embed_dim": 768,
     "vision_cfg": {"image_size": 28, "layers": 1, "width": 1024, "patch_size": 14},
@@ -26,25 +23,22 @@ ARCHITECTURE = {
 }
 
 
-def main() -> None:
+@torch.no_grad()
+def measure(quick: bool) -> Iterator[Row]:
+    images, turns = (2, 1) if quick else (8, 5)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "text-of-vit-l-14.json"
         config.write_text(json.dumps(ARCHITECTURE))
         detector = build("vcp_clip", model=config.stem, config_path=str(config), features_list=[1]).eval()
-    pooled = torch.randn(IMAGES, 768)
-    times, results = {"whole context, image by image": [], "together": []}, {}
-    with torch.no_grad():
-        for _ in range(REPEATS):
-            for name, side in zip(times, (one_by_one, lambda d, p: d.text_features(p)), strict=True):
-                start = time.perf_counter()
-                results[name] = side(detector, pooled)
-                times[name].append(time.perf_counter() - start)
-    difference = (results["together"] - results["whole context, image by image"]).abs().max()
-    theirs, ours = (statistics.median(values) for values in times.values())
-    print(f"{machine()}\ntexts of {IMAGES} images, ViT-L-14's text tower, median of {REPEATS}")
-    print(f"| whole context, image by image | {theirs:.3f} s |\n| together | {ours:.3f} s |")
-    print(f"| ratio | {theirs / ours:.1f} |\n| largest difference | {difference:.1e} |")
+    pooled = torch.randn(images, 768)
+    sides = {"together": lambda: detector.text_features(pooled), "by image": lambda: one_by_one(detector, pooled)}
+    seconds, results = in_turns(sides, turns)
+    ours, theirs = seconds["together"], seconds["by image"]
+    yield Row(f"texts of {images} images together, ViT-L-14's text tower", f"{statistics.median(ours):.3f} s")
+    ratio = f"{median_ratio(theirs, ours):.1f} times that"
+    yield Row("image by image over the whole context, as published", f"{statistics.median(theirs):.3f} s", ratio)
+    yield Row("largest difference of a feature", f"{(results['together'] - results['by image']).abs().max():.1e}")
 
 
 def one_by_one(detector, pooled: torch.Tensor) -> torch.Tensor:
@@ -64,7 +58,3 @@ def one_by_one(detector, pooled: torch.Tensor) -> torch.Tensor:
         tokens = prompts.remove(tokens)[torch.arange(2), ends]
         features.append(F.normalize(backbone.project_text(tokens), dim=-1).T)
     return torch.stack(features)
-
-
-if __name__ == "__main__":
-    main()
