@@ -40,7 +40,11 @@ from utils.runtime import LOG
 from utils.thumbnails import Thumbnails
 from utils.visualize import MapFiles, Overlays, check_names
 
-RESULTS = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json", "imgs", "maps")
+# The last is what a killed process leaves.
+RESULTS = (
+    "table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json", "imgs", "maps",
+    ".thumbnails-*",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -80,6 +80,7 @@ def change_meta(root, change) -> None:
         ({"device": "cuda:77"}, "--device cuda:77"),
         ({"device": "meta"}, "--device meta"),
         ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
+        ({"batch_size": "automatic"}, "invalid batch_size value: 'automatic'"),
         ({"save_path": ""}, "results cannot go to ''"),
         ({"save_memory": f"{__file__}/m.safetensors", "k_shot": "1"}, "is no folder"),
         ({"save_memory": "m.safetensors"}, "zero-shot has no references to save"),

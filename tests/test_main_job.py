@@ -147,6 +147,17 @@ def test_workers_and_batch_size_change_nothing(visa_flags, zero_shot, tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / path.relative_to(zero_shot)), np.load(path), atol=1e-5)
 
 
+def test_batch_size_and_precision_by_themselves(visa_flags, zero_shot, tmp_path):
+    """On the CPU 16 and fp32, and the log says so; the log also says what the backbone takes."""
+    call(test_script.main, *visa_flags, "--save_path", tmp_path, "--device", "cpu", "--batch_size", "auto")
+    log = (tmp_path / "log.txt").read_text()
+    assert re.search(r"batch_size +16 \(auto\)", log) and re.search(r"precision +fp32 \(default without a GPU", log)
+    assert re.search(r"images in \d+\.\d s, \d+\.\d s of that in the backbone", log)
+    own, alone = (json.loads((folder / "metrics.json").read_text())["classes"] for folder in (tmp_path, zero_shot))
+    for name, row in alone.items():
+        assert own[name] == pytest.approx(row, abs=1e-4)
+
+
 def test_only_some_classes(visa_flags, zero_shot, tmp_path):
     call(test_script.main, *visa_flags, "--save_path", tmp_path, "--class", "tissue_slide", "--no_images")
     own, whole = (json.loads((folder / "metrics.json").read_text())["classes"] for folder in (tmp_path, zero_shot))

@@ -38,9 +38,8 @@ def run(main: Callable[[], int | None]) -> None:
     VAND_TRACEBACK=1 in the environment shows where it was raised. SIGTERM, by which torchrun ends the processes that
     are left when one has failed, ends a script as Ctrl-C does: what lies in temporary folders is removed.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     LOG.handlers[:] = [MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)]  # until `log_to` knows where lines go
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = main()
     except (ValueError, OSError) as error:
@@ -57,6 +56,8 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print(f"interrupted{processes.this_one()}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code:
         sys.exit(code)
 
@@ -163,16 +164,17 @@ def result_folder(save_path: str) -> Path:
 
 
 def clear_results(save_path: Path, names: Sequence[str]) -> None:
-    """Remove what an earlier run left under these names, files or folders: they must not stand beside a new run's log.
+    """Remove what an earlier run left under these names, which are patterns of `glob`: files and folders that must not
+    stand beside a new run's log.
 
     Only in a folder whose config.json is ours.
     """
     with contextlib.suppress(OSError, ValueError):
         if "vand_kit" in json.loads((save_path / "config.json").read_text(encoding="utf-8")):
-            for name in names:
-                shutil.rmtree(save_path / name, ignore_errors=True)
+            for path in [path for name in names for path in save_path.glob(name)]:
+                shutil.rmtree(path, ignore_errors=True)
                 with contextlib.suppress(OSError):
-                    (save_path / name).unlink()
+                    path.unlink()
 
 
 def log_to(save_path: Path | None, *, append: bool = False, quiet: bool = False) -> None:

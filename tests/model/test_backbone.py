@@ -231,3 +231,14 @@ def test_warns_where_the_tag_was_trained_with_another_activation(monkeypatch, ca
     assert caplog.messages == [
         "ViT-B-32 openai was trained with QuickGELU and runs with exact GELU; --quick_gelu on changes it"
     ]
+
+
+def test_compiled_and_not(tiny_a):
+    """Two batches of different size, and the dual path of CLIP-AD."""
+    register_architecture(tiny_a.config_path)
+    backbone = Backbone(tiny_a.model, tiny_a.pretrained, image_size=96)
+    images = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = [backbone(images[:1], {2, 4}), backbone(images, {2, 4}), backbone.dual_path(images, {2, 4})]
+    backbone.compile_encoder()
+    compiled = [backbone(images[:1], {2, 4}), backbone(images, {2, 4}), backbone.dual_path(images, {2, 4})]
+    torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=1e-4)

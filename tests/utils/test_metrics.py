@@ -380,3 +380,17 @@ def test_mean():
     rows = [{"a": 1.0, "b": None, "c": 0.0}, {"a": 0.0, "b": None, "c": None}, {"a": 0.5, "b": None, "c": None}]
     assert mean(rows) == {"a": 0.5, "b": None, "c": 0.0}
     assert mean(iter(rows)) == mean(rows) and mean([]) == {}
+
+
+def test_pixels_that_a_device_has_sorted_are_the_same():
+    """What is done where maps lie on a GPU, here on the CPU, against the ordinary way, image by image."""
+    rng = np.random.default_rng(4)
+    maps = rng.normal(size=(3, 20, 31)).astype(np.float32)
+    maps[0, :4] = -0.0
+    masks = rng.random((3, 20, 31)) > 0.9
+    regions = np.stack([label_regions(mask) for mask in masks])
+    own = metrics._sorted_keys(torch.from_numpy(maps), torch.from_numpy(regions))
+    each = [metrics._split(*pair) for pair in zip(metrics._keys(maps), regions, strict=True)]
+    for values, parts in zip(own, zip(*each, strict=True), strict=True):
+        np.testing.assert_array_equal(values, np.sort(np.concatenate(parts)))
+        assert values.dtype == parts[0].dtype

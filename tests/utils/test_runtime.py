@@ -1,9 +1,11 @@
 """How a script ends, and files that appear whole or not at all."""
 
 import pytest
+import torch
+import torch._inductor.config
 from torch.utils.data import DataLoader, Dataset
 
-from utils import runtime
+from utils import processes, runtime
 from utils.runtime import LOG
 
 
@@ -71,3 +73,24 @@ def test_log_holds_what_was_said_before_its_file_was_known(tmp_path, capsys):
 def test_provenance_names_versions():
     facts = runtime.provenance()
     assert facts["vand_kit"] == runtime.VERSION and facts["torch"] and facts["open_clip_torch"]
+
+
+def test_no_compiler_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    with pytest.raises(ValueError, match=r"^--compile: nothing here compiles for cpu \(.*install a C\+\+ compiler"):
+        runtime.check_compiler(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "soon", "nan"])
+def test_a_time_out_that_is_none(monkeypatch, seconds):
+    monkeypatch.setenv("VAND_TIMEOUT", seconds)
+    with pytest.raises(ValueError, match=f"VAND_TIMEOUT={seconds}"):
+        processes.timeout()
+
+
+def test_precision_without_a_flag():
+    """bf16 where a GPU has it; a device that is named counts, not what else is there."""
+    assert runtime.default_precision("cpu")[0] == "fp32"
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    assert runtime.default_precision("auto")[0] == ("bf16" if on_gpu else "fp32")
