@@ -159,13 +159,8 @@ class _Pending:
 
     pixels: PixelMetrics | None
     indices: list[int] = field(default_factory=list)
-    terms: list[dict[str, Tensor]] = field(default_factory=list)
-
-    def cpu(self) -> "_Pending":
-        """The same with the terms in one piece, in main memory."""
-        keys = self.terms[0] if self.terms else ()
-        joined = {key: torch.cat([part[key] for part in self.terms]).float().cpu() for key in keys}  # each (n,)
-        return _Pending(self.pixels, self.indices, [joined] if joined else [])
+    # Numbers, no tensors: thousands of small ones that live long, between large ones that do not, scatter the heap.
+    terms: dict[str, list[float]] = field(default_factory=dict)
 
 
 def batches(
@@ -249,7 +244,8 @@ def score(
                 for name, rows in _rows_by_name(names).items():
                     state = pending.setdefault((setting, name), _Pending(PixelMetrics() if name in segmented else None))
                     state.indices += indices[rows] if isinstance(rows, slice) else [indices[row] for row in rows]
-                    state.terms.append({key: term[rows] for key, term in prediction.terms.items()})
+                    for key, term in prediction.terms.items():
+                        state.terms.setdefault(key, []).extend(term[rows].tolist())
                     if state.pixels is not None:
                         state.pixels.update(prediction.maps[rows].float(), regions[rows])
                 if keep_map is not None:
@@ -324,7 +320,7 @@ def _finish_class(
     some settings, so that none waits for a single one."""
     own = []
     for setting, state in enumerate(found):
-        parts = collect(state.cpu(), setting % accelerator.num_processes, accelerator)
+        parts = collect(state, setting % accelerator.num_processes, accelerator)
         if parts is not None:
             own.append(_finish(detector, setting, name, parts, samples))
     return sorted(flat(gather(own, accelerator)), key=lambda result: result.setting)
@@ -335,17 +331,16 @@ def _finish(detector, setting: int, name: str, parts: Sequence[_Pending], sample
     parts = [part for part in parts if part.indices]
     indices = flat(part.indices for part in parts)
     order = sorted(range(len(indices)), key=indices.__getitem__)
-    keys = parts[0].terms[0]
-    terms = {key: torch.cat([part.terms[0][key] for part in parts])[order] for key in keys}  # each (n,)
-    scores = detector.image_scores(terms).tolist()
+    joined = {key: flat(part.terms[key] for part in parts) for key in parts[0].terms}
+    terms = {key: [values[place] for place in order] for key, values in joined.items()}
+    scores = detector.image_scores({key: torch.tensor(values) for key, values in terms.items()}).tolist()
     pixels = parts[0].pixels or PixelMetrics()
     for other in parts[1:]:
         if other.pixels is not None:
             pixels.merge(other.pixels)
     indices = [indices[place] for place in order]
     metrics = {**pixels.compute(), **image_metrics([samples[index].anomaly for index in indices], scores)}
-    values = {key: term.tolist() for key, term in terms.items()}
-    return ClassScores(setting, name, metrics, indices, scores, values, pixels.curves())
+    return ClassScores(setting, name, metrics, indices, scores, terms, pixels.curves())
 
 
 def _classes_with_masks(samples: Sequence[Any]) -> set[str]:
