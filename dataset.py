@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -409,21 +409,27 @@ def choose_shots(
 
 def _from_json(path: str | Path, text: str) -> list[Shots]:
     try:
+        return parse_shots(json.loads(text))
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"--references {path}: {error}") from None
+
+
+def parse_shots(entries: Any) -> list[Shots]:
+    """The settings that a file holds. Raises ValueError for anything else; folders are named after k_shot and seed."""
+    try:
         shots = [
             Shots(
                 entry["k_shot"], entry["seed"],
                 {name: [part.replace("\\", "/") for part in paths] for name, paths in entry["references"].items()},
             )
-            for entry in json.loads(text)
+            for entry in entries
         ]  # fmt: skip
         settings = [shot[:2] for shot in shots]
         sound = all(type(k) is int and k >= 0 and (seed is None or type(seed) is int) for k, seed in settings)
         if not sound or len(set(settings)) != len(settings):
             raise ValueError("k_shot and seed must be whole numbers, each pair once")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f'--references {path}: want [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})'
-        ) from None
+        raise ValueError(f'want [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})') from None
     return shots
 
 

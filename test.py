@@ -26,6 +26,7 @@ from dataset import (
     load_image,
     load_mask,
     load_shots,
+    parse_shots,
     read,
     select,
 )
@@ -159,8 +160,8 @@ def stored_shots(settings, stored, classes: Sequence[str]) -> tuple[list[Shots],
     """The settings of a file of memories that the flags ask for (all, where they say nothing), and their memories."""
     header, memories = stored
     try:
-        every = [Shots(**entry) for entry in header["shots"]]
-    except (KeyError, TypeError):
+        every = parse_shots(header["shots"])
+    except (KeyError, ValueError):
         raise ValueError(f"memory {settings.memory}: does not say which settings it holds") from None
     shots = choose_shots(f"memory {settings.memory}", every, settings.k_shot, settings.seed)
     held = {}

@@ -158,13 +158,23 @@ def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list
     checkpoint.must_agree(f"checkpoint {last.path} was trained", last.meta, run, run)
     if "optimizer" not in last.meta:
         raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
-    optimizer.load_state_dict(last.meta["optimizer"])
-    done = last.meta["epoch"]
+    done = last.meta.get("epoch")
+    try:
+        optimizer.load_state_dict(last.meta["optimizer"])
+        fits = type(done) is int and all(
+            isinstance(moments["step"], torch.Tensor)
+            and moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape
+            for parameter, moments in optimizer.state.items()
+        )
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"checkpoint {last.path}: its optimiser or epoch is broken; pass it by --init_checkpoint")
     return done, [step for step in read_losses(last.path.parent / "losses.csv") if step.epoch <= done]
 
 
 def write_losses(path: Path, history: list[Step]) -> None:
-    with runtime.replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with runtime.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Step)])
         writer.writeheader()
         writer.writerows(asdict(step) for step in history)
@@ -172,9 +182,9 @@ def write_losses(path: Path, history: list[Step]) -> None:
 
 def read_losses(path: Path) -> list[Step]:
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return [Step(*(field.type(row[field.name]) for field in fields(Step))) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
         raise ValueError(
             f"{path}: missing or broken, so there is nothing to go on from; train without --resume"
         ) from None

@@ -11,9 +11,9 @@ import hashlib
 import json
 import logging
 import math
+import pickle
 import textwrap
 import warnings
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model import torchscript
 from model.interface import DualTokens, Tokens
 
 _LOG = logging.getLogger("vand")
@@ -502,11 +503,13 @@ def register_architecture(config_path: str) -> str:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"--config_path {config_path}: no valid JSON ({error})") from None
     complete = isinstance(config, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys()
     if not complete or path.suffix != ".json":
         raise ValueError(f"--config_path {config_path}: want a .json file with embed_dim, vision_cfg and text_cfg")
+    if "trust_remote_code" in json.dumps(config["text_cfg"]):
+        raise ValueError(f"--config_path {config_path}: refused, since trust_remote_code would run code from elsewhere")
     open_clip.add_model_config(path)
     return path.stem
 
@@ -644,17 +647,20 @@ class _Weights:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """A state dict in float32: half-precision position tables must be widened before they are resampled.
 
-    safetensors and `weights_only` pickles run no code. TorchScript archives, OpenAI's own files, are read by
-    TorchScript's interpreter, which may run code of theirs: take them from OpenAI alone.
+    No code of the file is run, whatever kind it is: safetensors, a `weights_only` pickle, a TorchScript archive.
     """
     try:
         with silent():
             if path.suffix == ".safetensors":
                 state = load_file(path)
-            elif _is_torchscript(path):
-                state = torch.jit.load(path, map_location="cpu").state_dict()
+            elif torchscript.is_archive(path):
+                state = torchscript.read(path)
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"--pretrained {path}: refused, since it is broken or holds objects whose loading would run code"
+        ) from None
     except Exception as error:  # the readers raise what they like on a broken file; the user needs its name
         raise ValueError(f"--pretrained {path}: no readable weights file ({_first_line(error)})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else None
@@ -662,15 +668,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"--pretrained {path}: holds no state dict of a CLIP")
     for key in ("input_resolution", "context_length", "vocab_size"):  # numbers that OpenAI's archives carry along
         state.pop(key, None)
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise ValueError(f"--pretrained {path}: '{key}' holds NaN or infinity; get the file again")
     return {key.removeprefix("module."): value.float() if value.is_floating_point() else value
             for key, value in state.items()}  # fmt: skip
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _download(tag: dict, label: str) -> Path:
