@@ -274,7 +274,9 @@ def load_image(path: Path, *, upright: bool = False) -> Image.Image:
     image = _open(path)
     if upright:
         try:
-            image = ImageOps.exif_transpose(image)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # nobody knows which way is up where part of the block is lost
+                image = ImageOps.exif_transpose(image)
         except Exception as error:  # a broken EXIF block raises what it likes
             raise ValueError(f"{path}: unreadable EXIF data ({type(error).__name__}: {error})") from None
     if image.mode in ("L", "RGB"):
@@ -306,7 +308,7 @@ def load_mask(path: Path) -> Image.Image:
 def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of what is refused
+            warnings.simplefilter("ignore")  # of half the pixels that are refused, and of tags that are passed over
             with Image.open(path, formats=formats()) as image:
                 count = _pictures_in(image)
                 if count == 1:

@@ -239,12 +239,12 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_is_complete(b: Bench) -> bool:
     names = ("metrics.json", "metrics.csv", "predictions.csv", "table.md", "report.html", "config.json", "log.txt")
+    if not all((b.out / name).is_file() for name in names):
+        return False
     scored = rows(b.out / "predictions.csv")
-    return (
-        all((b.out / name).is_file() for name in names)
-        and len(list((b.out / "maps").rglob("*.npy"))) == len({(row["img_path"], row["k_shot"]) for row in scored})
-        and all(math.isfinite(float(row["score"])) for row in scored)
-    )
+    return len(list((b.out / "maps").rglob("*.npy"))) == len(
+        {(row["img_path"], row["k_shot"]) for row in scored}
+    ) and all(math.isfinite(float(row["score"])) for row in scored)
 
 
 def predict_is_complete(b: Bench) -> bool:
