@@ -49,6 +49,10 @@ ODD = (
 )  # fmt: skip
 
 
+class TooLong(BaseException):
+    """A run does not end: no handler of the scripts may take it for an error of a file."""
+
+
 class Bench(NamedTuple):
     """A small dataset, weights and what was made with them, all sound."""
 
@@ -312,7 +316,7 @@ def run(kind: Kind, b: Bench) -> str:
     """ "well", "refused", or what is wrong with how the script ended."""
 
     def too_long(*_: Any) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise TooLong(f"more than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SECONDS)
