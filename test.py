@@ -30,7 +30,7 @@ from dataset import (
     read,
     select,
 )
-from model import METHODS, build, memory
+from model import METHODS, build, memory, room
 from prompt_ensemble import load_prompts
 from utils import checkpoint, page, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     stored = None if settings.memory is None else memory.load(settings.memory, accelerator.device)
     shots, held = stored_shots(settings, stored, classes) if stored else (drawn_shots(settings, meta, classes), {})
     detector, description = load_detector(settings, accelerator, stored)
+    check_room(settings, accelerator, detector, samples, [] if stored else shots, len(classes))
 
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
@@ -138,6 +139,18 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
         checkpoint.must_agree(f"memory {settings.memory} was made", absent | stored[0], description, keys)
         memory.check(settings.memory, stored[1], detector.bank_widths)
     return detector, description
+
+
+def check_room(settings, accelerator: Accelerator, detector, samples, shots: Sequence[Shots], classes: int) -> None:
+    """Refuse batches and references that cannot fit into memory."""
+    batch = min(settings.batch_size, len(samples))
+    detector.backbone.check_room(batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size")
+    images = sum(shot.k_shot for shot in shots)
+    if images:
+        advice = "lower --k_shot or --image_size, or give fewer seeds"
+        room.check_bank(detector, images, accelerator.device, "the references of a class", advice)
+        if settings.save_memory:
+            room.check_bank(detector, classes * images, "cpu", "--save_memory", f"{advice} or classes")
 
 
 # --- references -----------------------------------------------------------------------------------------------------

@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     runtime.set_seed(settings.seed)
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device)
+    batch = min(-(-settings.batch_size // accelerator.num_processes), len(samples))
+    what = f"--batch_size {settings.batch_size}"
+    detector.backbone.check_room(batch, accelerator.device, what, "lower it, or --image_size")
     if settings.compile:
         runtime.check_compiler(accelerator.device)
         detector.backbone.compile_encoder()

@@ -29,7 +29,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from model import torchscript
+from model import room, torchscript
 from model.interface import DualTokens, Tokens
 
 _LOG = logging.getLogger("vand")
@@ -56,8 +56,8 @@ class Backbone(nn.Module):
             single precision all the same.
 
     Raises:
-        ValueError: unknown or unsupported architecture, unknown tag, an image size that the patches do not divide,
-            weights that do not fit; one line that says what to do.
+        ValueError: unknown or unsupported architecture, unknown tag, an image size that the patches do not divide or
+            that memory cannot hold, weights that do not fit; one line that says what to do.
         OSError: weights that can not be read or downloaded.
     """
 
@@ -82,6 +82,10 @@ class Backbone(nn.Module):
         is_vit = isinstance(config["vision_cfg"].get("layers", 12), int)
         patch = (config["vision_cfg"].get("patch_size") or 16) if is_vit else 32
         _check_image_size(self.image_size, patch, model)
+        self._patch = patch
+        width = config["vision_cfg"].get("width", 768 if is_vit else 64)
+        self._least_bytes = _least_bytes(self.image_size, patch, width if is_vit else 0)
+        self.check_room(1, "cpu", f"--image_size {self.image_size}", "take a smaller one")
         # The attention pool of a ResNet is built at its own size and resampled after loading (see _ResNetTaps).
         self.clip = _create(model, config, self.quick_gelu, self.image_size if is_vit else None)
         source.load_into(self.clip, half_weights)
@@ -93,6 +97,15 @@ class Backbone(nn.Module):
         self._compiled = False
         self.cache: Cache | None = None  # asked for the features of images before they are computed
         self.requires_grad_(False).eval()
+
+    def check_room(self, images: int, device: torch.device | str, what: str, advice: str) -> None:
+        """Raises ValueError where so many images at a time cannot fit into a device's memory; see `room.check`."""
+        room.check(images * self._least_bytes, device, what, advice)
+
+    def token_count(self, layer: int) -> int:
+        """Patch tokens of a layer, N."""
+        side = self.image_size // self._patch if self.grid else self.image_size // (2 << layer)
+        return side**2
 
     @property
     def depth(self) -> int:
@@ -523,7 +536,7 @@ def architecture(model: str) -> dict:
     if not isinstance(vision, dict) or not isinstance(config["text_cfg"], dict):
         raise ValueError(f"model '{model}': vision_cfg and text_cfg must be objects")
     for key, value in (("embed_dim", config["embed_dim"]), ("image_size", vision.get("image_size", 224)),
-                       ("patch_size", vision.get("patch_size") or 16)):  # fmt: skip
+                       ("patch_size", vision.get("patch_size") or 16), ("width", vision.get("width", 64))):  # fmt: skip
         if type(value) is not int or value < 1:
             raise ValueError(f"model '{model}': {key} must be a positive whole number, not {value!r}")
     if "timm_model_name" in vision:
@@ -544,6 +557,12 @@ def _check_image_size(size: int, patch: int, model: str) -> None:
         raise ValueError(
             f"--image_size {size}: the patches of {model} are {patch} pixels wide; take {below} or {below + patch}"
         )
+
+
+def _least_bytes(size: int, patch: int, width: int) -> int:
+    """What one image takes at least: its pixels, and in a block of a ViT a token, what the block makes of it, and its
+    four times wider hidden layer; all in single precision."""
+    return 4 * (3 * size**2 + 6 * width * (size // patch) ** 2)
 
 
 def _create(model: str, config: dict, quick_gelu: bool, image_size: int | None) -> nn.Module:

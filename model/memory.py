@@ -105,14 +105,21 @@ def rows_by_name(names: Sequence[str]) -> dict[str, list[int] | slice]:
 
 
 def save(path: Path, memories: Mapping[tuple[int, str], Memory], header: Mapping[str, Any]) -> None:
-    """Write memories as safetensors; the header (JSON) says what they were made with and belongs to."""
+    """Write memories as safetensors; the header (JSON) says what they were made with and belongs to.
+
+    Raises:
+        OSError: not to be written, as on a full disk.
+    """
     names = sorted({name for _, name in memories})
     tensors = {
         f"{setting}/{names.index(name)}/{key}": bank.cpu().contiguous()
         for (setting, name), memory in memories.items()
         for key, bank in memory.banks.items()
     }
-    save_file(tensors, path, {"header": json.dumps({**header, "classes": names})})
+    try:
+        save_file(tensors, path, {"header": json.dumps({**header, "classes": names})})
+    except SafetensorError as error:  # as it reports a full disk
+        raise OSError(error) from None
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Memories]:

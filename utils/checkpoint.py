@@ -1,6 +1,7 @@
 """Checkpoints: the published keys plus "meta"; saved atomically, loaded without running code in them, verified."""
 
 import contextlib
+import io
 import pickle
 import re
 import textwrap
@@ -40,8 +41,10 @@ def save(path: str | Path, state: Mapping[str, Any], meta: Mapping[str, Any]) ->
             f"checkpoint {path} is not written, since {broken} holds NaN or infinity; lower --learning_rate or use "
             "--precision fp32"
         )
+    content = io.BytesIO()  # torch.save itself raises no OSError where the disk is full
+    torch.save({**state, "meta": dict(meta)}, content)
     with replacing(path) as temporary:
-        torch.save({**state, "meta": dict(meta)}, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
