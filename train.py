@@ -164,10 +164,14 @@ def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list
     done = last.meta.get("epoch")
     try:
         optimizer.load_state_dict(last.meta["optimizer"])
-        fits = type(done) is int and all(
-            isinstance(moments["step"], torch.Tensor)
-            and moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape
-            for parameter, moments in optimizer.state.items()
+        fits = (
+            type(done) is int
+            and last.path.stem == f"epoch_{done}"
+            and all(
+                isinstance(moments["step"], torch.Tensor)
+                and moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape
+                for parameter, moments in optimizer.state.items()
+            )
         )
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         fits = False

@@ -119,7 +119,7 @@ def test_a_checkpoint_with_another_meta(fails, tiny_a, mini_mvtec, tmp_path):
     assert len(fails(test_script.main, *flags)) < 1000
 
 
-@pytest.mark.parametrize("change", [{"optimizer": [1]}, {"optimizer": {}}, {"epoch": "1"}, "shape"])
+@pytest.mark.parametrize("change", [{"optimizer": [1]}, {"optimizer": {}}, {"epoch": "1"}, {"epoch": 2}, "shape"])
 def test_a_broken_optimiser_is_not_resumed(fails, tiny_a, mini_mvtec, tmp_path, change):
     flags = [*tiny_a.flags, "--image_size", 96, "--train_data_path", mini_mvtec, "--class", "brick", "--num_workers", 0,
              "--save_path", tmp_path]  # fmt: skip
