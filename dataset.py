@@ -5,14 +5,15 @@ The format itself (read, check, write) lives in data/meta.py.
 
 import json
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.functional import (
@@ -222,8 +223,8 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
     Raises:
         ValueError: something that does not exist, no image at all, or two files of one name even so; names it.
     """
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    kinds = formats()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
     found: dict[Path, Path] = {}  # file -> the folder that its name is relative to
     for root in map(Path, inputs):
         if root.is_file():
@@ -247,6 +248,18 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
+# Formats that Pillow hands to other programs (EPS to Ghostscript, which runs what is in it) or to nobody.
+_FOREIGN = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
+# Formats whose further frames are pictures of their own; those of an MPO or PSD are variants and layers of the first.
+_SUBFILE_TYPE = 254  # a TIFF tag; bit 0: a reduced copy, bit 2: a transparency mask
+_SERIES = {"GIF", "PNG", "WEBP", "TIFF", "AVIF", "FLI", "DCX"}
+
+
+def formats() -> list[str]:
+    """The formats that are read, all by Pillow's own decoders."""
+    Image.init()
+    return [kind for kind in Image.OPEN if kind not in _FOREIGN]
+
 
 def load_image(path: Path, *, upright: bool = False) -> Image.Image:
     """A picture as 8-bit grey or RGB; palette, alpha, CMYK and 16 bit are brought to that.
@@ -256,12 +269,14 @@ def load_image(path: Path, *, upright: bool = False) -> Image.Image:
             follow the stored pixels.
 
     Raises:
-        ValueError: missing, truncated or otherwise unreadable; names the file.
+        ValueError: missing, truncated, too large, several pictures in one file or otherwise unreadable; names the file.
     """
     image = _open(path)
     if upright:
         try:
-            image = ImageOps.exif_transpose(image)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # nobody knows which way is up where part of the block is lost
+                image = ImageOps.exif_transpose(image)
         except Exception as error:  # a broken EXIF block raises what it likes
             raise ValueError(f"{path}: unreadable EXIF data ({type(error).__name__}: {error})") from None
     if image.mode in ("L", "RGB"):
@@ -276,9 +291,15 @@ def load_image(path: Path, *, upright: bool = False) -> Image.Image:
 
 
 def load_mask(path: Path) -> Image.Image:
-    """A mask as 0/255 grey: any colour but black is defect (VisA's hold 1..k; alpha is ignored)."""
+    """A mask as 0/255 grey: any colour but black is defect (VisA's hold 1..k; alpha is ignored).
+
+    Raises:
+        ValueError: as `load_image`; colours in which black is not exact.
+    """
     image = _open(path)
-    if image.mode in ("P", "PA", "LA", "RGBA", "CMYK", "YCbCr"):
+    if image.mode == "LAB":
+        raise ValueError(f"{path}: a mask in LAB colours has no exact black; save it as grey")
+    if image.mode not in ("1", "L", "F", "RGB") and not image.mode.startswith("I"):
         image = image.convert("RGB")
     pixels = np.asarray(image) != 0  # (H, W) or (H, W, 3)
     return Image.fromarray((pixels.any(-1) if pixels.ndim == 3 else pixels).astype(np.uint8) * 255)
@@ -286,14 +307,37 @@ def load_mask(path: Path) -> Image.Image:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of half the pixels that are refused, and of tags that are passed over
+            with Image.open(path, formats=formats()) as image:
+                count = _pictures_in(image)
+                if count == 1:
+                    image.load()
+                    return image
+        raise ValueError(f"{count} pictures in one file; save the one that is meant as a file of its own")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; is meta.json up to date?") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: unreadable image (none of the formats that are read)") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: image too large, make it smaller ({error})") from None
     except Exception as error:  # decoders raise what they like on a broken file; the user needs its name
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: unreadable image ({reason})") from None
+
+
+def _pictures_in(image: Image.Image) -> int:
+    """How many a file holds, without the reduced copies and transparency masks that a TIFF may have."""
+    if image.format not in _SERIES or not getattr(image, "is_animated", False):
+        return 1
+    if image.format != "TIFF":
+        return image.n_frames
+    count = 0
+    for page in range(image.n_frames):
+        image.seek(page)
+        count += not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 0b101
+    image.seek(0)
+    return max(count, 1)
 
 
 def _eight_bit(image: Image.Image, path: Path) -> np.ndarray:
@@ -409,21 +453,31 @@ def choose_shots(
 
 def _from_json(path: str | Path, text: str) -> list[Shots]:
     try:
+        entries = json.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"--references {path}: no valid JSON ({error})") from None
+    try:
+        return parse_shots(entries)
+    except ValueError as error:
+        raise ValueError(f"--references {path}: {error}") from None
+
+
+def parse_shots(entries: Any) -> list[Shots]:
+    """The settings that a file holds. Raises ValueError for anything else; folders are named after k_shot and seed."""
+    try:
         shots = [
             Shots(
                 entry["k_shot"], entry["seed"],
                 {name: [part.replace("\\", "/") for part in paths] for name, paths in entry["references"].items()},
             )
-            for entry in json.loads(text)
+            for entry in entries
         ]  # fmt: skip
         settings = [shot[:2] for shot in shots]
         sound = all(type(k) is int and k >= 0 and (seed is None or type(seed) is int) for k, seed in settings)
         if not sound or len(set(settings)) != len(settings):
             raise ValueError("k_shot and seed must be whole numbers, each pair once")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f'--references {path}: want [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})'
-        ) from None
+        raise ValueError(f'want [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})') from None
     return shots
 
 

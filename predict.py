@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import OwnImages, find_images, load_image
-from model import METHODS, memory
+from model import METHODS, memory, room
 from test import load_detector
 from utils import runtime
 from utils.calibration import Calibration
@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     accelerator = runtime.accelerator(settings.device, settings.precision)
     images = inputs(settings)
     detector, description, stored, normal, known = the_detector(settings, accelerator)
+    batch = min(settings.batch_size, len(images))
+    detector.backbone.check_room(batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size")
     begin(settings, sources, description, accelerator)
     inspector = Inspector(detector, accelerator, settings.fpr, description)
     bank, calibration = prepare(settings, inspector, stored, normal)
@@ -194,6 +196,8 @@ def prepare(settings, inspector: Inspector, stored, normal: Sequence[Path]) -> t
     if stored:
         bank = the_memory(settings, *stored)
     elif normal:
+        advice = "name fewer images, or lower --image_size"
+        room.check_bank(inspector.detector, len(normal), inspector.accelerator.device, "--references", advice)
         source = settings.references if settings.calibrate is None and settings.calibration is None else None
         bank, calibration = inspector.remember(readable(batches(settings, normal)), len(normal), name, source)
     if settings.calibrate is not None:

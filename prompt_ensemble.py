@@ -207,7 +207,7 @@ def load_prompts(name: str) -> Prompts:
         raise ValueError(
             f"--prompts {name}: no such file, and not the name of prompts that ship ({', '.join(PROMPTS)})"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"--prompts {name}: no readable JSON ({error}); want {form}") from None
     if not isinstance(content, dict) or content.keys() != set(Prompts._fields):
         found = ", ".join(content) if isinstance(content, dict) else f"a {type(content).__name__}"

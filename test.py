@@ -26,10 +26,11 @@ from dataset import (
     load_image,
     load_mask,
     load_shots,
+    parse_shots,
     read,
     select,
 )
-from model import METHODS, build, memory
+from model import METHODS, build, memory, room
 from prompt_ensemble import load_prompts
 from utils import checkpoint, page, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     stored = None if settings.memory is None else memory.load(settings.memory, accelerator.device)
     shots, held = stored_shots(settings, stored, classes) if stored else (drawn_shots(settings, meta, classes), {})
     detector, description = load_detector(settings, accelerator, stored)
+    check_room(settings, accelerator, detector, samples, [] if stored else shots, len(classes))
 
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
@@ -139,6 +141,18 @@ def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
     return detector, description
 
 
+def check_room(settings, accelerator: Accelerator, detector, samples, shots: Sequence[Shots], classes: int) -> None:
+    """Refuse batches and references that cannot fit into memory."""
+    batch = min(settings.batch_size, len(samples))
+    detector.backbone.check_room(batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size")
+    images = sum(shot.k_shot for shot in shots)
+    if images:
+        advice = "lower --k_shot or --image_size, or give fewer seeds"
+        room.check_bank(detector, images, accelerator.device, "the references of a class", advice)
+        if settings.save_memory:
+            room.check_bank(detector, classes * images, "cpu", "--save_memory", f"{advice} or classes")
+
+
 # --- references -----------------------------------------------------------------------------------------------------
 
 
@@ -159,8 +173,8 @@ def stored_shots(settings, stored, classes: Sequence[str]) -> tuple[list[Shots],
     """The settings of a file of memories that the flags ask for (all, where they say nothing), and their memories."""
     header, memories = stored
     try:
-        every = [Shots(**entry) for entry in header["shots"]]
-    except (KeyError, TypeError):
+        every = parse_shots(header["shots"])
+    except (KeyError, ValueError):
         raise ValueError(f"memory {settings.memory}: does not say which settings it holds") from None
     shots = choose_shots(f"memory {settings.memory}", every, settings.k_shot, settings.seed)
     held = {}

@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     runtime.set_seed(settings.seed)
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device)
+    batch = min(-(-settings.batch_size // accelerator.num_processes), len(samples))
+    what = f"--batch_size {settings.batch_size}"
+    detector.backbone.check_room(batch, accelerator.device, what, "lower it, or --image_size")
     if settings.compile:
         runtime.check_compiler(accelerator.device)
         detector.backbone.compile_encoder()
@@ -158,13 +161,27 @@ def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list
     checkpoint.must_agree(f"checkpoint {last.path} was trained", last.meta, run, run)
     if "optimizer" not in last.meta:
         raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
-    optimizer.load_state_dict(last.meta["optimizer"])
-    done = last.meta["epoch"]
+    done = last.meta.get("epoch")
+    try:
+        optimizer.load_state_dict(last.meta["optimizer"])
+        fits = (
+            type(done) is int
+            and last.path.stem == f"epoch_{done}"
+            and all(
+                isinstance(moments["step"], torch.Tensor)
+                and moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape
+                for parameter, moments in optimizer.state.items()
+            )
+        )
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"checkpoint {last.path}: its optimiser or epoch is broken; pass it by --init_checkpoint")
     return done, [step for step in read_losses(last.path.parent / "losses.csv") if step.epoch <= done]
 
 
 def write_losses(path: Path, history: list[Step]) -> None:
-    with runtime.replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with runtime.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Step)])
         writer.writeheader()
         writer.writerows(asdict(step) for step in history)
@@ -172,9 +189,9 @@ def write_losses(path: Path, history: list[Step]) -> None:
 
 def read_losses(path: Path) -> list[Step]:
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return [Step(*(field.type(row[field.name]) for field in fields(Step))) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
         raise ValueError(
             f"{path}: missing or broken, so there is nothing to go on from; train without --resume"
         ) from None

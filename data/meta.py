@@ -129,6 +129,7 @@ def _sample(entry: Any, where: str, root: Path, stays_inside: Callable[[str], bo
     for key in ("img_path", "cls_name"):
         if not texts[key].strip():
             raise ValueError(f"{where}: {key} is missing or empty; give every sample one")
+    where = f"{where} ({_show(texts['img_path'])})"
     anomaly = entry.get("anomaly")
     if not isinstance(anomaly, int) or anomaly not in (0, 1):
         raise ValueError(f"{where}: anomaly must be 0 (normal) or 1 (defect), got {_show(anomaly)}")

@@ -104,6 +104,10 @@ class AprilGan(nn.Module):
     def bank_widths(self) -> dict[str, int]:
         return {str(layer): self.backbone.width(layer) for layer in self.few_shot_features}
 
+    @property
+    def bank_rows(self) -> dict[str, int]:
+        return {str(layer): self.backbone.token_count(layer) for layer in self.few_shot_features}
+
     def few_shot(
         self,
         zero_shot: Prediction,

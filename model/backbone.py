@@ -11,9 +11,9 @@ import hashlib
 import json
 import logging
 import math
+import pickle
 import textwrap
 import warnings
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model import room, torchscript
 from model.interface import DualTokens, Tokens
 
 _LOG = logging.getLogger("vand")
@@ -55,8 +56,8 @@ class Backbone(nn.Module):
             single precision all the same.
 
     Raises:
-        ValueError: unknown or unsupported architecture, unknown tag, an image size that the patches do not divide,
-            weights that do not fit; one line that says what to do.
+        ValueError: unknown or unsupported architecture, unknown tag, an image size that the patches do not divide or
+            that memory cannot hold, weights that do not fit; one line that says what to do.
         OSError: weights that can not be read or downloaded.
     """
 
@@ -81,6 +82,10 @@ class Backbone(nn.Module):
         is_vit = isinstance(config["vision_cfg"].get("layers", 12), int)
         patch = (config["vision_cfg"].get("patch_size") or 16) if is_vit else 32
         _check_image_size(self.image_size, patch, model)
+        self._patch = patch
+        width = config["vision_cfg"].get("width", 768 if is_vit else 64)
+        self._least_bytes = _least_bytes(self.image_size, patch, width if is_vit else 0)
+        self.check_room(1, "cpu", f"--image_size {self.image_size}", "take a smaller one")
         # The attention pool of a ResNet is built at its own size and resampled after loading (see _ResNetTaps).
         self.clip = _create(model, config, self.quick_gelu, self.image_size if is_vit else None)
         source.load_into(self.clip, half_weights)
@@ -92,6 +97,15 @@ class Backbone(nn.Module):
         self._compiled = False
         self.cache: Cache | None = None  # asked for the features of images before they are computed
         self.requires_grad_(False).eval()
+
+    def check_room(self, images: int, device: torch.device | str, what: str, advice: str) -> None:
+        """Raises ValueError where so many images at a time cannot fit into a device's memory; see `room.check`."""
+        room.check(images * self._least_bytes, device, what, advice)
+
+    def token_count(self, layer: int) -> int:
+        """Patch tokens of a layer, N."""
+        side = self.image_size // self._patch if self.grid else self.image_size // (2 << layer)
+        return side**2
 
     @property
     def depth(self) -> int:
@@ -502,11 +516,13 @@ def register_architecture(config_path: str) -> str:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"--config_path {config_path}: no valid JSON ({error})") from None
     complete = isinstance(config, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys()
     if not complete or path.suffix != ".json":
         raise ValueError(f"--config_path {config_path}: want a .json file with embed_dim, vision_cfg and text_cfg")
+    if "trust_remote_code" in json.dumps(config["text_cfg"]):
+        raise ValueError(f"--config_path {config_path}: refused, since trust_remote_code would run code from elsewhere")
     open_clip.add_model_config(path)
     return path.stem
 
@@ -520,7 +536,7 @@ def architecture(model: str) -> dict:
     if not isinstance(vision, dict) or not isinstance(config["text_cfg"], dict):
         raise ValueError(f"model '{model}': vision_cfg and text_cfg must be objects")
     for key, value in (("embed_dim", config["embed_dim"]), ("image_size", vision.get("image_size", 224)),
-                       ("patch_size", vision.get("patch_size") or 16)):  # fmt: skip
+                       ("patch_size", vision.get("patch_size") or 16), ("width", vision.get("width", 64))):  # fmt: skip
         if type(value) is not int or value < 1:
             raise ValueError(f"model '{model}': {key} must be a positive whole number, not {value!r}")
     if "timm_model_name" in vision:
@@ -541,6 +557,12 @@ def _check_image_size(size: int, patch: int, model: str) -> None:
         raise ValueError(
             f"--image_size {size}: the patches of {model} are {patch} pixels wide; take {below} or {below + patch}"
         )
+
+
+def _least_bytes(size: int, patch: int, width: int) -> int:
+    """What one image takes at least: its pixels, and in a block of a ViT a token, what the block makes of it, and its
+    four times wider hidden layer; all in single precision."""
+    return 4 * (3 * size**2 + 6 * width * (size // patch) ** 2)
 
 
 def _create(model: str, config: dict, quick_gelu: bool, image_size: int | None) -> nn.Module:
@@ -644,17 +666,20 @@ class _Weights:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """A state dict in float32: half-precision position tables must be widened before they are resampled.
 
-    safetensors and `weights_only` pickles run no code. TorchScript archives, OpenAI's own files, are read by
-    TorchScript's interpreter, which may run code of theirs: take them from OpenAI alone.
+    No code of the file is run, whatever kind it is: safetensors, a `weights_only` pickle, a TorchScript archive.
     """
     try:
         with silent():
             if path.suffix == ".safetensors":
                 state = load_file(path)
-            elif _is_torchscript(path):
-                state = torch.jit.load(path, map_location="cpu").state_dict()
+            elif torchscript.is_archive(path):
+                state = torchscript.read(path)
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"--pretrained {path}: refused, since it is broken or holds objects whose loading would run code"
+        ) from None
     except Exception as error:  # the readers raise what they like on a broken file; the user needs its name
         raise ValueError(f"--pretrained {path}: no readable weights file ({_first_line(error)})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else None
@@ -662,15 +687,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"--pretrained {path}: holds no state dict of a CLIP")
     for key in ("input_resolution", "context_length", "vocab_size"):  # numbers that OpenAI's archives carry along
         state.pop(key, None)
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise ValueError(f"--pretrained {path}: '{key}' holds NaN or infinity; get the file again")
     return {key.removeprefix("module."): value.float() if value.is_floating_point() else value
             for key, value in state.items()}  # fmt: skip
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _download(tag: dict, label: str) -> Path:

@@ -60,7 +60,7 @@ class Detector(Protocol):
 
     OPTIONS: tuple[str, ...]  # keywords of the constructor that `model.build` may pass
     TRAINABLE: bool  # whether there is anything to train; the last four below are for trainable methods
-    FEW_SHOT: bool  # whether it can use references; the three on memories below are for methods that can
+    FEW_SHOT: bool  # whether it can use references; the four on memories below are for methods that can
 
     HALF_WEIGHTS: bool  # whether the published program rounds the backbone's weights to half precision
     EXTRA_FIGURES: tuple[str, ...]  # metrics that the table shows beside the usual ones
@@ -84,6 +84,10 @@ class Detector(Protocol):
     @property
     def bank_widths(self) -> dict[str, int]:
         """What `remember` gives: key of each bank -> width of its vectors."""
+
+    @property
+    def bank_rows(self) -> dict[str, int]:
+        """Key of each bank -> how many of its vectors come from one reference image."""
 
     def few_shot(
         self,

@@ -64,13 +64,14 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """`load_state_dict` that names what differs in one line.
 
     Raises:
-        ValueError: a missing or surplus key, or a tensor of another shape.
+        ValueError: a missing or surplus key, a tensor of another shape, NaN or infinity.
     """
     own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     if not isinstance(state, Mapping) or not all(
-        isinstance(value, Tensor) and value.layout == torch.strided for value in state.values()
+        isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point() and not value.is_meta
+        for value in state.values()
     ):
-        raise ValueError("its weights are no mapping of names to tensors")
+        raise ValueError("its weights are no mapping of names to floating-point tensors")
     theirs = {key: tuple(value.shape) for key, value in state.items()}
     for key in own.keys() | theirs.keys():
         if own.get(key) != theirs.get(key):
@@ -78,4 +79,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"'{key}' is {theirs.get(key, 'absent')} in the file but {own.get(key, 'absent')} in this model; "
                 "were model, features_list or method others when it was trained?"
             )
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise ValueError(f"'{key}' holds NaN or infinity; take an earlier checkpoint or train again")
     module.load_state_dict(state)

@@ -105,14 +105,21 @@ def rows_by_name(names: Sequence[str]) -> dict[str, list[int] | slice]:
 
 
 def save(path: Path, memories: Mapping[tuple[int, str], Memory], header: Mapping[str, Any]) -> None:
-    """Write memories as safetensors; the header (JSON) says what they were made with and belongs to."""
+    """Write memories as safetensors; the header (JSON) says what they were made with and belongs to.
+
+    Raises:
+        OSError: not to be written, as on a full disk.
+    """
     names = sorted({name for _, name in memories})
     tensors = {
         f"{setting}/{names.index(name)}/{key}": bank.cpu().contiguous()
         for (setting, name), memory in memories.items()
         for key, bank in memory.banks.items()
     }
-    save_file(tensors, path, {"header": json.dumps({**header, "classes": names})})
+    try:
+        save_file(tensors, path, {"header": json.dumps({**header, "classes": names})})
+    except SafetensorError as error:  # as it reports a full disk
+        raise OSError(error) from None
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Memories]:
@@ -124,13 +131,15 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             header = json.loads((file.metadata() or {})["header"])
+            if not isinstance(header["classes"], list) or not all(isinstance(name, str) for name in header["classes"]):
+                raise ValueError("its classes are no list of names")
             banks: dict[tuple[int, str], dict[str, Tensor]] = {}
             for entry in file.keys():  # noqa: SIM118 - no mapping
                 setting, name, key = entry.split("/", 2)
                 banks.setdefault((int(setting), header["classes"][int(name)]), {})[key] = file.get_tensor(entry)
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"memory {path}: no such file") from None
-    except (SafetensorError, KeyError, IndexError, OSError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, IndexError, OSError, RecursionError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"memory {path}: no file that --save_memory wrote ({reason})") from None
     return header, {place: Memory(bank) for place, bank in banks.items()}
@@ -145,8 +154,9 @@ def check(path: str | Path, memories: Memories, widths: Mapping[str, int]) -> No
     for (_, name), memory in memories.items():
         for key, width in widths.items():
             bank = memory.banks.get(key)
-            if bank is None or bank.ndim != 2 or len(bank) == 0 or bank.shape[1] != width:
-                found = "absent" if bank is None else f"of shape {tuple(bank.shape)}"
-                raise ValueError(f"memory {path}: bank '{key}' of class '{name}' is {found}; want (tokens, {width})")
+            if bank is None or bank.dtype != torch.float32 or bank.shape != (max(1, len(bank)), width):
+                found = "absent" if bank is None else f"of shape {tuple(bank.shape)}, {bank.dtype}"
+                wanted = f"want (tokens, {width}), torch.float32"
+                raise ValueError(f"memory {path}: bank '{key}' of class '{name}' is {found}; {wanted}")
             if not bank.isfinite().all():
                 raise ValueError(f"memory {path}: bank '{key}' of class '{name}' holds NaN or infinity")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import maps, memory
+from model import maps, memory, room
 from model.backbone import Backbone
 from model.interface import Found, Limits, Memory, Prediction
 from model.text import TextFeatures
@@ -65,6 +65,9 @@ class WinClip(nn.Module):
         self.scales = tuple(sorted(scales))
         self.prompts = prompts
         self.texts = TextFeatures(self._encode_name)
+        table = sum(8 * (backbone.grid + 1 - scale) ** 2 * backbone.grid**2 for scale in scales)
+        what = f"--scales {' '.join(map(str, scales))} at --image_size {backbone.image_size}"
+        room.check(table, "cpu", what, "lower --image_size")
         for scale in scales:
             members = window_patches(backbone.grid, scale)  # (n, scale * scale)
             self.register_buffer(f"members{scale}", members, persistent=False)
@@ -155,6 +158,11 @@ class WinClip(nn.Module):
     def bank_widths(self) -> dict[str, int]:
         windows = {f"window{scale}": self.backbone.embed_dim for scale in self.scales}
         return {**windows, "patch": self.backbone.width(self.backbone.depth)}
+
+    @property
+    def bank_rows(self) -> dict[str, int]:
+        windows = {f"window{scale}": len(getattr(self, f"members{scale}")) for scale in self.scales}
+        return {**windows, "patch": self.backbone.grid**2}
 
     def few_shot(
         self,

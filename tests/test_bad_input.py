@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
+from utils import checkpoint
 
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
 
@@ -213,18 +214,48 @@ def test_nan_weights_are_named(run, fails, tmp_path):
     content = torch.load(CHECKPOINT, weights_only=True)
     content["trainable_linearlayer"]["fc.0.bias"][:] = float("nan")
     torch.save(content, tmp_path / "c.pth")
-    assert "grass/Data/Images/Normal/0002.JPG holds NaN" in fails(
+    assert "c.pth: 'fc.0.bias' holds NaN or infinity" in fails(
         test_script.main, *run(checkpoint_path=tmp_path / "c.pth")
     )
 
 
-def test_nan_loss_stops_the_training(fails, tiny_a, mini_mvtec, tmp_path):
+def test_nan_pretrained_weights_are_named(run, fails, tiny_a, tmp_path):
+    content = torch.load(tiny_a.pretrained, weights_only=True)
+    content["visual.proj"][0, 0] = float("inf")
+    torch.save(content, tmp_path / "w.pt")
+    line = fails(test_script.main, *run(pretrained=tmp_path / "w.pt"))
+    assert "w.pt: 'visual.proj' holds NaN or infinity" in line
+
+
+def test_infinite_map_is_named(run, fails, tmp_path):
+    """Finite weights whose products are not."""
     content = torch.load(CHECKPOINT, weights_only=True)
-    content["trainable_linearlayer"]["fc.0.bias"][:] = float("nan")
+    content["trainable_linearlayer"]["fc.0.weight"][:] = 1e38
+    torch.save(content, tmp_path / "c.pth")
+    line = fails(test_script.main, *run(checkpoint_path=tmp_path / "c.pth"))
+    assert "grass/Data/Images/Normal/0002.JPG holds NaN" in line
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "log.txt"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(fails, tiny_a, mini_mvtec, tmp_path):
+    content = torch.load(CHECKPOINT, weights_only=True)
+    content["trainable_linearlayer"]["fc.0.weight"][:] = 1e38
     torch.save(content, tmp_path / "c.pth")
     line = fails(train_script.main, *tiny_a.flags, "--image_size", 96, "--train_data_path", mini_mvtec, "--num_workers",
                  0, "--init_checkpoint", tmp_path / "c.pth", "--save_path", tmp_path / "out")  # fmt: skip
     assert "the loss is nan at epoch 1, step 1" in line and not list(tmp_path.glob("out/*.pth"))
+
+
+def test_what_is_not_finite_reaches_no_checkpoint(tmp_path):
+    path, good, bad = tmp_path / "c.pth", torch.ones(2), torch.tensor([1.0, float("inf")])
+    checkpoint.save(path, {"part": {"fc.0.bias": good}}, {"epoch": 1})
+    before = path.read_bytes()
+    moments = {"optimizer": {"state": {0: {"exp_avg": bad}}}}
+    for state, meta, name in (({"part": {"fc.0.bias": bad}}, {}, "part.fc.0.bias"),
+                              ({"part": {"fc.0.bias": good}}, moments, "optimizer.state.0.exp_avg")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"c.pth is not written, since {name} holds NaN or infinity"):
+            checkpoint.save(path, state, meta)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_resumed_training_must_be_the_same_run(fails, trained, tiny_a, mini_mvtec):
@@ -236,9 +267,9 @@ def test_resumed_training_must_be_the_same_run(fails, trained, tiny_a, mini_mvte
     assert "losses.csv: missing or broken" in fails(train_script.main, *flags, "--image_size", 96)
 
 
-@pytest.mark.parametrize("rate", ["nan", "inf", "-1", "0"])
+@pytest.mark.parametrize("rate", ["nan", "inf", "-1", "0", "1e39"])
 def test_learning_rate(fails, rate):
-    assert "want a finite number above 0" in fails(train_script.main, "--learning_rate", rate)
+    assert "want a number above 0, at most 1e6" in fails(train_script.main, "--learning_rate", rate)
 
 
 def test_images_that_differ_in_the_suffix_alone(run, fails, visa):
@@ -362,7 +393,10 @@ def test_broken_memory(run, fails, memory_file, tiny_a, content):
     ("change", "said"),
     [
         (lambda bank: None, "bank '2' of class 'grass' is absent"),
-        (lambda bank: bank[:, :5].contiguous(), r"is of shape (36, 5); want (tokens, 64)"),
+        (
+            lambda bank: bank[:, :5].contiguous(),
+            r"is of shape (36, 5), torch.float32; want (tokens, 64), torch.float32",
+        ),
         (lambda bank: bank * float("nan"), "holds NaN or infinity"),
     ],
 )

@@ -4,10 +4,14 @@ import os
 import re
 import shlex
 import subprocess
+import sys
+from importlib import metadata
 
 import pytest
 
+import predict as predict_script
 import test as test_script
+import train as train_script
 from conftest import REFERENCE, ROOT
 from model import METHODS, build
 from model.backbone import register_architecture
@@ -67,6 +71,8 @@ def test_readme_command(command):
         assert all(f"${{{name}:-" in text for name in environment)
     elif words[:3] == ["pip", "install", "-r"]:
         assert (ROOT / words[3]).is_file()
+    elif "pip-audit" in words:  # a tool of others, which the tests do not install
+        assert words in (["pip", "install", "pip-audit"], ["pip-audit", "--path", ".venv/lib/python3.*/site-packages"])
     else:
         if words[:2] == ["torchrun", "--nproc_per_node"]:
             words[:3] = ["python"]
@@ -185,3 +191,69 @@ def test_every_flag_has_help():
     for parser, _ in PARSERS.values():
         for action in parser(list(METHODS))._actions:
             assert action.help or action.dest == "help"
+
+
+# --- flags, files, versions -----------------------------------------------------------------------------------------
+
+
+def test_every_flag_that_the_readme_names_is_there():
+    """In code and in prose; those of tools that are not ours stand in `others`."""
+    scripts = [
+        *ROOT.glob("data/*.py"),
+        *ROOT.glob("tools/*.py"),
+        *ROOT.glob("tests/stress/*.py"),
+        ROOT / "utils/compare.py",
+    ]
+    declared = {flag for path in scripts for flag in re.findall(r'"(--[a-z_]+)"', path.read_text(encoding="utf-8"))}
+    declared |= {f"--{name}" for name in ("mvtec", "visa", "help")}  # data/mvisa.py makes its flags in a loop
+    for parser, _ in PARSERS.values():
+        declared |= {flag for action in parser(list(METHODS))._actions for flag in action.option_strings}
+    others = {"--logdir", "--path"}
+    assert set(re.findall(r"(?<![\w-])--[a-z_]+", README)) - declared - others == set()
+
+
+def files_of_table(heading: str) -> set[str]:
+    """The names in the first column of the table of files after some words."""
+    table = README[README.index(heading) :].split("| file | what it holds |")[1].split("\n\n")[0]
+    rows = table.splitlines()[2:]
+    return {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+def test_the_files_of_a_run_are_those_that_the_readme_lists(tiny_a, mini_mvtec, tmp_path):
+    argv = [*tiny_a.flags, "--data_path", mini_mvtec, "--class", "brick", "--method", "winclip", "--image_size", 96,
+            "--num_workers", 0, "--k_shot", 1, "--save_maps", "--save_path", tmp_path]  # fmt: skip
+    test_script.main([str(word) for word in argv])
+    assert {path.name for path in tmp_path.iterdir()} == files_of_table("A run fills `--save_path`")
+
+
+def test_the_files_of_training_and_prediction_are_those_that_are_named(tiny_a, mini_mvtec, tmp_path):
+    own = [*tiny_a.flags, "--image_size", 96, "--num_workers", 0]
+    argv = [*own, "--train_data_path", mini_mvtec, "--class", "brick", "--epoch", 1, "--val_dataset", "mvtec",
+            "--val_data_path", mini_mvtec, "--save_path", tmp_path / "train"]  # fmt: skip
+    train_script.main([str(word) for word in argv])
+    written = {path.name.replace("epoch_1", "epoch_N") for path in (tmp_path / "train").iterdir()}
+    assert written == set(re.findall(r"[\w]+\.(?:pth|csv|json|txt)|tensorboard", train_script.__doc__))
+    (tmp_path / "broken.png").write_text("x")
+    good = REFERENCE / "data/mini_mvtec/brick/train/good"
+    argv = [good, tmp_path / "broken.png", *own, "--class_name", "brick", "--method", "winclip", "--references", good,
+            "--save_maps", "--save_path", tmp_path / "predict"]  # fmt: skip
+    assert predict_script.main([str(word) for word in argv]) == 3
+    written = {path.name for path in (tmp_path / "predict").iterdir()}
+    named = re.findall(
+        r"(?:scores|skipped)\.csv|(?:config|calibration)\.json|log\.txt|imgs|maps", predict_script.__doc__
+    )
+    assert written == set(named)
+
+
+def test_constraints_pin_what_the_tests_install():
+    """run_tests.sh installs three files of requirements under constraints.txt: each package in them has one version."""
+    assert (
+        "-c constraints.txt" in (ROOT / "utils/venv.sh").read_text()
+        and '. "$here/utils/venv.sh"' in (ROOT / "run_tests.sh").read_text()
+    )
+    pinned = dict(re.findall(r"^([\w-]+)==([\w.]+);", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    for file in re.findall(r"requirements[\w-]*\.txt", (ROOT / "run_tests.sh").read_text()):
+        for name in re.findall(r"^([\w-]+)", (ROOT / file).read_text(), re.MULTILINE):
+            assert name in pinned, f"{name} of {file}"
+            if sys.version_info >= (3, 11):
+                assert metadata.version(name).partition("+")[0] == pinned[name], name

@@ -1,9 +1,12 @@
 """Checkpoints: the published keys plus "meta"; saved atomically, loaded without running code in them, verified."""
 
 import contextlib
+import io
 import pickle
+import re
+import textwrap
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +30,30 @@ class Checkpoint(NamedTuple):
 
 
 def save(path: str | Path, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Write the trained parts under their published keys, and what they were made with under "meta"."""
+    """Write the trained parts under their published keys, and what they were made with under "meta".
+
+    Raises:
+        ValueError: a weight or a moment of the optimiser is NaN or infinite; names it, and nothing is written.
+    """
+    broken = next((name for name, value in _tensors({**state, **meta}) if not value.isfinite().all()), None)
+    if broken:
+        raise ValueError(
+            f"checkpoint {path} is not written, since {broken} holds NaN or infinity; lower --learning_rate or use "
+            "--precision fp32"
+        )
+    content = io.BytesIO()  # torch.save itself raises no OSError where the disk is full
+    torch.save({**state, "meta": dict(meta)}, content)
     with replacing(path) as temporary:
-        torch.save({**state, "meta": dict(meta)}, temporary)
+        temporary.write_bytes(content.getbuffer())
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of nested mappings and sequences, with their place."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _tensors(part, f"{name}.{key}" if name else str(key))
 
 
 def latest(folder: Path) -> Path | None:
@@ -61,16 +85,25 @@ def load(path: str | Path) -> Checkpoint:
         raise ValueError(
             f"checkpoint {path}: no such file, and no folder with epoch_N.pth in it; train.py writes one"
         ) from None
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"checkpoint {path}: refused, since it is broken or holds objects whose loading would run code"
-        ) from None
+    except pickle.UnpicklingError as error:
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"wants to call {called[1]}, which would run code" if called else "is broken or would run code"
+        raise ValueError(f"checkpoint {path}: refused, since its loading {reason}") from None
     except Exception as error:  # torch.load raises what it likes on a broken file; the user needs its name
         raise ValueError(f"checkpoint {path}: unreadable ({(str(error).splitlines() or ['empty'])[0]})") from None
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path}: holds a {type(content).__name__}, not a mapping; it is no checkpoint")
     meta = content.pop("meta", {})
-    return Checkpoint(path, content, meta if isinstance(meta, dict) else {})
+    if not isinstance(meta, dict) or not all(key == "optimizer" or _is_plain(value) for key, value in meta.items()):
+        raise ValueError(f'checkpoint {path}: its "meta" is not what train.py writes')
+    return Checkpoint(path, content, meta)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that settings have: a text, a number, None, or a list of them."""
+    if isinstance(value, list | tuple):
+        return all(isinstance(part, str | int | float | None) for part in value)
+    return isinstance(value, str | int | float | None)
 
 
 def describe(detector: Any, settings: Any) -> dict[str, Any]:
@@ -114,4 +147,4 @@ def must_agree(said: str, theirs: Mapping[str, Any], own: Mapping[str, Any], key
 
 
 def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return textwrap.shorten(" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value), 120)

@@ -113,7 +113,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[Run]]:
         settings = {key: value for key, value in entries[0]["settings"].items() if key not in ("k_shot", "seed")}
     except OSError as error:
         raise ValueError(f"{path}: no results ({error.strerror}: {file}); give the --save_path of a test.py") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not what test.py writes ({error!r}); run the test again") from None
     return settings, runs
 

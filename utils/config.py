@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -308,8 +307,8 @@ def boolean(text: str) -> bool:
 
 
 def rate(text: str) -> float:
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: want a finite number above 0")
+    if not 0 < float(text) <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text}: want a number above 0, at most 1e6")
     return float(text)
 
 

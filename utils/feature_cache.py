@@ -138,7 +138,7 @@ class FeatureCache:
             feature = load(content)[_KEY]
             if said["label"] != label or said["checksum"] != _checksum(feature):
                 return None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        except (OSError, RecursionError, SafetensorError, KeyError, TypeError, ValueError):
             return None
         with contextlib.suppress(OSError):  # somebody else's folder, or the file has just gone
             os.utime(path)

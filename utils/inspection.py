@@ -82,8 +82,10 @@ class Inspector:
 
     def _calibration(self, predictions: Iterable[Any], source: str) -> Calibration:
         """Of each prediction the terms are kept, and of some the pixels: normal images may be many."""
-        parts, heat = [], HeatScale(_MAPS)
+        parts, heat, seen = [], HeatScale(_MAPS), 0
         for one in predictions:
+            self._check_finite(one, seen, source)
+            seen += len(one.maps)
             parts.append({key: term.float().cpu() for key, term in one.terms.items()})
             for each in () if heat.full else one.maps.float().cpu().numpy():
                 heat.add(each)
@@ -94,6 +96,17 @@ class Inspector:
         return Calibration(
             limits, threshold, attained, len(scores), source, heat.ends(_STRETCH), dict(self.description)
         )
+
+    @staticmethod
+    def _check_finite(prediction: Any, before: int, source: str) -> None:
+        finite = prediction.maps.isfinite().flatten(1).all(1)
+        for term in prediction.terms.values():
+            finite &= term.isfinite()
+        if not finite.all():
+            number = before + 1 + int((~finite).nonzero()[0])
+            raise ValueError(
+                f"normal image {number} of {source} has a map or score that is NaN or infinite; are the weights broken?"
+            )
 
 
 def _rows_of(detector: Any, prediction: Any, calibration: Calibration | None) -> list[dict[str, Any]]:

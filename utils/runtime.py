@@ -1,6 +1,7 @@
 """Seed, device, precision, logging, and how a script ends."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -26,6 +27,8 @@ from utils import processes
 
 VERSION = "0.1.0"
 LOG = logging.getLogger("vand")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = "; free some space, or write to another place"
 PRECISIONS = ("fp32", "bf16", "fp16")
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pillow", "scikit-learn")
 
@@ -44,7 +47,8 @@ def run(main: Callable[[], int | None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("VAND_TRACEBACK"):
             raise
-        print(f"error{processes.this_one()}: {one_line(error)}", file=sys.stderr)
+        advice = _ADVICE if isinstance(error, OSError) and error.errno in _FULL else ""
+        print(f"error{processes.this_one()}: {one_line(error)}{advice}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         reason = _explained(error)
@@ -176,6 +180,13 @@ def clear_results(save_path: Path, names: Sequence[str]) -> None:
                     path.unlink()
 
 
+class _LogFile(logging.FileHandler):
+    """Ends the run where a line cannot be written, instead of going on with a traceback per line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        raise NotWrittenError(self.baseFilename, sys.exc_info()[1]) from None
+
+
 def log_to(save_path: Path | None, *, append: bool = False, quiet: bool = False) -> None:
     """Log lines, those held since `run` among them, go to standard output and to save_path/log.txt (None: to no file).
 
@@ -192,7 +203,7 @@ def log_to(save_path: Path | None, *, append: bool = False, quiet: bool = False)
     if save_path is not None:
         if not (append or quiet):
             (save_path / "log.txt").write_text("", encoding="utf-8")
-        file = logging.FileHandler(save_path / "log.txt", mode="a", encoding="utf-8")  # several processes may append
+        file = _LogFile(save_path / "log.txt", mode="a", encoding="utf-8")  # several processes may append
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
         LOG.addHandler(file)
     if quiet:
@@ -202,6 +213,21 @@ def log_to(save_path: Path | None, *, append: bool = False, quiet: bool = False)
     LOG.addHandler(screen)
     for record in held:
         LOG.handle(record)
+
+
+class NotWrittenError(OSError):
+    """A file that could not be written, as on a full disk; libraries do not always say which."""
+
+    def __init__(self, path: str | Path, reason: Any):
+        super().__init__(f"{path} is not written ({getattr(reason, 'strerror', None) or reason}){_ADVICE}")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """np.save, whose errors name no file. Raises NotWrittenError."""
+    try:
+        np.save(path, array)
+    except OSError as error:
+        raise NotWrittenError(path, error) from None
 
 
 @contextlib.contextmanager
@@ -214,6 +240,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except NotWrittenError:
+        raise  # another file, within the block
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise
+        raise NotWrittenError(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from utils.runtime import save_array
 from utils.visualize import HeatScale, draw_panels, mask_of, sampled
 
 _SIDE = 176  # the longer side of a panel, in pixels
@@ -56,7 +57,7 @@ class Thumbnails:
         if setting in self._settings:
             if one.shape[0] > _SIDE:
                 one = cv2.resize(one, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-            np.save(self._file(setting, index), one.astype(np.float16))
+            save_array(self._file(setting, index), one.astype(np.float16))
 
     def draw(self, setting: int, samples: Mapping[int, Any], scores: Mapping[int, float]) -> Any:
         """What `choose` gives, each row with its "picture" (bytes) beside; None of a setting without pictures."""

@@ -83,7 +83,10 @@ class Validation:
             LOG.warning("epoch %d on %s: %s cannot be computed", epoch, self._dataset, self._metric)
         if self._accelerator.is_main_process:
             self._keep_best()
-            with replacing(self._folder / FILES[0]) as temporary, temporary.open("w", newline="") as file:
+            with (
+                replacing(self._folder / FILES[0]) as temporary,
+                temporary.open("w", newline="", encoding="utf-8") as file,
+            ):
                 writer = csv.DictWriter(file, _COLUMNS)
                 writer.writeheader()
                 writer.writerows(self._rows.values())  # None becomes blank
@@ -122,7 +125,7 @@ class Validation:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return [
                 {
                     "epoch": int(row["epoch"]),
@@ -133,5 +136,5 @@ def _read(path: Path) -> list[dict[str, Any]]:
             ]
     except FileNotFoundError:
         return []
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError(f"{path}: broken; remove it, and the validation starts anew") from None

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.runtime import replacing
+from utils.runtime import replacing, save_array
 
 _SIDE = 384  # the longer side of a panel, in pixels
 _STRIP = 22  # the caption's height, in pixels
@@ -127,7 +127,7 @@ class Overlays:
 
     def keep(self, setting: int, index: int, one: np.ndarray) -> None:
         """Hold a map, (S, S) float32, until its class is drawn."""
-        np.save(self._file(setting, index), one.astype(np.float16))
+        save_array(self._file(setting, index), one.astype(np.float16))
 
     def draw(self, setting: int, folder: str, samples: Mapping[int, object], scores: Mapping[int, float]) -> None:
         """Draw all images of a class under one setting into a subfolder ("" for none).
@@ -246,7 +246,7 @@ class StreamedOverlays:
 def save_map(folder: Path, name: str, one: np.ndarray) -> None:
     """Write a map, (S, S), as float32 under the image's name with the suffix .npy."""
     with replacing(folder / PurePosixPath(name).with_suffix(".npy")) as path:
-        np.save(path, one.astype(np.float32))
+        save_array(path, one.astype(np.float32))
 
 
 def check_names(paths: Sequence[str]) -> None:

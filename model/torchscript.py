@@ -1,0 +1,138 @@
+"""The tensors of a TorchScript archive (OpenAI's own files are such), read as data: none of its code is run.
+
+`torch.jit.load` runs what an archive brings along, which can write files. This reads the pickle of the modules with the
+few names that stand for tensors, and the tensors' bytes out of the zip file.
+"""
+
+import io
+import math
+import pickle
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+_LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
+_MODULES = 10_000  # visited at most: modules that hold each other would never end
+_PACKED = 1 << 24  # bytes that a packed entry may hold: PyTorch packs code alone, and more may be a bomb
+_CLASS = re.compile(r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*?)\]\n(?:  __buffers__ = \[(.*?)\]\n)?", re.M)
+
+
+class _Module:
+    """A module as the pickle has it: attributes alone."""
+
+    attributes: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise ValueError(f"refused, since {type(self).__name__} in it would set itself up by running code")
+        self.attributes = state
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a TorchScript archive."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as `torch.jit.load(path).state_dict()` has them.
+
+    Raises:
+        ValueError: anything in it but modules of plain data and tensors; what the zip and pickle readers raise on a
+            broken file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        (pickled,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
+        root = pickled.partition("/")[0]
+        order = _bytes(archive, f"{root}/byteorder") if f"{root}/byteorder" in archive.namelist() else b"little"
+        if order != sys.byteorder.encode():
+            raise ValueError("its bytes are in the order of another kind of machine")
+        top = _Reader(archive, root).load()
+        if not isinstance(top, _Module):
+            raise ValueError("it holds no module")
+        return _collect(top, _tensor_names(archive, root))
+
+
+class _Reader(pickle.Unpickler):
+    """Unpickles modules and tensors; any other name that the pickle wants to call is refused."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(io.BytesIO(_bytes(archive, f"{root}/data.pkl")))
+        self._archive, self._root, self._storages = archive, root, {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "__torch__":
+            return type(name, (_Module,), {"place": module})
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        known = {("torch._utils", "_rebuild_tensor_v2"): _tensor, ("collections", "OrderedDict"): dict,
+                 ("torch.jit._pickle", "restore_type_tag"): lambda value, _: value,
+                 **{("torch.jit._pickle", one): list for one in _LISTS}}  # fmt: skip
+        if (module, name) not in known:
+            raise ValueError(f"refused, since it wants to call {module}.{name}, which would run code")
+        return known[module, name]
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(count, int):
+            raise ValueError("it holds something else than tensors")
+        if (key, dtype) not in self._storages:
+            values = bytearray(_bytes(self._archive, f"{self._root}/data/{key}"))
+            self._storages[key, dtype] = torch.frombuffer(values, dtype=dtype) if values else torch.empty(0).to(dtype)
+        return self._storages[key, dtype]
+
+
+def _bytes(archive: zipfile.ZipFile, name: str) -> bytes:
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED and entry.file_size > _PACKED:
+        raise ValueError(f"{name} in it is {entry.file_size} bytes, packed")
+    return archive.read(entry)
+
+
+def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+    """A view of what a storage holds, which a tensor of a state dict never exceeds."""
+    if not isinstance(storage, Tensor) or math.prod(size) > len(storage):
+        raise ValueError("a tensor in it is larger than its data")
+    return storage.as_strided(size, stride, offset)
+
+
+def _tensor_names(archive: zipfile.ZipFile, root: str) -> dict[tuple[str, str], set[str]]:
+    """(module path, class) -> its parameters and buffers, by what the classes say; other tensors are no weights."""
+    names = {}
+    for entry in archive.namelist():
+        if entry.startswith(f"{root}/code/") and entry.endswith(".py"):
+            place = entry[len(root) + 6 : -3].replace("/", ".")
+            for name, *lists in _CLASS.findall(_bytes(archive, entry).decode()):
+                names[place, name] = {word for one in lists for word in re.findall(r'"([^"]+)"', one)}
+    return names
+
+
+def _collect(top: _Module, names: dict[tuple[str, str], set[str]]) -> dict[str, Tensor]:
+    """All weights of a module and of those that it holds, by their places."""
+    state, waiting, visited = {}, [("", top)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        visited += 1
+        own = names.get((module.place, type(module).__name__))
+        if own is None:
+            raise ValueError(f"nothing says which tensors of {type(module).__name__} are weights")
+        if visited > _MODULES:
+            raise ValueError("its modules hold each other")
+        for name, value in module.attributes.items():
+            if isinstance(value, _Module):
+                waiting.append((f"{prefix}{name}.", value))
+            elif isinstance(value, Tensor) and name in own:
+                state[prefix + name] = value
+    return state
