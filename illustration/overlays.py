@@ -1,7 +1,7 @@
 """Draw the README's picture from the overlays of a quickstart.
 
     python illustration/overlays.py results/quickstart/demo_objects/few_shot/imgs/k4_seed1 \\
-        printed_page/Data/Images/Anomaly/003.png printed_page/Data/Images/Anomaly/009.png
+        printed_page/Data/Images/Anomaly/003.png retina/Data/Images/Anomaly/002.png
 
 Writes illustration/overlay.png: the given overlays, one below the other.
 """
