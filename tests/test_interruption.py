@@ -117,7 +117,7 @@ def test_an_interrupted_test(testing, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: ")
     place = flags.index("--k_shot")
     other = [*flags[:place], *flags[place + 4 :]]
-    test_script.main(words(*other, "--save_path", tmp_path, "--resume"))
+    runtime.run(lambda: test_script.main(words(*other, "--save_path", tmp_path, "--resume")))
     log = (tmp_path / "log.txt").read_text()
     assert "is of other settings, weights or images" in log and "resumed: 0 of 3 classes are done" in log
     assert not (tmp_path / "finished").exists() and not (tmp_path / "k_shot.json").exists()

@@ -7,7 +7,7 @@ The training (VCP-CLIP, which draws in each step, with mosaics and a second data
 random time after it has begun or at a random file that is just written; then again by SIGINT and SIGTERM. The test
 (APRIL-GAN, three settings, with maps and overlays) is killed at random files. Compared are the checkpoints, bit for
 bit, losses.csv, validation.csv and all curves and pictures of TensorBoard; all bytes of all files of the test but
-log.txt, config.json and the page, of which the settings stand beside. Ends with exit code 1 where anything differs.
+log.txt, config.json and these settings in the page. Ends with exit code 1 where anything differs.
 """
 
 import argparse
@@ -82,15 +82,15 @@ def drawn(folder: Path) -> dict[str, list]:
 
 
 def differences(whole: Path, other: Path) -> list[str]:
-    """The files of test.py that are in one folder alone, or differ; but for log.txt, config.json, and report.html where
-    it says where the run went."""
+    """The files of test.py that are in one folder alone, or differ; but for log.txt, config.json, and the two settings
+    in report.html that say where the run went and how it began."""
     found = [
         {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         for folder in (whole, other)
     ]
-    for folder, files in zip((whole, other), found, strict=True):
-        files["report.html"] = files["report.html"].replace(str(folder).encode(), b"FOLDER")
-        files["report.html"] = files["report.html"].replace(b"<td>True</td>", b"<td>False</td>")
+    for files in found:
+        lines = files["report.html"].splitlines()
+        files["report.html"] = [line for line in lines if b"save_path" not in line and b"resume" not in line]
     names = (found[0].keys() | found[1].keys()) - {"log.txt", "config.json"}
     return sorted(name for name in names if found[0].get(name) != found[1].get(name))
 
