@@ -307,4 +307,4 @@ def write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    runtime.run(main, "no scores.csv is written; start again")

@@ -4,7 +4,8 @@
         --k_shot 1 2 4 --seed 1 2 3 --save_path ./results/visa
 
 Writes log.txt, table.md, report.html, config.json, metrics.json, metrics.csv, predictions.csv, k_shot.json, imgs/ and,
-with --save_maps, maps/ into --save_path.
+with --save_maps, maps/ into --save_path. Until all classes are scored, finished/ keeps what is known of those that are;
+after an interruption the same command with --resume goes on there.
 """
 
 import utils.packages  # noqa: F401 - first of all
@@ -36,16 +37,19 @@ from utils import checkpoint, page, report, runtime
 from utils.config import detector_settings, log_settings, resolve_test, test_parser
 from utils.engine import Clock, References, batches, fitting_batch, score
 from utils.feature_cache import FeatureCache
+from utils.finished import FOLDER, Finished, FinishedClasses, of_files
 from utils.processes import flat, gather
 from utils.runtime import LOG
 from utils.thumbnails import Thumbnails
 from utils.visualize import MapFiles, Overlays, check_names
 
-# The last is what a killed process leaves.
-RESULTS = (
-    "table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json", "imgs", "maps",
-    ".thumbnails-*",
-)  # fmt: skip
+TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
+PICTURES = ("imgs", "maps", FOLDER)
+WAITING = (".thumbnails-*", "imgs/.maps-*")  # what a killed process leaves
+# Settings on which no result depends, or whose files are looked at instead.
+NEUTRAL = ("save_path", "save_memory", "resume", "num_workers", "feature_cache", "feature_cache_size", "meta_path",
+           "checkpoint_path", "references", "memory", "prompts")  # fmt: skip
+GO_ON = "the classes that are done are kept, and the same command with --resume goes on"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,10 +72,15 @@ def main(argv: list[str] | None = None) -> None:
     check_room(settings, accelerator, detector, samples, [] if stored else shots, len(classes))
 
     save_path.mkdir(parents=True, exist_ok=True)
+    finished = FinishedClasses(save_path, identity(settings, description, accelerator, samples, shots), classes)
+    known = finished.load() if settings.resume and accelerator.is_main_process else {}
     if accelerator.is_main_process:
-        runtime.clear_results(save_path, RESULTS)
-    accelerator.wait_for_everyone()  # nobody may write where the first process still clears
-    runtime.log_to(save_path, quiet=not accelerator.is_main_process)
+        runtime.clear_results(save_path, (*TABLES, *WAITING, *(() if known else PICTURES)))
+        runtime.clear_leftovers(save_path)
+    known = gather(known, accelerator)[0]  # nobody may write where the first process still clears
+    runtime.log_to(save_path, append=bool(known), quiet=not accelerator.is_main_process)
+    if settings.resume:
+        LOG.info("resumed: %d of %d classes are done", len(known), len(classes))
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
     if accelerator.is_main_process:
@@ -84,25 +93,34 @@ def main(argv: list[str] | None = None) -> None:
         remember = lambda name: [held.get((number, name)) for number in range(len(shots))]  # noqa: E731
     remember = keeping(remember, kept, settings)
     images = AnomalyDataset(settings.data_path, samples, settings.image_size)
-    loader = batches(images, settings.batch_size, settings.num_workers, accelerator)
-    results, rows = [], []
+    first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
+    loader = batches(images, settings.batch_size, settings.num_workers, accelerator, first=first)
+    results = [result for one in known.values() for result in one.scores]
+    galleries = {(setting, name): chosen for name, one in known.items() for setting, chosen in one.galleries.items()}
     with map_files(settings, shots, samples, len(classes), accelerator) as files:
-        for result in score(detector, loader, samples, shots, remember, accelerator, files.keep, clock):
+        for result in score(detector, loader, samples, shots, remember, accelerator, files.keep, clock, known):
             files.finish(result)
             results.append(result)
-            rows += report.prediction_rows(result, shots[result.setting], samples)
-    LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples), *clock.seconds())
+            if result.setting == len(shots) - 1:  # the last of its class
+                accelerator.wait_for_everyone()  # until each process has drawn its pictures
+                if accelerator.is_main_process:
+                    finished.keep(result.name, Finished(results[-len(shots) :], files.gallery(result.name)))
+    galleries |= files.galleries
+    rows = [row for result in results for row in report.prediction_rows(result, shots[result.setting], samples)]
+    if first < len(samples):
+        LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples) - first, *clock.seconds())
     if detector.backbone.cache:
         detector.backbone.cache.log()
     if accelerator.is_main_process:
         place = {(sample.cls_name, sample.img_path): number for number, sample in enumerate(samples)}
         rows.sort(key=lambda row: (row["k_shot"], row["seed"] or 0, place[row["cls_name"], row["img_path"]]))
-        write_results(settings, description, shots, classes, results, rows, files.galleries)
+        write_results(settings, description, shots, classes, results, rows, galleries)
         if settings.save_memory:
             for name in set(classes) - {name for _, name in kept}:  # of which this process had no image
                 remember(name)
             with runtime.replacing(settings.save_memory) as path:
                 memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
+        finished.remove()
     runtime.leave(accelerator)
 
 
@@ -151,6 +169,21 @@ def check_room(settings, accelerator: Accelerator, detector, samples, shots: Seq
         room.check_bank(detector, images, accelerator.device, "the references of a class", advice)
         if settings.save_memory:
             room.check_bank(detector, classes * images, "cpu", "--save_memory", f"{advice} or classes")
+
+
+def identity(settings, description, accelerator: Accelerator, samples, shots: Sequence[Shots]) -> dict:
+    """All that the results of a class depend on."""
+    own = {key: value for key, value in vars(settings).items() if key not in NEUTRAL}
+    prompts = None if settings.prompts is None else load_prompts(settings.prompts)
+    held = {key: runtime.digest([path]) for key in ("checkpoint_path", "memory") if (path := getattr(settings, key))}
+    versions = {key: value for key, value in runtime.provenance().items() if key != "git"}
+    # Batches, and with them the last bits of results, follow from the number of processes and the device.
+    where = (accelerator.num_processes, accelerator.device.type)
+    images = {path for sample in samples for path in (sample.img_path, sample.mask_path) if path}
+    images |= {path for shot in shots for paths in shot.references.values() for path in paths}
+    files = of_files([Path(settings.data_path, path) for path in sorted(images)])
+    return {"settings": own, "prompts": prompts, "files": held, "description": description, "versions": versions,
+            "where": where, "samples": samples, "shots": shots, "images": files}  # fmt: skip
 
 
 # --- references -----------------------------------------------------------------------------------------------------
@@ -244,4 +277,4 @@ def write_results(settings, description, shots, classes, results, rows, gallerie
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    runtime.run(main, GO_ON)

@@ -3,14 +3,19 @@
     python train.py --dataset mvtec --train_data_path ./data/mvtec --save_path ./exps/visa/vit_large_14_518
 
 Writes epoch_N.pth, losses.csv, tensorboard/, config.json and log.txt into --save_path; with --val_dataset also
-validation.csv, and the best checkpoint as best.pth.
+validation.csv, and the best checkpoint as best.pth. Interrupted by Ctrl-C or SIGTERM it finishes its step and writes
+last.pth, from which the same command with --resume goes on; last.pth goes when a later checkpoint is there.
 """
 
 import utils.packages  # noqa: F401 - first of all
 
 # isort: split
 import csv
+import io
+import random
+import signal
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +30,14 @@ from utils.config import detector_settings, log_settings, resolve_train, train_p
 from utils.curves import FOLDER, Curves
 from utils.engine import Step, batches, infer, train_epoch
 from utils.feature_cache import FeatureCache
-from utils.processes import Rounds
+from utils.processes import Rounds, apart
 from utils.runtime import LOG
 from utils.visualize import overlay
 
 _WATCHED = 4  # anomalous images whose maps are drawn after each saved epoch
 # Settings that a resumed training must share with what it resumes.
 TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "augment", "no_shuffle", "classes", "prompts")
+GO_ON = "the same command with --resume goes on"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     samples = select(read(settings.train_data_path, settings.meta_path)["test"], settings.classes)
     check_masks(samples, settings.train_data_path)
     save_path = runtime.result_folder(settings.save_path)
-    last = checkpoint.latest(save_path) if settings.resume else None
+    last = checkpoint.to_resume(save_path) if settings.resume else None
     start = checkpoint.load(last or settings.init_checkpoint) if last or settings.init_checkpoint else None
     runtime.set_seed(settings.seed)
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
@@ -61,14 +67,19 @@ def main(argv: list[str] | None = None) -> None:
     same = {**training, **detector.options, "dataset": settings.dataset, "image_size": description["image_size"]}
     done, history = resume(start, optimizer, same) if last else (0, [])
     save_path.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        runtime.clear_leftovers(save_path)
     if accelerator.is_main_process and not last:
-        runtime.clear_results(save_path, (*validation.FILES, FOLDER))
+        write_losses(save_path / "losses.csv", [])  # first: checkpoints of an earlier training are none of this one
+        runtime.clear_results(save_path, (*validation.FILES, FOLDER, checkpoint.UNFINISHED))
     accelerator.wait_for_everyone()  # nobody may write where the first process still clears
     runtime.log_to(save_path, append=last is not None, quiet=not accelerator.is_main_process)
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
     if last:
         LOG.info("resumed after %s", last)
+    elif settings.resume:
+        LOG.info("nothing in %s to resume: the training starts from the beginning", save_path)
     if accelerator.is_main_process:
         runtime.write_config(save_path, settings, sources, description)
 
@@ -85,32 +96,68 @@ def main(argv: list[str] | None = None) -> None:
     # --batch_size is that of all processes together, so that the same command gives the same losses on any number.
     rounds = Rounds(sampler, settings.batch_size, accelerator.process_index, accelerator.num_processes)
     pinned = accelerator.device.type == "cuda"
-    loader = DataLoader(dataset, batch_sampler=rounds, num_workers=settings.num_workers, pin_memory=pinned)
+    loader = DataLoader(
+        dataset, batch_sampler=rounds, num_workers=settings.num_workers, pin_memory=pinned, worker_init_fn=apart
+    )
     detector.encode_names([sample.cls_name for sample in samples])
     optimizer = accelerator.prepare(optimizer)
-    curves = Curves(save_path if accelerator.is_main_process else None, len(history))
-    if validate and last and not validate.go_on(done):
-        curves.validation(validate(detector.trainable_state(), done))
-    for epoch in range(done + 1, settings.epoch + 1):
-        dataset.epoch = sampler.epoch = epoch
-        # What is drawn in an epoch (dropout; pictures have draws of their own) must not depend on how it was reached;
-        # each process draws for images of its own.
-        runtime.set_seed(settings.seed + epoch + 1_000_003 * accelerator.process_index)
-        steps = train_epoch(detector, loader, optimizer, accelerator, epoch)
-        history += steps
-        curves.epoch(steps, [group["lr"] for group in optimizer.param_groups])
-        if epoch % settings.print_freq == 0:
-            LOG.info("epoch [%d/%d], loss:%.4f", epoch, settings.epoch, sum(s.loss for s in steps) / len(steps))
-        if epoch % settings.save_freq == 0 or epoch == settings.epoch:
-            path = save_path / f"epoch_{epoch}.pth"
-            if accelerator.is_main_process:
-                progress = {**training, "epoch": epoch, "optimizer": optimizer.state_dict()}
-                checkpoint.save(path, detector.trainable_state(), {**description, **progress})
-                write_losses(save_path / "losses.csv", history)
-                LOG.info("saved %s", path)
-                curves.pictures(watched(detector, accelerator, settings.train_data_path, samples))
-            if validate:
-                curves.validation(validate(detector.trainable_state(), epoch))
+    known = [step for step in history if step.epoch > done]  # of the epoch in which the training was interrupted
+    at_end = done > 0 and not known  # goes on where an epoch was saved; what is drawn after that may be lost
+    curves = Curves(save_path if accelerator.is_main_process else None, len(history) - len(known) - at_end)
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def save(name: str, **progress) -> None:
+        meta = {**description, **training, **progress, "optimizer": optimizer.state_dict()}
+        checkpoint.save(save_path / name, detector.trainable_state(), meta)
+
+    def draw_pictures() -> None:
+        if accelerator.is_main_process:
+            curves.pictures(watched(detector, accelerator, settings.train_data_path, samples))
+
+    scored = validate.go_on(done) if validate and last else None
+    if at_end:
+        curves.epoch(history[-1:], rates)
+        draw_pictures()
+        if validate:
+            curves.validation(scored or validate(detector.trainable_state(), done))
+    with runtime.HeldSignals() as signals:
+        for epoch in range(done + 1, settings.epoch + 1):
+            dataset.epoch = sampler.epoch = epoch
+            rounds.skip = len(known)
+            left = len(rounds.lengths())
+            steps = train_epoch(
+                detector,
+                loader,
+                optimizer,
+                accelerator,
+                epoch,
+                first=len(known) + 1,
+                before_step=partial(seed_step, settings.seed, epoch, accelerator.process_index),
+                stop=lambda: signals.number > 0,
+            )
+            history += steps
+            if len(steps) < left:
+                if accelerator.is_main_process:
+                    save(checkpoint.UNFINISHED, epoch=epoch - 1, losses=losses_text(history))
+                LOG.info("saved %s after step %d of epoch %d", save_path / checkpoint.UNFINISHED, steps[-1].step, epoch)
+                curves.close()
+                runtime.leave(accelerator)
+                raise runtime.Stopped(signals.number or signal.SIGTERM, GO_ON)
+            steps, known = known + steps, []
+            curves.epoch(steps, rates)
+            if epoch % settings.print_freq == 0:
+                LOG.info("epoch [%d/%d], loss:%.4f", epoch, settings.epoch, sum(s.loss for s in steps) / len(steps))
+            if epoch % settings.save_freq == 0 or epoch == settings.epoch:
+                if accelerator.is_main_process:
+                    curves.flush()  # before the checkpoint: a training that goes on after it does not draw them again
+                    save(f"epoch_{epoch}.pth", epoch=epoch)
+                    write_losses(save_path / "losses.csv", history)
+                    (save_path / checkpoint.UNFINISHED).unlink(missing_ok=True)
+                    LOG.info("saved %s", save_path / f"epoch_{epoch}.pth")
+                draw_pictures()
+                if validate:
+                    with signals.released():  # which takes long, and is done again by --resume
+                        curves.validation(validate(detector.trainable_state(), epoch))
     curves.close()
     if detector.backbone.cache:
         detector.backbone.cache.log()
@@ -157,7 +204,8 @@ def check_masks(samples, root: str) -> None:
 
 
 def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list[Step]]:
-    """Restore the optimiser; returns the epoch that is done and the losses until then. run: what must be as it was."""
+    """Restore the optimiser; returns the epoch that is done and the losses so far. run: what must be as
+    it was."""
     checkpoint.must_agree(f"checkpoint {last.path} was trained", last.meta, run, run)
     if "optimizer" not in last.meta:
         raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
@@ -166,7 +214,7 @@ def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list
         optimizer.load_state_dict(last.meta["optimizer"])
         fits = (
             type(done) is int
-            and last.path.stem == f"epoch_{done}"
+            and last.path.name in (f"epoch_{done}.pth", checkpoint.UNFINISHED)
             and all(
                 isinstance(moments["step"], torch.Tensor)
                 and moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape
@@ -177,25 +225,43 @@ def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list
         fits = False
     if not fits:
         raise ValueError(f"checkpoint {last.path}: its optimiser or epoch is broken; pass it by --init_checkpoint")
-    return done, [step for step in read_losses(last.path.parent / "losses.csv") if step.epoch <= done]
+    if "losses" in last.meta:
+        return done, parse_losses(last.path, last.meta["losses"])
+    path = last.path.parent / "losses.csv"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return done, [step for step in parse_losses(path, text) if step.epoch <= done]
+
+
+def seed_step(seed: int, epoch: int, rank: int, step: int) -> None:
+    """What is drawn in a step (dropout; pictures have draws of their own) must not depend on how it was reached; each
+    process draws for images of its own."""
+    runtime.set_seed(random.Random(f"{seed}/{epoch}/{step}/{rank}").getrandbits(32))
+
+
+def losses_text(history: list[Step]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [field.name for field in fields(Step)])
+    writer.writeheader()
+    writer.writerows(asdict(step) for step in history)
+    return file.getvalue()
 
 
 def write_losses(path: Path, history: list[Step]) -> None:
-    with runtime.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Step)])
-        writer.writeheader()
-        writer.writerows(asdict(step) for step in history)
+    with runtime.replacing(path) as temporary:
+        temporary.write_text(losses_text(history), encoding="utf-8", newline="")
 
 
-def read_losses(path: Path) -> list[Step]:
+def parse_losses(path: Path, text: str) -> list[Step]:
+    """The losses that `losses_text` has written into a file."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [Step(*(field.type(row[field.name]) for field in fields(Step))) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        raise ValueError(
-            f"{path}: missing or broken, so there is nothing to go on from; train without --resume"
-        ) from None
+        rows = csv.DictReader(io.StringIO(text))
+        steps = [Step(*(field.type(row[field.name]) for field in fields(Step))) for row in rows]
+    except (KeyError, TypeError, ValueError, csv.Error):
+        steps = []
+    if not steps:
+        raise ValueError(f"{path}: missing or broken, so there is nothing to go on from; train without --resume")
+    return steps
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    runtime.run(main, GO_ON)

@@ -21,6 +21,9 @@ _MUST_AGREE = (
 )  # fmt: skip
 
 
+UNFINISHED = "last.pth"  # of a training that was interrupted within an epoch
+
+
 class Checkpoint(NamedTuple):
     """A checkpoint's content; meta is empty in published files."""
 
@@ -59,14 +62,24 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 def latest(folder: Path) -> Path | None:
     """The last checkpoint that train.py saved in a folder; None where there is none.
 
-    losses.csv ends with the epoch of it, so that higher epochs of an earlier, longer run are not taken for it.
+    losses.csv ends with the epoch of it, so that higher epochs of an earlier, longer run are not taken for it; without
+    a row, all are of an earlier run.
     """
     found = {int(path.stem[6:]): path for path in folder.glob("epoch_*.pth") if path.stem[6:].isdecimal()}
     with contextlib.suppress(OSError, ValueError, IndexError):
-        epoch = int((folder / "losses.csv").read_text().splitlines()[-1].split(",")[0])
+        _, *rows = (folder / "losses.csv").read_text().splitlines()
+        if not rows:
+            return None
+        epoch = int(rows[-1].split(",")[0])
         if epoch in found:
             return found[epoch]
     return found[max(found)] if found else None
+
+
+def to_resume(folder: Path) -> Path | None:
+    """Where train.py --resume goes on; None where nothing has been saved."""
+    unfinished = folder / UNFINISHED
+    return unfinished if unfinished.is_file() else latest(folder)
 
 
 def load(path: str | Path) -> Checkpoint:

@@ -159,6 +159,7 @@ def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
+    add("--resume", action="store_true", help="go on with an interrupted run: its finished classes stay")
     return parser
 
 

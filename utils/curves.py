@@ -14,7 +14,7 @@ class Curves:
 
     Args:
         folder: of the training; the curves go to a subfolder. None draws nothing (all processes but the first).
-        done: steps of an interrupted training that goes on; later ones that it had drawn are taken back.
+        done: steps of an interrupted training that goes on; what it had drawn after them is taken back.
     """
 
     def __init__(self, folder: Path | None, done: int):
@@ -27,6 +27,11 @@ class Curves:
     def close(self) -> None:
         if self._writer:
             self._writer.close()
+
+    def flush(self) -> None:
+        """Write what has been drawn, so that it is not lost when the training is killed."""
+        if self._writer:
+            self._writer.flush()
 
     def epoch(self, steps: Sequence[Any], rates: Sequence[float]) -> None:
         """The steps of an epoch (`engine.Step`), and the learning rate of each group of parameters."""

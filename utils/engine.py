@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.losses import dice, focal
 from utils.metrics import PixelMetrics, Points, image_metrics, label_regions
-from utils.processes import Rounds, collect, each_round, flat, gather
+from utils.processes import Rounds, apart, collect, each_round, flat, gather
 
 CPU_BATCH = 16  # of --batch_size auto, where there is no memory of a GPU to fill
 _LARGEST_BATCH = 128
@@ -40,6 +40,10 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     epoch: int,
+    *,
+    first: int = 1,
+    before_step: Callable[[int], None] = lambda step: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Step]:
     """One pass over the data; the trainable parts minimise focal + dice, summed over the detector's maps.
 
@@ -48,6 +52,9 @@ def train_epoch(
 
     Args:
         loader: on `processes.Rounds`; with one process, batches of any kind.
+        first: number of the first step; the loader leaves out the batches before it.
+        before_step: called with the number of the step that comes; seeds what is drawn in it.
+        stop: asked in each step whether it is the last one; one process that says so stops all.
 
     Raises:
         ValueError: the loss is NaN or infinite; the weights are those before that step.
@@ -56,12 +63,14 @@ def train_epoch(
     steps = []
     bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=None if accelerator.is_main_process else True)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, (length, batch) in enumerate(each_round(loader), start=1):
+    for number, (length, batch) in enumerate(each_round(loader), start=first):
+        before_step(number)
         if batch is None:  # takes part in the sums all the same
             parts = torch.stack([0 * sum(parameter.sum() for parameter in trained)] * 3)
         else:
             parts = _losses(detector, batch, accelerator) * (len(batch["cls_name"]) / length)
-        shown = accelerator.reduce(parts.detach(), "sum").tolist()
+        told = torch.cat([parts.detach(), parts.new_tensor([stop()])])  # (4,)
+        *shown, stopping = accelerator.reduce(told, "sum").tolist()
         steps.append(Step(epoch, number, *shown))
         if not np.isfinite(steps[-1].loss):
             raise ValueError(
@@ -74,6 +83,8 @@ def train_epoch(
         optimizer.step()
         bar.update()
         bar.set_postfix(loss=f"{steps[-1].loss:.3f}")
+        if stopping:
+            break
     bar.close()
     return steps
 
@@ -164,7 +175,7 @@ class _Pending:
 
 
 def batches(
-    dataset: Any, batch_size: int, num_workers: int, accelerator: Accelerator, *, shared: bool = True
+    dataset: Any, batch_size: int, num_workers: int, accelerator: Accelerator, *, shared: bool = True, first: int = 0
 ) -> DataLoader:
     """Batches to be scored, in order. The workers read the images and label the regions of the masks.
 
@@ -173,14 +184,16 @@ def batches(
         batch_size: images at a time, in each process.
         num_workers: processes that read; 0 reads in this one.
         shared: dealt to all processes, see `processes.Rounds`; else every process has all of them.
+        first: the first image that is needed; batches before it are left out, those that follow stay what they are.
     """
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if shared else (0, 1)
     return DataLoader(
         dataset,
-        batch_sampler=Rounds(range(len(dataset)), batch_size * ranks, rank, ranks),
+        batch_sampler=Rounds(range(len(dataset)), batch_size * ranks, rank, ranks, first // (batch_size * ranks)),
         num_workers=min(num_workers, len(dataset)),
         collate_fn=_collate,
         pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=apart,
     )
 
 
@@ -205,6 +218,7 @@ def score(
     accelerator: Accelerator,
     keep_map: Callable[[int, int, np.ndarray], None] | None = None,
     clock: Clock | None = None,
+    finished: Collection[str] = (),
 ) -> Iterator[ClassScores]:
     """Score all samples under all settings in one backbone pass; yields a class's results when it is complete.
 
@@ -220,17 +234,20 @@ def score(
         accelerator: device, precision and processes.
         keep_map: called with (setting, index of the sample, map (S, S) float32) for every map of this process.
         clock: measures.
+        finished: classes that need no results. Their images are seen where they share a batch with others, so that no
+            number depends on them.
 
     Raises:
         ValueError: a map holds NaN or infinity; names the image.
     """
     clock = clock or Clock()
-    last = {sample.cls_name: index for index, sample in enumerate(samples)}
+    last = {sample.cls_name: index for index, sample in enumerate(samples) if sample.cls_name not in finished}
     segmented = _classes_with_masks(samples)
     pending: dict[tuple[int, str], _Pending] = {}
     banks: dict[str, Sequence[Any]] = {}
-    done = 0
-    bar = tqdm(total=len(samples), desc="score", unit="image", disable=None if accelerator.is_main_process else True)
+    done = loader.batch_sampler.skip * loader.batch_sampler.size
+    hidden = None if accelerator.is_main_process else True
+    bar = tqdm(total=len(samples), initial=min(done, len(samples)), desc="score", unit="image", disable=hidden)
     for length, batch in each_round(loader):
         clock.start()
         if batch is not None:
@@ -242,6 +259,8 @@ def score(
             for setting, prediction in enumerate(predictions):
                 _check_finite(prediction, samples, indices)
                 for name, rows in _rows_by_name(names).items():
+                    if name in finished:
+                        continue
                     state = pending.setdefault((setting, name), _Pending(PixelMetrics() if name in segmented else None))
                     state.indices += indices[rows] if isinstance(rows, slice) else [indices[row] for row in rows]
                     for key, term in prediction.terms.items():
@@ -249,8 +268,9 @@ def score(
                     if state.pixels is not None:
                         state.pixels.update(prediction.maps[rows].float(), regions[rows])
                 if keep_map is not None:
-                    for index, one in zip(indices, prediction.maps.float().cpu().numpy(), strict=True):
-                        keep_map(setting, index, one)
+                    for name, index, one in zip(names, indices, prediction.maps.float().cpu().numpy(), strict=True):
+                        if name not in finished:
+                            keep_map(setting, index, one)
         done += length
         bar.update(length)
         for name in [name for name, index in last.items() if index < done]:

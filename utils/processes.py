@@ -51,30 +51,37 @@ class Rounds(Sampler[list[int]]):
         order: indices, in order; it may give others in each epoch.
         size: of a round, in all processes together.
         rank, ranks: number of this process, and how many there are.
+        skip: how many rounds are left out at the start, since an interrupted run has done them.
     """
 
-    def __init__(self, order: Iterable[int], size: int, rank: int, ranks: int):
-        self._order, self.size, self._rank, self._ranks = order, size, rank, ranks
+    def __init__(self, order: Iterable[int], size: int, rank: int, ranks: int, skip: int = 0):
+        self._order, self.size, self._rank, self._ranks, self.skip = order, size, rank, ranks, skip
 
     def __len__(self) -> int:
         return sum(start < stop for _, start, stop in self._parts())
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self._order)
-        for number, (_, start, stop) in enumerate(self._parts()):
+        for _, start, stop in self._parts():
             if start < stop:
-                yield order[number * self.size + start : number * self.size + stop]
+                yield order[start:stop]
 
     def lengths(self) -> list[tuple[int, int]]:
         """Per round: how many images it has, and how many of them are of this process."""
         return [(length, stop - start) for length, start, stop in self._parts()]
 
     def _parts(self) -> Iterator[tuple[int, int, int]]:
-        """Per round: its length, and where the own part starts and stops in it."""
+        """Per round: its length, and where the own part starts and stops in the order."""
         total = len(self._order)
-        for first in range(0, total, self.size):
+        for first in range(self.skip * self.size, total, self.size):
             length = min(self.size, total - first)
-            yield length, length * self._rank // self._ranks, length * (self._rank + 1) // self._ranks
+            start, stop = (first + length * rank // self._ranks for rank in (self._rank, self._rank + 1))
+            yield length, start, stop
+
+
+def apart(_: int) -> None:
+    """worker_init_fn of a DataLoader: signals to the process group, such as Ctrl-C, are for the main process alone."""
+    os.setpgid(0, 0)
 
 
 def each_round(loader: DataLoader | Iterable[Any]) -> Iterator[tuple[int, Any]]:

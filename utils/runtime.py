@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -30,18 +31,82 @@ LOG = logging.getLogger("vand")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ADVICE = "; free some space, or write to another place"
 PRECISIONS = ("fp32", "bf16", "fp16")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}")  # names of `replacing`, without the suffix
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Run a script's main, which may return an exit code; a user's mistake (ValueError, OSError) ends it with one line
-    and exit code 2.
+class Stopped(KeyboardInterrupt):  # noqa: N818 - it is no error
+    """SIGINT (Ctrl-C) or SIGTERM ends the run.
 
-    VAND_TRACEBACK=1 in the environment shows where it was raised. SIGTERM, by which torchrun ends the processes that
-    are left when one has failed, ends a script as Ctrl-C does: what lies in temporary folders is removed.
+    Args:
+        number: of the signal.
+        advice: what is kept, and how to go on; "" leaves that to `run`.
+    """
+
+    def __init__(self, number: int, advice: str = ""):
+        super().__init__(advice)
+        self.number = number
+
+
+class HeldSignals:
+    """Within it the first SIGINT or SIGTERM is noted, so that the run can end where it can go on from; a second one
+    ends the process at once.
+
+    number: of the signal that was noted, 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "HeldSignals":
+        self._before = _handle_signals(self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        _restore_signals(self._before)
+
+    def _note(self, number: int, _) -> None:
+        self.number = number
+        _restore_signals(dict.fromkeys(self._before, signal.SIG_DFL))
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """Within it signals end the run as they do outside; one that was noted does so now."""
+        self.__exit__()
+        if self.number:
+            raise Stopped(self.number)
+        yield
+        self.__enter__()
+
+
+def _handle_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Returns what handled SIGINT and SIGTERM before; one that is ignored, as nohup or "&" want it, stays so."""
+    heard = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
+    return {one: signal.signal(one, handler) for one in heard}
+
+
+def _restore_signals(before: Mapping[int, Any]) -> None:
+    for one, handler in before.items():
+        signal.signal(one, handler)
+
+
+def _stop(number: int, _) -> None:
+    raise Stopped(number)
+
+
+def run(main: Callable[[], int | None], advice: str = "") -> None:
+    """Run a script's main, which may return an exit code; a user's mistake (ValueError, OSError) ends it with one line
+    and exit code 2, SIGINT (Ctrl-C) and SIGTERM, by which torchrun ends the processes that are left when one has
+    failed, with one line and exit code 130 and 143. What lies in temporary folders is removed then.
+
+    VAND_TRACEBACK=1 in the environment shows where an error was raised.
+
+    Args:
+        advice: for those who interrupt the script: what is kept, and how to go on.
     """
     LOG.handlers[:] = [MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)]  # until `log_to` knows where lines go
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = _handle_signals(_stop)
     try:
         code = main()
     except (ValueError, OSError) as error:
@@ -56,11 +121,11 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         print(f"error{processes.this_one()}: {reason} ({_first(error)})", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"interrupted{processes.this_one()}", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(f"interrupted{processes.this_one()}: {error if str(error) else advice}", file=sys.stderr)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _restore_signals(before)
     if code:
         sys.exit(code)
 
@@ -185,6 +250,12 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
         raise NotWrittenError(self.baseFilename, sys.exc_info()[1]) from None
+
+
+def clear_leftovers(save_path: Path) -> None:
+    """Remove the half-written files of `replacing` that a killed run has left."""
+    for path in [path for path in save_path.rglob(".*") if _TEMPORARY.fullmatch(path.stem)]:
+        path.unlink(missing_ok=True)
 
 
 def log_to(save_path: Path | None, *, append: bool = False, quiet: bool = False) -> None:

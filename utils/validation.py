@@ -55,13 +55,14 @@ class Validation:
         self._rows: dict[int, dict[str, Any]] = {}
         self._kept: int | None = None  # the epoch of best.pth
 
-    def go_on(self, done: int) -> bool:
-        """Take over what an interrupted training has written. Returns whether epoch `done` has been scored."""
+    def go_on(self, done: int) -> dict[str, float | None] | None:
+        """Take over what an interrupted training has written. Returns the mean after epoch `done`; None where that has
+        not been scored."""
         self._rows = {row["epoch"]: row for row in _read(self._folder / FILES[0]) if row["epoch"] <= done}
         scored = done in self._rows and self._rows[done]["dataset"] == self._dataset
         if scored and self._accelerator.is_main_process:  # the metric may be another one now
             self._keep_best()
-        return scored
+        return {key: self._rows[done][key] for key in _COLUMNS[2:]} if scored else None
 
     def __call__(self, trained: Mapping[str, Any], epoch: int) -> dict[str, float | None]:
         """Score the trained parts as they are after an epoch, whose checkpoint has been saved. Returns the mean."""

@@ -299,6 +299,10 @@ class MapFiles(contextlib.ExitStack):
         if self._maps:
             save_map(self._maps / self._subfolders[setting], self._samples[index].img_path, one)
 
+    def gallery(self, name: str) -> dict[int, Any]:
+        """What the thumbnails of a class are, by setting."""
+        return {setting: chosen for (setting, owner), chosen in self.galleries.items() if owner == name}
+
     def finish(self, result: Any) -> None:
         """Draw a class whose maps have all come; result: `engine.ClassScores`."""
         scores = dict(zip(result.indices, result.scores, strict=True))

@@ -1,0 +1,125 @@
+"""What is interrupted, killed or out of space goes on where it was, and ends with the same files."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import test as test_script
+import train as train_script
+from conftest import REFERENCE, ROOT
+from stress.interruption import KILLED, differences, same_training
+from utils import engine, runtime
+
+FAST = ["--image_size", 64, "--num_workers", 0, "--device", "cpu"]
+CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
+
+
+def words(*argv) -> list[str]:
+    return [str(word) for word in argv]
+
+
+def kill(script: str, count: int, *argv) -> None:
+    """Run a script that dies by SIGKILL at the `count`th file that it gives its name."""
+    command = [sys.executable, "-c", KILLED, str(count), str(ROOT / script), *words(*argv)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+
+
+def interrupt(monkeypatch, place: str, call: int, number: int, main, *argv) -> tuple[int, str]:
+    """Send a signal in the given call of a function of the engine; returns the exit code."""
+    original, calls = getattr(engine, place), []
+
+    def counted(*args):
+        calls.append(args)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*args)
+
+    monkeypatch.setattr(engine, place, counted)
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # as where the tests run in the background
+    with pytest.raises(SystemExit) as end:
+        runtime.run(lambda: main(words(*argv)), train_script.GO_ON)
+    monkeypatch.undo()
+    return end.value.code
+
+
+@pytest.fixture(scope="module")
+def training(tiny_a, mini_mvtec, mini_visa, tmp_path_factory):
+    """(flags, folder of a training that was not interrupted): three epochs of six steps, mosaics, dropout."""
+    folder = tmp_path_factory.mktemp("whole")
+    flags = [*tiny_a.flags, *FAST, "--method", "vcp_clip", "--dataset", "mvtec", "--train_data_path", mini_mvtec,
+             "--batch_size", 3, "--aug_rate", 0.5, "--epoch", 3, "--class", "brick", "--val_dataset", "visa",
+             "--val_data_path", mini_visa]  # fmt: skip
+    train_script.main(words(*flags, "--save_path", folder))
+    return flags, folder
+
+
+def test_a_killed_training_goes_on(training, tmp_path):
+    """Before the first checkpoint has its name, and before losses.csv knows of the second."""
+    flags, whole = training
+    for count in (3, 6):
+        kill("train.py", count, *flags, "--save_path", tmp_path, "--resume")
+    train_script.main(words(*flags, "--save_path", tmp_path, "--resume"))
+    same_training(whole, tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_interrupted_training_goes_on_within_the_epoch(training, monkeypatch, tmp_path, capsys):
+    flags, whole = training
+    flags = [*flags, "--save_path", tmp_path]
+    for call, number in ((1, signal.SIGINT), (7, signal.SIGTERM)):
+        capsys.readouterr()
+        assert interrupt(monkeypatch, "_losses", call, number, train_script.main, *flags, "--resume") == 128 + number
+        assert capsys.readouterr().err == "interrupted: the same command with --resume goes on\n"
+        assert (tmp_path / "last.pth").is_file()
+    meta = torch.load(tmp_path / "last.pth", weights_only=True)["meta"]
+    assert len(meta["losses"].splitlines()) == 1 + 1 + 7 and meta["epoch"] == 1  # a header, the steps of both runs
+    train_script.main(words(*flags, "--resume"))
+    same_training(whole, tmp_path)
+    assert not (tmp_path / "last.pth").exists()
+
+
+# --- test.py and predict.py -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def testing(tiny_a, mini_mvtec, tmp_path_factory):
+    """(flags, folder of a test that was not interrupted): several settings, batches across classes, all pictures."""
+    folder = tmp_path_factory.mktemp("whole")
+    flags = [*tiny_a.flags, *FAST, "--data_path", mini_mvtec, "--checkpoint_path", CHECKPOINT, "--k_shot", 0, 1, 2,
+             "--seed", 3, "--save_maps", "--batch_size", 5]  # fmt: skip
+    test_script.main(words(*flags, "--save_path", folder))
+    return flags, folder
+
+
+def finished_classes(folder) -> set[str]:
+    return {path.name for path in (folder / "finished").glob("*.json")}
+
+
+def test_a_killed_test_goes_on(testing, tmp_path):
+    flags, whole = testing
+    kill("test.py", 120, *flags, "--save_path", tmp_path)
+    done = finished_classes(tmp_path)
+    assert done and list(tmp_path.rglob(".*")) and not (tmp_path / "metrics.json").exists()
+    test_script.main(words(*flags, "--save_path", tmp_path, "--resume"))
+    assert f"resumed: {len(done)} of 3 classes are done" in (tmp_path / "log.txt").read_text()
+    assert differences(whole, tmp_path) == []
+
+
+def test_an_interrupted_test(testing, monkeypatch, tmp_path, capsys):
+    """It keeps the finished classes for the same run alone."""
+    flags, whole = testing
+    code = interrupt(monkeypatch, "_finish", 5, signal.SIGTERM, test_script.main, *flags, "--save_path", tmp_path)
+    assert code == 143 and finished_classes(tmp_path) == {"0.json"}
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: ")
+    place = flags.index("--k_shot")
+    other = [*flags[:place], *flags[place + 4 :]]
+    runtime.run(lambda: test_script.main(words(*other, "--save_path", tmp_path, "--resume")))
+    log = (tmp_path / "log.txt").read_text()
+    assert "is of other settings, weights or images" in log and "resumed: 0 of 3 classes are done" in log
+    assert not (tmp_path / "finished").exists() and not (tmp_path / "k_shot.json").exists()
+    test_script.main(words(*flags, "--save_path", tmp_path, "--resume"))
+    assert differences(whole, tmp_path) == []
