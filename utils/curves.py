@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.runtime import NotWrittenError
+
 FOLDER = "tensorboard"
 
 
@@ -31,7 +33,10 @@ class Curves:
     def flush(self) -> None:
         """Write what has been drawn, so that it is not lost when the training is killed."""
         if self._writer:
-            self._writer.flush()
+            try:
+                self._writer.flush()
+            except OSError as error:  # which names no file
+                raise NotWrittenError(self._writer.log_dir, error) from None
 
     def epoch(self, steps: Sequence[Any], rates: Sequence[float]) -> None:
         """The steps of an epoch (`engine.Step`), and the learning rate of each group of parameters."""
