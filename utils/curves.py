@@ -1,6 +1,7 @@
 """Curves of a training for TensorBoard."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,14 @@ class Curves:
 
     def close(self) -> None:
         if self._writer:
-            self._writer.close()
+            with self._named():
+                self._writer.close()
 
     def flush(self) -> None:
         """Write what has been drawn, so that it is not lost when the training is killed."""
         if self._writer:
-            try:
+            with self._named():
                 self._writer.flush()
-            except OSError as error:  # which names no file
-                raise NotWrittenError(self._writer.log_dir, error) from None
 
     def epoch(self, steps: Sequence[Any], rates: Sequence[float]) -> None:
         """The steps of an epoch (`engine.Step`), and the learning rate of each group of parameters."""
@@ -52,8 +52,18 @@ class Curves:
     def pictures(self, pictures: Mapping[str, np.ndarray]) -> None:
         """Pictures after the last step, each (H, W, 3) uint8."""
         for name, picture in pictures.items() if self._writer else ():
-            self._writer.add_image(name, picture, self._step, dataformats="HWC")
+            with self._named():
+                self._writer.add_image(name, picture, self._step, dataformats="HWC")
 
     def _scalars(self, values: Mapping[str, float]) -> None:
         for name, value in values.items() if self._writer else ():
-            self._writer.add_scalar(name, value, self._step)
+            with self._named():
+                self._writer.add_scalar(name, value, self._step)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """The errors of TensorBoard's writer name no file. Raises NotWrittenError."""
+        try:
+            yield
+        except OSError as error:
+            raise NotWrittenError(self._writer.log_dir, error) from None
