@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -62,6 +63,7 @@ def test_a_killed_training_goes_on(training, tmp_path):
     flags, whole = training
     for count in (3, 6):
         kill("train.py", count, *flags, "--save_path", tmp_path, "--resume")
+    time.sleep(1.1)  # TensorBoard sorts files by the second, then by the process
     train_script.main(words(*flags, "--save_path", tmp_path, "--resume"))
     same_training(whole, tmp_path)
     assert not list(tmp_path.glob(".*"))

@@ -57,7 +57,7 @@ def same_training(whole: Path, other: Path) -> None:
     one, two = (drawn(folder) for folder in (whole, other))
     assert one.keys() == two.keys(), (one.keys(), two.keys())
     for tag in one:
-        assert one[tag] == two[tag], tag
+        assert one[tag] == two[tag], (tag, one[tag], two[tag])
 
 
 def same_content(one, other, place: str) -> None:
