@@ -29,8 +29,8 @@ def call(tiny_a, tmp_path):
 
     def run(*argv, out="out", method="april_gan"):
         trained = ["--checkpoint_path", CHECKPOINT] if method == "april_gan" else []
-        flags = [*argv, "--class_name", "brick", "--method", method, *trained, *tiny_a.flags, "--image_size", 96,
-                 "--num_workers", 0, "--save_path", tmp_path / out]  # fmt: skip
+        flags = ["--class_name", "brick", "--method", method, *trained, *tiny_a.flags, "--image_size", 96,
+                 "--num_workers", 0, "--save_path", tmp_path / out, *argv]  # fmt: skip
         code = predict_script.main([str(flag) for flag in flags])
         return code, rows_of(tmp_path / out / "scores.csv")
 
@@ -125,6 +125,8 @@ def test_a_calibration_is_used_again_by_the_same_detector_alone(call, fails, tin
     file = tmp_path / "first/calibration.json"
     _, again = call(BRICK / "test/good", "--calibration", file, method="sdp", out="again")
     assert first == again and "verdict" in first[0]
+    _, spaced = call(BRICK / "test/good", "--calibration", file, "--class_name", " brick ", method="sdp", out="spaced")
+    assert spaced == first
     flags = [BRICK / "test/good", *tiny_a.flags, "--image_size", 96, "--calibration", file]
     line = fails(predict_script.main, *flags, "--method", "sdp", "--class_name", "stone")
     assert "was made with class_name brick but this run has stone" in line

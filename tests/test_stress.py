@@ -12,9 +12,9 @@ def bench(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
 def test_broken_files(kind, bench):
-    """Of each kind the sound file, and three broken ones."""
+    """Of each kind the sound file, and two broken ones."""
     assert fuzz.attempt(kind, None, bench) == "well"
-    for seed in range(3):
+    for seed in range(2):
         assert fuzz.attempt(kind, seed, bench) in ("well", "refused"), seed
 
 

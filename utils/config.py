@@ -417,7 +417,7 @@ def _fill_object(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
         raise ValueError(f"--fpr {args.fpr:g}: the threshold of --calibration {args.calibration} has its own; drop one")
     if not (args.class_name or "").strip():
         raise ValueError("--class_name '': say what the images show")
-    return _fill_own(args)
+    return _fill_own(argparse.Namespace(**{**vars(args), "class_name": args.class_name.strip()}))
 
 
 def resolve_app(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:

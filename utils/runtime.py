@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -106,14 +107,13 @@ def run(main: Callable[[], int | None], advice: str = "") -> None:
         advice: for those who interrupt the script: what is kept, and how to go on.
     """
     LOG.handlers[:] = [MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)]  # until `log_to` knows where lines go
-    before = _handle_signals(_stop)
+    before, threading.excepthook = _handle_signals(_stop), _of_thread
     try:
         code = main()
     except (ValueError, OSError) as error:
         if os.environ.get("VAND_TRACEBACK"):
             raise
-        advice = _ADVICE if isinstance(error, OSError) and error.errno in _FULL else ""
-        print(f"error{processes.this_one()}: {one_line(error)}{advice}", file=sys.stderr)
+        print(f"error{processes.this_one()}: {one_line(error)}{_ADVICE if _is_full(error) else ''}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         reason = _explained(error)
@@ -126,8 +126,19 @@ def run(main: Callable[[], int | None], advice: str = "") -> None:
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
     finally:
         _restore_signals(before)
+        threading.excepthook = threading.__excepthook__
     if code:
         sys.exit(code)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _of_thread(ended: threading.ExceptHookArgs) -> None:
+    """What a thread died of. TensorBoard's, which writes the curves, raises a full disk again at the next call."""
+    if not _is_full(ended.exc_value):
+        threading.__excepthook__(ended)
 
 
 def _explained(error: RuntimeError) -> str | None:
