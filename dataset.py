@@ -248,8 +248,9 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
-# Formats that Pillow hands to other programs (EPS to Ghostscript, which runs what is in it) or to nobody.
-_FOREIGN = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
+# Formats that Pillow hands to other programs (EPS to Ghostscript, which runs what is in it) or to nobody; IPTC opens
+# what it holds as any format.
+_FOREIGN = {"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
 # Formats whose further frames are pictures of their own; those of an MPO or PSD are variants and layers of the first.
 _SUBFILE_TYPE = 254  # a TIFF tag; bit 0: a reduced copy, bit 2: a transparency mask
 _SERIES = {"GIF", "PNG", "WEBP", "TIFF", "AVIF", "FLI", "DCX"}
@@ -327,17 +328,18 @@ def _open(path: Path) -> Image.Image:
 
 
 def _pictures_in(image: Image.Image) -> int:
-    """How many a file holds, without the reduced copies and transparency masks that a TIFF may have."""
+    """How many a file holds, without the reduced copies and masks that a TIFF may have; goes to the first."""
     if image.format not in _SERIES or not getattr(image, "is_animated", False):
         return 1
     if image.format != "TIFF":
         return image.n_frames
-    count = 0
+    pages = []
     for page in range(image.n_frames):
         image.seek(page)
-        count += not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 0b101
-    image.seek(0)
-    return max(count, 1)
+        if not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 0b101:
+            pages.append(page)
+    image.seek(pages[0] if pages else 0)
+    return max(len(pages), 1)
 
 
 def _eight_bit(image: Image.Image, path: Path) -> np.ndarray:

@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     code = report(settings, look, images, calibration, accelerator)
     if detector.backbone.cache:
         detector.backbone.cache.log()
+    runtime.leave(accelerator)
     return code
 
 
@@ -73,7 +74,9 @@ def run_exported(args) -> int:
     accelerator = runtime.accelerator("cpu", "fp32")
     images = inputs(settings)
     begin(settings, sources, detector.made_with, accelerator)
-    return report(settings, lambda batch: detector.look(batch.numpy()), images, detector.calibration, accelerator)
+    code = report(settings, lambda batch: detector.look(batch.numpy()), images, detector.calibration, accelerator)
+    runtime.leave(accelerator)
+    return code
 
 
 def inputs(settings) -> list[tuple[Path, str]]:
@@ -145,7 +148,6 @@ def report(
         for name, reason in skipped[:_SHOWN]:
             LOG.warning("skipped %s: %s", name, reason)
         LOG.warning("%d of %d files could not be read, see skipped.csv", len(skipped), len(images))
-    runtime.leave(accelerator)
     return 3 if skipped else 0
 
 

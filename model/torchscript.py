@@ -90,7 +90,9 @@ class _Reader(pickle.Unpickler):
             raise ValueError("it holds something else than tensors")
         if (key, dtype) not in self._storages:
             values = bytearray(_bytes(self._archive, f"{self._root}/data/{key}"))
-            self._storages[key, dtype] = torch.frombuffer(values, dtype=dtype) if values else torch.empty(0).to(dtype)
+            # No storage of our own making: a pickle may ask for a tensor to be resized, and a buffer cannot be.
+            whole = torch.frombuffer(values or bytearray(dtype.itemsize), dtype=dtype)
+            self._storages[key, dtype] = whole if values else whole[:0]
         return self._storages[key, dtype]
 
 

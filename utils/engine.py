@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.losses import dice, focal
 from utils.metrics import PixelMetrics, Points, image_metrics, label_regions
-from utils.processes import Rounds, apart, collect, each_round, flat, gather
+from utils.processes import Rounds, apart, collect, each_round, flat, gather, skipped
 
 CPU_BATCH = 16  # of --batch_size auto, where there is no memory of a GPU to fill
 _LARGEST_BATCH = 128
@@ -245,7 +245,7 @@ def score(
     segmented = _classes_with_masks(samples)
     pending: dict[tuple[int, str], _Pending] = {}
     banks: dict[str, Sequence[Any]] = {}
-    done = loader.batch_sampler.skip * loader.batch_sampler.size
+    done = skipped(loader)
     hidden = None if accelerator.is_main_process else True
     bar = tqdm(total=len(samples), initial=min(done, len(samples)), desc="score", unit="image", disable=hidden)
     for length, batch in each_round(loader):

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from utils.runtime import LOG, replacing
+from utils.runtime import LOG, VERSION, is_temporary, replacing
 
 _OWN = re.compile(r"[0-9a-f]{40}\.safetensors")  # names that may go when room is needed
 _KEY = "feature"
@@ -86,7 +86,10 @@ class FeatureCache:
         """
         pixels = [hashlib.sha256(image.numpy()).hexdigest() for image in images.cpu().contiguous()]
         labels = [
-            {name: json.dumps({**identity, "feature": name, "image": one}, sort_keys=True) for name in names}
+            {
+                name: json.dumps({**identity, "vand_kit": VERSION, "feature": name, "image": one}, sort_keys=True)
+                for name in names
+            }
             for one in pixels
         ]
         held = [self._read_all(each) for each in labels]
@@ -170,7 +173,7 @@ class FeatureCache:
         for path in self.folder.glob("??/*"):
             with contextlib.suppress(FileNotFoundError):  # another process makes room, too
                 state = path.stat()
-                if path.name.startswith(".") and state.st_mtime < time.time() - _HOUR:
+                if is_temporary(path) and state.st_mtime < time.time() - _HOUR:
                     path.unlink()
                     continue
                 total += _on_disk(state.st_size)

@@ -97,6 +97,12 @@ def each_round(loader: DataLoader | Iterable[Any]) -> Iterator[tuple[int, Any]]:
         yield length, next(batches) if own else None
 
 
+def skipped(loader: DataLoader | Iterable[Any]) -> int:
+    """How many images of a loader an interrupted run has seen."""
+    rounds = getattr(loader, "batch_sampler", None)
+    return rounds.skip * rounds.size if isinstance(rounds, Rounds) else 0
+
+
 def gather(value: Any, accelerator: Accelerator) -> list[Any]:
     """The values of all processes in their order, on every process; each must call it."""
     if accelerator.num_processes == 1:

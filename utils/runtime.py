@@ -263,9 +263,14 @@ class _LogFile(logging.FileHandler):
         raise NotWrittenError(self.baseFilename, sys.exc_info()[1]) from None
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one that `replacing` gives until a file is whole."""
+    return _TEMPORARY.fullmatch(path.stem) is not None
+
+
 def clear_leftovers(save_path: Path) -> None:
     """Remove the half-written files of `replacing` that a killed run has left."""
-    for path in [path for path in save_path.rglob(".*") if _TEMPORARY.fullmatch(path.stem)]:
+    for path in [path for path in save_path.rglob(".*") if is_temporary(path)]:
         path.unlink(missing_ok=True)
 
 

@@ -328,13 +328,16 @@ def test_two_processes_at_once(tmp_path):
 
 
 def test_what_a_killed_run_left_goes(tmp_path):
-    left = [tmp_path / "ab/.1.safetensors", tmp_path / "ab/.2.safetensors"]
+    left = [tmp_path / f"ab/.{number:032x}.safetensors" for number in (1, 2)]
+    other = tmp_path / "ab/.editorconfig"
     left[0].parent.mkdir()
-    for path in left:
+    for path in (*left, other):
         path.write_bytes(b"half")
-    os.utime(left[0], (0, 0))
+    for path in (left[0], other):
+        os.utime(path, (0, 0))
     FeatureCache(tmp_path, 1, Accelerator(cpu=True))(number(1), {}, ["thousands"], thousands)
     assert not left[0].exists() and left[1].exists()  # the other may be of a run that goes on
+    assert other.exists()
 
 
 @pytest.mark.parametrize("problem", ["no place", "too small"])
