@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     known = finished.load() if settings.resume and accelerator.is_main_process else {}
     if accelerator.is_main_process:
         runtime.clear_results(save_path, (*TABLES, *WAITING, *(() if known else PICTURES)))
-        runtime.clear_leftovers(save_path)
+        runtime.clear_leftovers(save_path, PICTURES)
     known = gather(known, accelerator)[0]  # nobody may write where the first process still clears
     runtime.log_to(save_path, append=bool(known), quiet=not accelerator.is_main_process)
     if settings.resume:

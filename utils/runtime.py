@@ -268,10 +268,13 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.stem) is not None
 
 
-def clear_leftovers(save_path: Path) -> None:
-    """Remove the half-written files of `replacing` that a killed run has left."""
-    for path in [path for path in save_path.rglob(".*") if is_temporary(path)]:
-        path.unlink(missing_ok=True)
+def clear_leftovers(save_path: Path, folders: Sequence[str] = ()) -> None:
+    """Remove the half-written files of `replacing` that a killed run has left in its folder and in these below it; what
+    else lies below may be of a run that goes on."""
+    below = [path for name in folders for path in (save_path / name).rglob(".*")]
+    for path in (*save_path.glob(".*"), *below):
+        if is_temporary(path):
+            path.unlink(missing_ok=True)
 
 
 def log_to(save_path: Path | None, *, append: bool = False, quiet: bool = False) -> None:
