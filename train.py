@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
             dataset.epoch = sampler.epoch = epoch
             rounds.skip = len(known)
             left = len(rounds.lengths())
-            steps = train_epoch(
+            steps, stopped = train_epoch(
                 detector,
                 loader,
                 optimizer,
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
                 stop=lambda: signals.number > 0,
             )
             history += steps
-            if len(steps) < left:
+            if stopped and (len(steps) < left or epoch < settings.epoch):
                 if accelerator.is_main_process:
                     save(checkpoint.UNFINISHED, epoch=epoch - 1, losses=losses_text(history))
                 LOG.info("saved %s after step %d of epoch %d", save_path / checkpoint.UNFINISHED, steps[-1].step, epoch)

@@ -84,6 +84,22 @@ def test_an_interrupted_training_goes_on_within_the_epoch(training, monkeypatch,
     assert not (tmp_path / "last.pth").exists()
 
 
+def test_a_signal_counts_where_an_epoch_is_a_single_step(tiny_a, mini_mvtec, monkeypatch, tmp_path):
+    flags = [*tiny_a.flags, *FAST, "--dataset", "mvtec", "--train_data_path", mini_mvtec, "--batch_size", 100,
+             "--class", "brick", "--epoch", 3]  # fmt: skip
+    train_script.main(words(*flags, "--save_path", tmp_path / "whole"))
+    flags += ["--save_path", tmp_path / "stopped"]
+    assert interrupt(monkeypatch, "_losses", 2, signal.SIGTERM, train_script.main, *flags) == 143
+    assert not (tmp_path / "stopped/epoch_2.pth").exists() and (tmp_path / "stopped/last.pth").is_file()
+    train_script.main(words(*flags, "--resume"))
+    both = [tmp_path / run / "losses.csv" for run in ("whole", "stopped")]
+    assert both[0].read_bytes() == both[1].read_bytes() and len(both[0].read_text().splitlines()) == 4
+    states = [torch.load(path.with_name("epoch_3.pth"), weights_only=True) for path in both]
+    for key in states[0].keys() - {"meta"}:
+        pairs = zip(states[0][key].values(), states[1][key].values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+
 # --- test.py and predict.py -----------------------------------------------------------------------------------------
 
 

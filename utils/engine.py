@@ -44,7 +44,7 @@ def train_epoch(
     first: int = 1,
     before_step: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
-) -> list[Step]:
+) -> tuple[list[Step], bool]:
     """One pass over the data; the trainable parts minimise focal + dice, summed over the detector's maps.
 
     Of several processes each takes its part of every batch. Losses are means over images, so a part counts by its share
@@ -56,11 +56,14 @@ def train_epoch(
         before_step: called with the number of the step that comes; seeds what is drawn in it.
         stop: asked in each step whether it is the last one; one process that says so stops all.
 
+    Returns:
+        The steps, and whether `stop` has ended them; the same on all processes.
+
     Raises:
         ValueError: the loss is NaN or infinite; the weights are those before that step.
     """
     detector.train()
-    steps = []
+    steps, stopping = [], 0.0
     bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=None if accelerator.is_main_process else True)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, (length, batch) in enumerate(each_round(loader), start=first):
@@ -86,7 +89,7 @@ def train_epoch(
         if stopping:
             break
     bar.close()
-    return steps
+    return steps, stopping > 0
 
 
 def _losses(detector: torch.nn.Module, batch: Mapping[str, Any], accelerator: Accelerator) -> Tensor:
