@@ -15,7 +15,7 @@ from PIL import Image
 import predict as predict_script
 import test as test_script
 from conftest import REFERENCE
-from dataset import AnomalyDataset, OwnImages, Sample, find_images, load_image
+from dataset import AnomalyDataset, OwnImages, Sample, find_images, formats, load_image
 
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
 RNG = np.random.default_rng(0)
@@ -26,7 +26,7 @@ RIGHT: dict[str, np.ndarray] = {
     "rgb.png": PIXELS, "png.jpg": PIXELS, "no_suffix": PIXELS, "cmyk.tif": PIXELS, "cmyk_jpeg.jpg": FLAT,
     "sixteen.png": GREY, "sixteen_rgb.png": PIXELS, "palette.png": PIXELS[:, :, :1] // 64 * 64 + np.uint8([0, 20, 40]),
     "alpha.png": PIXELS, "bits.png": (GREY > 127) * np.uint8(255), "turned.png": PIXELS, "two_sizes.tif": PIXELS,
-    "camera.jpg": FLAT,
+    "small_first.tif": PIXELS, "camera.jpg": FLAT,
 }  # fmt: skip
 REFUSED = {
     "zero.png": "unreadable image (none of the formats",
@@ -76,6 +76,9 @@ def folder(tmp_path_factory):
     small = picture.resize((8, 5))
     small.encoderinfo = {"tiffinfo": {254: 1}}
     picture.save(root / "two_sizes.tif", save_all=True, append_images=[small])
+    large = picture.copy()
+    large.encoderinfo = {"tiffinfo": {254: 0}}
+    small.save(root / "small_first.tif", save_all=True, append_images=[large], tiffinfo={254: 1})
     flat.save(root / "camera.jpg", "MPO", save_all=True, append_images=[flat.resize((32, 20))], quality=100)
 
     (root / "zero.png").write_bytes(b"")
@@ -143,7 +146,15 @@ def put_meta(folder, names) -> None:
     (folder / "meta.json").write_text(json.dumps({"test": {"nut": samples}}))
 
 
-SAME = ("png.jpg", "no_suffix", "cmyk.tif", "sixteen_rgb.png", "alpha.png", "two_sizes.tif")  # as rgb.png
+SAME = (
+    "png.jpg",
+    "no_suffix",
+    "cmyk.tif",
+    "sixteen_rgb.png",
+    "alpha.png",
+    "two_sizes.tif",
+    "small_first.tif",
+)  # as rgb.png
 
 
 def test_the_same_picture_has_the_same_score_in_test(folder, tiny_a, tmp_path):
@@ -154,6 +165,10 @@ def test_the_same_picture_has_the_same_score_in_test(folder, tiny_a, tmp_path):
     assert scores.keys() == RIGHT.keys()
     for name in (*SAME, "turned.png"):
         assert scores[name] == pytest.approx(scores["rgb.png"], abs=1e-6)
+
+
+def test_no_format_that_runs_what_it_holds_is_read():
+    assert not {"EPS", "IPTC"} & set(formats())  # IPTC opens its content as any format, EPS among them
 
 
 @pytest.mark.parametrize("name", REFUSED)

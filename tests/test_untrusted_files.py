@@ -239,6 +239,17 @@ def test_what_else_an_archive_may_hold(entries, said, quiet, tmp_path, monkeypat
     assert not (tmp_path / "canary").exists()
 
 
+def test_a_tensor_cannot_grow_beyond_its_file(quiet, tmp_path):
+    """By a state that sets another size, which an own, empty storage would follow."""
+    sound = own_pickle(size=b"K\x00")
+    place = sound.index(b"((X\x07\x00\x00\x00storage")
+    storage = sound[place + 1 : sound.index(b"Q", place) + 1]
+    grown = b"(" + storage + b"K\x00(J\x80\x96\x98\x00t(K\x01ttb"  # BUILD: ten million numbers
+    changed_archive(tmp_path / "a.pt", **SOUND | {"data.pkl": sound[:-3] + grown + b"sb.", "data/0": b""})
+    with pytest.raises(RuntimeError, match="resiz"):
+        torchscript.read(tmp_path / "a.pt")
+
+
 def test_the_changed_archive_itself_is_sound(quiet, tmp_path):
     changed_archive(tmp_path / "a.pt", **SOUND)
     assert torch.equal(torchscript.read(tmp_path / "a.pt")["weight"], torch.zeros(2))
