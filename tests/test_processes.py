@@ -15,6 +15,7 @@ import predict as predict_script
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
+from stress.interruption import differences
 from utils.processes import Rounds
 
 FAST = ["--image_size", 96, "--num_workers", 0, "--device", "cpu"]
@@ -146,3 +147,41 @@ def test_a_killed_process_ends_the_other(tiny_a, mini_visa, tmp_path):
     assert "(process 0 of 2)" in line
     left = {path.name for path in tmp_path.rglob("*")}
     assert not left & {"metrics.json", "predictions.csv", "table.md", "report.html"}
+
+
+def stopped(script: str, seen, number: signal.Signals, *argv) -> str:
+    """Two processes, of which the launcher gets a signal once seen() is true; returns what they say."""
+    process = together(script, *argv)
+    deadline = time.monotonic() + 180
+    while not seen():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode != 0
+    return errors
+
+
+def test_an_interrupted_training_of_two_goes_on(tiny_a, mini_mvtec, tmp_path):
+    flags = [*tiny_a.flags, *FAST, "--method", "vcp_clip", "--dataset", "mvtec", "--train_data_path", mini_mvtec,
+             "--batch_size", 3, "--epoch", 6, "--save_freq", 2]  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finished(together("train.py", *flags, "--save_path", whole))
+    errors = stopped("train.py", (parts / "epoch_2.pth").is_file, signal.SIGTERM, *flags, "--save_path", parts)
+    assert "interrupted (process 0 of 2): the same command with --resume goes on" in errors
+    assert (parts / "last.pth").is_file()
+    finished(together("train.py", *flags, "--save_path", parts, "--resume"))
+    for name in ("losses.csv", "epoch_6.pth"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+
+
+def test_an_interrupted_test_of_two_goes_on(tiny_a, mini_visa, tmp_path):
+    flags = [*tiny_a.flags, *FAST, "--dataset", "visa", "--data_path", mini_visa, "--checkpoint_path", CHECKPOINT,
+             "--batch_size", 1]  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finished(together("test.py", *flags, "--save_path", whole))
+    stopped("test.py", (parts / "finished/0.json").is_file, signal.SIGTERM, *flags, "--save_path", parts)
+    assert not (parts / "metrics.json").exists()
+    finished(together("test.py", *flags, "--save_path", parts, "--resume"))
+    assert "resumed: 1 of 2 classes are done" in (parts / "log.txt").read_text()
+    assert differences(whole, parts) == []
