@@ -120,9 +120,13 @@ def test_predicting(tiny_c, mini_mvtec, tmp_path):
     (photos / "4 broken.png").write_bytes(b"no picture")
     flags = [photos, "--class_name", "leather", "--method", "winclip", *tiny_c.flags, "--num_workers", 0, "--device",
              "cpu", "--batch_size", 2]  # fmt: skip
-    process = together("predict.py", *flags, "--save_path", tmp_path / "two")
-    call(predict_script.main, *flags, "--save_path", tmp_path / "one")
+    cache = ["--feature_cache", tmp_path / "cache"]  # which both write at once, and one alone then reads
+    process = together("predict.py", *flags, *cache, "--save_path", tmp_path / "two")
     _, errors = process.communicate(timeout=300)
+    call(predict_script.main, *flags, "--save_path", tmp_path / "one")
+    call(predict_script.main, *flags, *cache, "--save_path", tmp_path / "cached")
+    assert "7 images found, 0 encoded" in (tmp_path / "cached/log.txt").read_text()
+    assert_same_rows(rows_of(tmp_path / "cached/scores.csv"), rows_of(tmp_path / "one/scores.csv"))
     folders = [tmp_path / "two", tmp_path / "one"]
     assert_same_rows(*(rows_of(folder / "scores.csv") for folder in folders)), errors
     skipped = [rows_of(folder / "skipped.csv") for folder in folders]
