@@ -1,10 +1,15 @@
 """How a script ends, and files that appear whole or not at all."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch._inductor.config
 from torch.utils.data import DataLoader, Dataset
 
+from conftest import ROOT
 from utils import processes, runtime
 from utils.runtime import LOG
 
@@ -94,3 +99,17 @@ def test_precision_without_a_flag():
     assert runtime.default_precision("cpu")[0] == "fp32"
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     assert runtime.default_precision("auto")[0] == ("bf16" if on_gpu else "fp32")
+
+
+def test_the_first_signal_is_held_and_the_second_is_not():
+    script = (
+        "import os, signal\n"
+        "from utils.runtime import HeldSignals\n"
+        "with HeldSignals() as signals:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(signals.number, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still there')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, f"{int(signal.SIGTERM)}\n")
