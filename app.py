@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from dataset import OwnImages, load_image
@@ -222,13 +223,17 @@ def page(desk: Desk, settings, shown: Sequence[tuple[str, str, list[str]]]) -> g
     return blocks
 
 
+def transferred() -> Path:
+    """The folder of files that come and go; Gradio removes them in time."""
+    return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio"))
+
+
 def path_of(file: dict[str, Any] | None) -> str | None:
     """Where an uploaded file lies. Raises ValueError for any other file: Gradio lets a request name what it likes."""
     if not file:
         return None
-    uploads = os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio")
     path = Path(file["path"]).resolve()
-    if not any(path.is_relative_to(Path(folder).resolve()) for folder in (uploads, DEMO)):
+    if not any(path.is_relative_to(folder.resolve()) for folder in (transferred(), DEMO)):
         raise ValueError("only uploaded images are looked at; upload it again")
     return str(path)
 
@@ -253,7 +258,7 @@ def result_side() -> tuple[list, list]:
     """([verdict, overlay, numbers, view], [opacity, threshold])."""
     verdict = gr.HTML(card(EMPTY))
     picture = gr.Image(
-        label=WHERE, format="jpeg", interactive=False, height="min(460px, 92vw)", buttons=["fullscreen", "download"],
+        label=WHERE, interactive=False, height="min(460px, 92vw)", buttons=["fullscreen", "download"],
         elem_id="overlay",
     )  # fmt: skip
     gr.HTML(LEGEND)
@@ -324,7 +329,12 @@ def overlay(view: View | None, opacity: float = 1, threshold: float = 0) -> dict
         return gr.update(value=None, label=WHERE)
     share = float((view.heat >= threshold).mean())
     above = f"{100 * share:.1f}% of the image lies" if share else "nothing lies"
-    return gr.update(value=tinted(*view, opacity, threshold), label=f"{WHERE}: {above} above the threshold")
+    # A file of its own: Gradio would write equal pictures of two users into one, even while one of them reads it.
+    folder = transferred()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="overlay-", suffix=".jpg", delete=False) as file:
+        Image.fromarray(tinted(*view, opacity, threshold)).save(file, quality=85)
+    return gr.update(value=file.name, label=f"{WHERE}: {above} above the threshold")
 
 
 def summary(result: Result) -> str:
