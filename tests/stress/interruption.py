@@ -127,8 +127,9 @@ def train_and_kill(folder: Path, flags: list, count: int, dice: random.Random) -
         time.sleep(dice.uniform(0, 3))
         number = signal.SIGKILL if turn < count else dice.choice((signal.SIGINT, signal.SIGTERM))
         process.send_signal(number)
-        code = ended(process, (0, -signal.SIGKILL, 130, 143))
-        done["over before" if code == 0 else "killed" if number == signal.SIGKILL else "interrupted"] += 1
+        code = ended(process, (0, -signal.SIGKILL, -signal.SIGTERM, 130, 143))  # SIGTERM itself: main was over
+        over = code in (0, -signal.SIGTERM)
+        done["over before" if over else "killed" if number == signal.SIGKILL else "interrupted"] += 1
     ended(killed(None, *command), (0,))
     same_training(folder / "whole", folder / "parts")
     assert not list((folder / "parts").glob(".*")), "something is left"
@@ -154,6 +155,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=30, help="kills of each script")
     parser.add_argument("--epoch", type=int, default=60, help="epochs of the training")
+    parser.add_argument("--only", choices=("test.py", "train.py"), help="one of the scripts alone")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     dice = random.Random(args.seed)
@@ -170,6 +172,8 @@ def main() -> int:
         test = [*tiny, "--image_size", 96, "--data_path", mvtec, "--checkpoint_path", checkpoint, "--k_shot", 0, 1, 2,
                 "--seed", 3, "--save_maps", "--batch_size", 5]  # fmt: skip
         for script, check, flags in (("test.py", test_and_kill, test), ("train.py", train_and_kill, training)):
+            if args.only not in (None, script):
+                continue
             (folder / script).mkdir()
             start = time.perf_counter()
             try:
