@@ -154,7 +154,7 @@ def test_and_kill(folder: Path, flags: list, count: int, dice: random.Random) ->
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=30, help="kills of each script")
-    parser.add_argument("--epoch", type=int, default=60, help="epochs of the training")
+    parser.add_argument("--epoch", type=int, default=120, help="epochs of the training")
     parser.add_argument("--only", choices=("test.py", "train.py"), help="one of the scripts alone")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
