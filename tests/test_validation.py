@@ -48,7 +48,8 @@ def test_validation_equals_a_test_of_each_checkpoint(trained, tiny_a, mini_visa,
     for row in rows:
         out = tmp_path / row["epoch"]
         call(test_script.main, "--method", method, *tiny_a.flags, *FAST, "--dataset", "visa", "--data_path", mini_visa,
-             "--checkpoint_path", folder / f"epoch_{row['epoch']}.pth", "--save_path", out, "--no_images")  # fmt: skip
+             "--checkpoint_path", folder / f"epoch_{row['epoch']}.pth", "--save_path", out, "--no_images",
+             "--batch_size", 16)  # fmt: skip
         mean = json.loads((out / "metrics.json").read_text())["mean"]
         for key, value in mean.items():
             assert float(row[key]) == pytest.approx(value, abs=1e-6), key
