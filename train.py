@@ -49,6 +49,38 @@ def main(argv: list[str] | None = None) -> None:
     last = checkpoint.to_resume(save_path) if settings.resume else None
     start = checkpoint.load(last or settings.init_checkpoint) if last or settings.init_checkpoint else None
     runtime.set_seed(settings.seed)
+    detector = the_detector(settings, accelerator, samples)
+    description = checkpoint.describe(detector, settings)
+    optimizer = torch.optim.Adam(detector.parameter_groups(settings.learning_rate), betas=settings.betas)
+    if start:
+        checkpoint.restore(start, detector, description)
+    options = {key: getattr(settings, key) for key in TRAINING}
+    validate = validator(settings, sources, detector.backbone, accelerator) if settings.val_dataset else None
+    same = {**options, **detector.options, "dataset": settings.dataset, "image_size": description["image_size"]}
+    done, history = resume(start, optimizer, same) if last else (0, [])
+    begin(save_path, accelerator, goes_on=last is not None)
+    vars(settings).update(detector.options, image_size=description["image_size"])
+    log_settings(settings, sources)
+    if last:
+        LOG.info("resumed after %s", last)
+    elif settings.resume:
+        LOG.info("nothing in %s to resume: the training starts from the beginning", save_path)
+    if accelerator.is_main_process:
+        runtime.write_config(save_path, settings, sources, description)
+    detector.encode_names([sample.cls_name for sample in samples])
+    meta = {**description, **options}
+    training = Training(settings, detector, optimizer, accelerator, samples, meta, validate, done, history)
+    training.go_on()
+    with runtime.HeldSignals() as signals:
+        for epoch in range(done + 1, settings.epoch + 1):
+            training.run(epoch, signals)
+    training.curves.close()
+    if detector.backbone.cache:
+        detector.backbone.cache.log()
+    runtime.leave(accelerator)
+
+
+def the_detector(settings, accelerator, samples):
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device)
     batch = min(-(-settings.batch_size // accelerator.num_processes), len(samples))
@@ -58,110 +90,131 @@ def main(argv: list[str] | None = None) -> None:
         runtime.check_compiler(accelerator.device)
         detector.backbone.compile_encoder()
     detector.backbone.cache = FeatureCache.wanted(settings, accelerator)
-    description = checkpoint.describe(detector, settings)
-    optimizer = torch.optim.Adam(detector.parameter_groups(settings.learning_rate), betas=settings.betas)
-    if start:
-        checkpoint.restore(start, detector, description)
-    training = {key: getattr(settings, key) for key in TRAINING}
-    validate = validator(settings, sources, detector.backbone, accelerator) if settings.val_dataset else None
-    same = {**training, **detector.options, "dataset": settings.dataset, "image_size": description["image_size"]}
-    done, history = resume(start, optimizer, same) if last else (0, [])
+    return detector
+
+
+def begin(save_path: Path, accelerator, *, goes_on: bool) -> None:
+    """Make the folder ready, and write the log into it; a training that starts anew takes away what an earlier one
+    left."""
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         runtime.clear_leftovers(save_path)
-    if accelerator.is_main_process and not last:
-        write_losses(save_path / "losses.csv", [])  # first: checkpoints of an earlier training are none of this one
-        runtime.clear_results(save_path, (*validation.FILES, FOLDER, checkpoint.UNFINISHED))
+        if not goes_on:
+            write_losses(save_path / "losses.csv", [])  # first: checkpoints of an earlier training are none of this one
+            runtime.clear_results(save_path, (*validation.FILES, FOLDER, checkpoint.UNFINISHED))
     accelerator.wait_for_everyone()  # nobody may write where the first process still clears
-    runtime.log_to(save_path, append=last is not None, quiet=not accelerator.is_main_process)
-    vars(settings).update(detector.options, image_size=description["image_size"])
-    log_settings(settings, sources)
-    if last:
-        LOG.info("resumed after %s", last)
-    elif settings.resume:
-        LOG.info("nothing in %s to resume: the training starts from the beginning", save_path)
-    if accelerator.is_main_process:
-        runtime.write_config(save_path, settings, sources, description)
+    runtime.log_to(save_path, append=goes_on, quiet=not accelerator.is_main_process)
 
-    dataset = AnomalyDataset(
-        settings.train_data_path,
-        samples,
-        description["image_size"],
-        mosaic_rate=settings.aug_rate,
-        mosaic_of=settings.mosaic_of,
-        augmented=settings.augment,
-        seed=settings.seed,
-    )
-    sampler = EpochSampler(len(dataset), settings.seed, shuffle=not settings.no_shuffle)
-    # --batch_size is that of all processes together, so that the same command gives the same losses on any number.
-    rounds = Rounds(sampler, settings.batch_size, accelerator.process_index, accelerator.num_processes)
-    pinned = accelerator.device.type == "cuda"
-    loader = DataLoader(
-        dataset, batch_sampler=rounds, num_workers=settings.num_workers, pin_memory=pinned, worker_init_fn=apart
-    )
-    detector.encode_names([sample.cls_name for sample in samples])
-    optimizer = accelerator.prepare(optimizer)
-    known = [step for step in history if step.epoch > done]  # of the epoch in which the training was interrupted
-    at_end = done > 0 and not known  # goes on where an epoch was saved; what is drawn after that may be lost
-    curves = Curves(save_path if accelerator.is_main_process else None, len(history) - len(known) - at_end)
-    rates = [group["lr"] for group in optimizer.param_groups]
 
-    def save(name: str, **progress) -> None:
-        meta = {**description, **training, **progress, "optimizer": optimizer.state_dict()}
-        checkpoint.save(save_path / name, detector.trainable_state(), meta)
+class Training:
+    """A training under way: its epochs, and what is written and drawn after them.
 
-    def draw_pictures() -> None:
-        if accelerator.is_main_process:
-            curves.pictures(watched(detector, accelerator, settings.train_data_path, samples))
+    Args:
+        meta: of the checkpoints.
+        validate: scores another dataset after each checkpoint; None where none is wanted.
+        done: epochs that are behind it.
+        history: all steps so far; those of the epoch in which it was interrupted among them.
+    """
 
-    scored = validate.go_on(done) if validate and last else None
-    if at_end:
-        curves.epoch(history[-1:], rates)
-        draw_pictures()
-        if validate:
-            curves.validation(scored or validate(detector.trainable_state(), done))
-    with runtime.HeldSignals() as signals:
-        for epoch in range(done + 1, settings.epoch + 1):
-            dataset.epoch = sampler.epoch = epoch
-            rounds.skip = len(known)
-            left = len(rounds.lengths())
-            steps, stopped = train_epoch(
-                detector,
-                loader,
-                optimizer,
-                accelerator,
-                epoch,
-                first=len(known) + 1,
-                before_step=partial(seed_step, settings.seed, epoch, accelerator.process_index),
-                stop=lambda: signals.number > 0,
-            )
-            history += steps
-            if stopped and (len(steps) < left or epoch < settings.epoch):
-                if accelerator.is_main_process:
-                    save(checkpoint.UNFINISHED, epoch=epoch - 1, losses=losses_text(history))
-                LOG.info("saved %s after step %d of epoch %d", save_path / checkpoint.UNFINISHED, steps[-1].step, epoch)
-                curves.close()
-                runtime.leave(accelerator)
-                raise runtime.Stopped(signals.number or signal.SIGTERM, GO_ON)
-            steps, known = known + steps, []
-            curves.epoch(steps, rates)
-            if epoch % settings.print_freq == 0:
-                LOG.info("epoch [%d/%d], loss:%.4f", epoch, settings.epoch, sum(s.loss for s in steps) / len(steps))
-            if epoch % settings.save_freq == 0 or epoch == settings.epoch:
-                if accelerator.is_main_process:
-                    curves.flush()  # before the checkpoint: a training that goes on after it does not draw them again
-                    save(f"epoch_{epoch}.pth", epoch=epoch)
-                    write_losses(save_path / "losses.csv", history)
-                    (save_path / checkpoint.UNFINISHED).unlink(missing_ok=True)
-                    LOG.info("saved %s", save_path / f"epoch_{epoch}.pth")
-                draw_pictures()
-                if validate:
-                    with signals.released():  # which takes long, and is done again by --resume
-                        curves.validation(validate(detector.trainable_state(), epoch))
-    curves.close()
-    if detector.backbone.cache:
-        detector.backbone.cache.log()
-    runtime.leave(accelerator)
+    def __init__(self, settings, detector, optimizer, accelerator, samples, meta, validate, done, history):
+        self._settings, self._detector, self._accelerator = settings, detector, accelerator
+        self._samples, self._meta, self._validate, self._done = samples, meta, validate, done
+        self._folder, self._history = Path(settings.save_path), history
+        self._dataset = AnomalyDataset(
+            settings.train_data_path,
+            samples,
+            meta["image_size"],
+            mosaic_rate=settings.aug_rate,
+            mosaic_of=settings.mosaic_of,
+            augmented=settings.augment,
+            seed=settings.seed,
+        )
+        self._sampler = EpochSampler(len(self._dataset), settings.seed, shuffle=not settings.no_shuffle)
+        # --batch_size is that of all processes together, so that the same command gives the same losses on any number.
+        self._rounds = Rounds(self._sampler, settings.batch_size, accelerator.process_index, accelerator.num_processes)
+        self._loader = DataLoader(
+            self._dataset,
+            batch_sampler=self._rounds,
+            num_workers=settings.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=apart,
+        )
+        self._optimizer = accelerator.prepare(optimizer)
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._known = [step for step in history if step.epoch > done]
+        # Where it goes on after a saved epoch, what was drawn after that may be lost.
+        self._at_end = done > 0 and not self._known
+        drawn = len(history) - len(self._known) - self._at_end
+        self.curves = Curves(self._folder if accelerator.is_main_process else None, drawn)
+
+    def go_on(self) -> None:
+        """Do what an interrupted training had still to do after its last checkpoint."""
+        resumed = self._done > 0 or self._known
+        scored = self._validate.go_on(self._done) if self._validate and resumed else None
+        if self._at_end:
+            self.curves.epoch(self._history[-1:], self._rates)
+            self._draw_pictures()
+            if self._validate:
+                self.curves.validation(scored or self._validate(self._detector.trainable_state(), self._done))
+
+    def run(self, epoch: int, signals: runtime.HeldSignals) -> None:
+        """One epoch; raises Stopped, with the checkpoint written, where a signal ends it."""
+        settings = self._settings
+        self._dataset.epoch = self._sampler.epoch = epoch
+        known, self._known = self._known, []
+        self._rounds.skip = len(known)
+        left = len(self._rounds.lengths())
+        steps, stopped = train_epoch(
+            self._detector,
+            self._loader,
+            self._optimizer,
+            self._accelerator,
+            epoch,
+            first=len(known) + 1,
+            before_step=partial(seed_step, settings.seed, epoch, self._accelerator.process_index),
+            stop=lambda: signals.number > 0,
+        )
+        self._history += steps
+        if stopped and (len(steps) < left or epoch < settings.epoch):
+            self._stop(steps[-1], signals.number or signal.SIGTERM)
+        steps = known + steps
+        self.curves.epoch(steps, self._rates)
+        if epoch % settings.print_freq == 0:
+            LOG.info("epoch [%d/%d], loss:%.4f", epoch, settings.epoch, sum(s.loss for s in steps) / len(steps))
+        if epoch % settings.save_freq == 0 or epoch == settings.epoch:
+            self._save_epoch(epoch)
+            self._draw_pictures()
+            if self._validate:
+                with signals.released():  # which takes long, and is done again by --resume
+                    self.curves.validation(self._validate(self._detector.trainable_state(), epoch))
+
+    def _stop(self, last: Step, number: int) -> None:
+        path = self._folder / checkpoint.UNFINISHED
+        if self._accelerator.is_main_process:
+            self._save(path, epoch=last.epoch - 1, losses=losses_text(self._history))
+        LOG.info("saved %s after step %d of epoch %d", path, last.step, last.epoch)
+        self.curves.close()
+        runtime.leave(self._accelerator)
+        raise runtime.Stopped(number, GO_ON)
+
+    def _save_epoch(self, epoch: int) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        self.curves.flush()  # before the checkpoint: a training that goes on after it does not draw them again
+        path = self._folder / f"epoch_{epoch}.pth"
+        self._save(path, epoch=epoch)
+        write_losses(self._folder / "losses.csv", self._history)
+        (self._folder / checkpoint.UNFINISHED).unlink(missing_ok=True)
+        LOG.info("saved %s", path)
+
+    def _save(self, path: Path, **progress) -> None:
+        meta = {**self._meta, **progress, "optimizer": self._optimizer.state_dict()}
+        checkpoint.save(path, self._detector.trainable_state(), meta)
+
+    def _draw_pictures(self) -> None:
+        if self._accelerator.is_main_process:
+            root = self._settings.train_data_path
+            self.curves.pictures(watched(self._detector, self._accelerator, root, self._samples))
 
 
 def validator(settings, sources, backbone, accelerator) -> validation.Validation:
