@@ -11,7 +11,6 @@ import utils.packages  # noqa: F401 - first of all
 # isort: split
 import html
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -69,7 +68,6 @@ def main(argv: list[str] | None = None) -> None:
     runtime.log_to(None)
     log_settings(settings, sources)
     desk = Desk(settings)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which lets the folder be removed
     with tempfile.TemporaryDirectory(prefix="vand-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page(desk, settings, examples(DEMO))

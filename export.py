@@ -119,7 +119,8 @@ def probes(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
 @contextlib.contextmanager
 def replacing_all(save_path: Path) -> Iterator[Path]:
     """A folder whose files go to `save_path` when the block ends well, the JSON last: without it, nothing runs them."""
-    folder = save_path / f".export-{uuid.uuid4().hex}"  # another machine may write into the same folder
+    folder = save_path / ".export"
+    shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
     folder.mkdir()
     try:
         yield folder

@@ -114,6 +114,7 @@ def begin(settings, sources, description, accelerator: Accelerator) -> None:
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         runtime.clear_results(save_path, RESULTS)
+        runtime.clear_leftovers(save_path)
     accelerator.wait_for_everyone()  # nobody may write where the first process still clears
     runtime.log_to(save_path, quiet=not accelerator.is_main_process)
     log_settings(settings, sources)

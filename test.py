@@ -11,7 +11,9 @@ after an interruption the same command with --resume goes on there.
 import utils.packages  # noqa: F401 - first of all
 
 # isort: split
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -73,7 +75,15 @@ def main(argv: list[str] | None = None) -> None:
 
     save_path.mkdir(parents=True, exist_ok=True)
     finished = FinishedClasses(save_path, identity(settings, description, accelerator, samples, shots), classes)
-    known = finished.load() if settings.resume and accelerator.is_main_process else {}
+    pictures = pictures_of(settings, shots, samples)
+    resumes = settings.resume and accelerator.is_main_process
+    if gather(resumes and is_whole(settings, finished.identity, pictures), accelerator)[0]:
+        runtime.log_to(save_path, append=True, quiet=not accelerator.is_main_process)
+        table = (save_path / "table.md").read_text(encoding="utf-8")
+        LOG.info("%s\nnothing to resume: these results are in %s", table, save_path)
+        runtime.leave(accelerator)
+        return
+    known = finished.load(pictures) if resumes else {}
     if accelerator.is_main_process:
         runtime.clear_results(save_path, (*TABLES, *WAITING, *(() if known else PICTURES)))
         runtime.clear_leftovers(save_path, PICTURES)
@@ -84,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
     if accelerator.is_main_process:
-        runtime.write_config(save_path, settings, sources, description)
+        runtime.write_config(save_path, settings, sources, {**description, "identity": finished.identity})
 
     detector.encode_names(classes)
     clock, kept = Clock(), {}
@@ -186,6 +196,32 @@ def identity(settings, description, accelerator: Accelerator, samples, shots: Se
             "where": where, "samples": samples, "shots": shots, "images": files}  # fmt: skip
 
 
+def pictures_of(settings, shots: Sequence[Shots], samples: Sequence[Sample]) -> dict[str, list[Path]]:
+    """Class -> the overlays and maps that it is to have."""
+    wanted = [] if settings.no_images else [("imgs", ".png")]
+    wanted += [("maps", ".npy")] if settings.save_maps else []
+    found: dict[str, list[Path]] = {sample.cls_name: [] for sample in samples}
+    for kind, suffix in wanted:
+        for folder in subfolders(shots):
+            for sample in samples:
+                path = Path(settings.save_path, kind, folder, sample.img_path)
+                found[sample.cls_name].append(path.with_suffix(suffix))
+    return found
+
+
+def is_whole(settings, identity: str, pictures: Mapping[str, Sequence[Path]]) -> bool:
+    """Whether a test of this identity has ended in --save_path, and all that it has written is there."""
+    save_path = Path(settings.save_path)
+    few_shot = settings.mode == "few_shot"
+    files = [save_path / name for name in TABLES if name != "k_shot.json" or few_shot]
+    files += [Path(settings.save_memory)] if settings.save_memory else []
+    try:
+        done = json.loads((save_path / "config.json").read_text(encoding="utf-8"))["description"]["identity"]
+    except (KeyError, OSError, TypeError, ValueError):
+        return False
+    return done == identity and all(path.is_file() for path in chain(files, *pictures.values()))
+
+
 # --- references -----------------------------------------------------------------------------------------------------
 
 
@@ -248,17 +284,23 @@ def map_files(settings, shots: Sequence[Shots], samples: Sequence[Sample], class
         return flat(gather(own, accelerator))
 
     save_path = Path(settings.save_path)
-    names = ["zero_shot" if shot.k_shot == 0 else f"k{shot.k_shot}_seed{shot.seed}" for shot in shots]
     root = Path(settings.data_path)
     shown = page.shown([shot.k_shot for shot in shots])
     choose = page.chooser(classes * len(shown))
     return MapFiles(
         samples,
-        names if len(shots) > 1 else [""],
+        subfolders(shots),
         save_path / "maps" if settings.save_maps else None,
         None if settings.no_images else Overlays(save_path / "imgs", root, load_image, load_mask, together),
         Thumbnails(save_path, root, shown, choose, load_image, load_mask, together),
     )
+
+
+def subfolders(shots: Sequence[Shots]) -> list[str]:
+    """Of each setting, for its pictures and maps."""
+    if len(shots) == 1:
+        return [""]
+    return ["zero_shot" if shot.k_shot == 0 else f"k{shot.k_shot}_seed{shot.seed}" for shot in shots]
 
 
 def write_results(settings, description, shots, classes, results, rows, galleries) -> None:

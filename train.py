@@ -12,10 +12,12 @@ import utils.packages  # noqa: F401 - first of all
 # isort: split
 import csv
 import io
+import json
 import random
 import signal
 from dataclasses import asdict, fields
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     if start:
         checkpoint.restore(start, detector, description)
     options = {key: getattr(settings, key) for key in TRAINING}
+    options["samples"] = f"{len(samples)} images ({sha256(json.dumps(samples).encode()).hexdigest()[:8]})"
     validate = validator(settings, sources, detector.backbone, accelerator) if settings.val_dataset else None
     same = {**options, **detector.options, "dataset": settings.dataset, "image_size": description["image_size"]}
     done, history = resume(start, optimizer, same) if last else (0, [])
@@ -195,7 +198,7 @@ class Training:
         LOG.info("saved %s after step %d of epoch %d", path, last.step, last.epoch)
         self.curves.close()
         runtime.leave(self._accelerator)
-        raise runtime.Stopped(number, GO_ON)
+        raise runtime.Stopped(number)
 
     def _save_epoch(self, epoch: int) -> None:
         if not self._accelerator.is_main_process:

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -191,8 +192,9 @@ def address(app, desk, settings, tmp_path_factory):
 
 
 @pytest.fixture
-def ask(address, tmp_path):
+def ask(address, tmp_path, monkeypatch):
     """Ask the page as a program would; returns the numbers."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the client leaves a folder there for each picture
     client = pytest.importorskip("gradio_client", reason="comes with Gradio")
     session = client.Client(address, verbose=False, analytics_enabled=False, download_files=str(tmp_path))
 

@@ -180,6 +180,13 @@ def test_checkpoint_that_contradicts_the_flags(run, fails, trained):
     assert "quick_gelu False but this run has True" in line
 
 
+def test_a_training_that_has_saved_nothing_yet(run, fails, trained):
+    losses = trained.with_name("losses.csv")
+    losses.write_text(losses.read_text().splitlines()[0] + "\n")
+    line = fails(test_script.main, *run(checkpoint_path=trained.parent))
+    assert f"checkpoint {trained.parent}: the training there has saved no epoch yet; go on with" in line
+
+
 @pytest.mark.parametrize("key", ["method", "model", "weights"])
 def test_checkpoint_of_another_run(run, fails, trained, key):
     content = torch.load(trained, weights_only=True)

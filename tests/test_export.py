@@ -231,6 +231,8 @@ def test_missing_packages(flags, exported, fails, monkeypatch, tmp_path):
 def test_what_differs_is_not_written(exported, flags, fails, monkeypatch, tmp_path):
     """A graph of another class in the place of the right one: refused, and what an earlier export wrote stays."""
     (tmp_path / "detector.onnx").write_text("of an earlier export")
+    (tmp_path / ".export").mkdir()
+    (tmp_path / ".export/detector.onnx").write_text("of an export that was killed")
     graph = exported("winclip few")[1] / "detector.onnx"
     monkeypatch.setattr(export_script, "save_onnx", lambda one, path, metadata: [shutil.copy(graph, path)])
     line = fails(export_script.main, *flags("winclip"), "--save_path", tmp_path)

@@ -1,6 +1,8 @@
 """What is interrupted, killed or out of space goes on where it was, and ends with the same files."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,12 +63,22 @@ def training(tiny_a, mini_mvtec, mini_visa, tmp_path_factory):
 def test_a_killed_training_goes_on(training, tmp_path):
     """Before the first checkpoint has its name, and before losses.csv knows of the second."""
     flags, whole = training
-    for count in (3, 6):
+    for count in (3, 8):
         kill("train.py", count, *flags, "--save_path", tmp_path, "--resume")
     time.sleep(1.1)  # TensorBoard sorts files by the second, then by the process
     train_script.main(words(*flags, "--save_path", tmp_path, "--resume"))
     same_training(whole, tmp_path)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_training_on_other_images_is_not_resumed(training, tmp_path, mini_mvtec):
+    flags, whole = training
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    meta = json.loads((mini_mvtec / "meta.json").read_text())
+    meta["test"]["brick"].pop()
+    (tmp_path / "fewer.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"was trained with samples 16 images \(.+\) but this run has 15 images"):
+        train_script.main(words(*flags, "--save_path", tmp_path, "--resume", "--meta_path", tmp_path / "fewer.json"))
 
 
 def test_an_interrupted_training_goes_on_within_the_epoch(training, monkeypatch, tmp_path, capsys):
@@ -124,6 +136,33 @@ def test_a_killed_test_goes_on(testing, tmp_path):
     assert done and list(tmp_path.rglob(".*")) and not (tmp_path / "metrics.json").exists()
     test_script.main(words(*flags, "--save_path", tmp_path, "--resume"))
     assert f"resumed: {len(done)} of 3 classes are done" in (tmp_path / "log.txt").read_text()
+    assert differences(whole, tmp_path) == []
+
+
+def test_pictures_that_are_gone_are_drawn_again(testing, monkeypatch, tmp_path):
+    flags, whole = testing
+    flags = [*flags, "--save_path", tmp_path, "--resume"]
+    interrupt(monkeypatch, "_finish", 9, signal.SIGTERM, test_script.main, *flags)
+    assert finished_classes(tmp_path) == {"0.json", "1.json"}
+    next((tmp_path / "maps").glob("*/brick/test/*/*.npy")).unlink()
+    test_script.main(words(*flags))
+    log = (tmp_path / "log.txt").read_text()
+    assert "is missing: 'brick' is scored anew" in log and "resumed: 1 of 3 classes are done" in log
+    assert differences(whole, tmp_path) == []
+
+
+def test_a_test_that_has_ended_is_not_done_again(testing, tmp_path):
+    flags, whole = testing
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    del before[tmp_path / "log.txt"]
+    flags = [*flags, "--save_path", tmp_path, "--resume"]
+    test_script.main(words(*flags))
+    assert f"nothing to resume: these results are in {tmp_path}" in (tmp_path / "log.txt").read_text()
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    (tmp_path / "metrics.json").unlink()
+    test_script.main(words(*flags))
+    assert "resumed: 0 of 3 classes are done" in (tmp_path / "log.txt").read_text()
     assert differences(whole, tmp_path) == []
 
 

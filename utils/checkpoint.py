@@ -89,7 +89,14 @@ def load(path: str | Path) -> Checkpoint:
         ValueError: missing, truncated, holding anything but plain data and tensors; names the file.
     """
     path = Path(path)
-    path = (latest(path) if path.is_dir() else None) or path
+    if path.is_dir():
+        found = latest(path)
+        if not found and any(path.glob("epoch_*.pth")):
+            raise ValueError(
+                f"checkpoint {path}: the training there has saved no epoch yet; go on with train.py --resume, or name "
+                "an epoch_N.pth of the training before it"
+            )
+        path = found or path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -137,7 +137,7 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
         choices=validation.CHOICES,
         help="what makes a checkpoint the best, kept as best.pth (default ap_px)",
     )
-    add("--resume", action="store_true", help="go on after the last checkpoint in --save_path")
+    add("--resume", action="store_true", help="go on with the training that was interrupted in --save_path")
     _add_cache(parser)
     return parser
 

@@ -237,14 +237,14 @@ def score(
         accelerator: device, precision and processes.
         keep_map: called with (setting, index of the sample, map (S, S) float32) for every map of this process.
         clock: measures.
-        finished: classes that need no results. Their images are seen where they share a batch with others, so that no
-            number depends on them.
+        finished: classes that need no results. Those of their images that the loader has are seen all the same, so
+            that no number depends on them.
 
     Raises:
         ValueError: a map holds NaN or infinity; names the image.
     """
     clock = clock or Clock()
-    last = {sample.cls_name: index for index, sample in enumerate(samples) if sample.cls_name not in finished}
+    last = {sample.cls_name: index for index, sample in enumerate(samples)}
     segmented = _classes_with_masks(samples)
     pending: dict[tuple[int, str], _Pending] = {}
     banks: dict[str, Sequence[Any]] = {}
@@ -279,6 +279,8 @@ def score(
         for name in [name for name, index in last.items() if index < done]:
             last.pop(name)
             banks.pop(name, None)
+            if name in finished:
+                continue
             found = [pending.pop((setting, name), _Pending(None)) for setting in range(len(settings))]
             yield from _finish_class(detector, name, found, samples, accelerator)
     bar.close()

@@ -34,10 +34,13 @@ class FinishedClasses:
 
     def __init__(self, folder: Path, identity: Any, classes: Sequence[str]):
         self._folder, self._classes = folder / FOLDER, list(classes)
-        self._identity = sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+        self.identity = sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
-    def load(self) -> dict[str, Finished]:
-        """Class -> what an interrupted test has kept of it; says in the log what cannot be used."""
+    def load(self, pictures: Mapping[str, Sequence[Path]]) -> dict[str, Finished]:
+        """Class -> what an interrupted test has kept of it; says in the log what cannot be used.
+
+        pictures: class -> the files that it has written besides, without which it is scored anew.
+        """
         found = {}
         for number, name in enumerate(self._classes):
             path = self._file(number)
@@ -45,8 +48,12 @@ class FinishedClasses:
                 continue
             try:
                 held = json.loads(path.read_text(encoding="utf-8"))
-                if held["identity"] != self._identity:
+                if held["identity"] != self.identity:
                     LOG.info("%s is of other settings, weights or images: '%s' is scored anew", path, name)
+                    continue
+                missing = next((path for path in pictures[name] if not path.is_file()), None)
+                if missing:
+                    LOG.info("%s is missing: '%s' is scored anew", missing, name)
                     continue
                 galleries = {int(setting): _decoded(lists) for setting, lists in held["galleries"].items()}
                 found[name] = Finished([ClassScores(**one) for one in held["scores"]], galleries)
@@ -56,7 +63,7 @@ class FinishedClasses:
 
     def keep(self, name: str, finished: Finished) -> None:
         held = {
-            "identity": self._identity,
+            "identity": self.identity,
             "scores": [asdict(one) for one in finished.scores],
             "galleries": {setting: _encoded(chosen) for setting, chosen in finished.galleries.items()},
         }

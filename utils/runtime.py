@@ -39,13 +39,11 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "
 class Stopped(KeyboardInterrupt):  # noqa: N818 - it is no error
     """SIGINT (Ctrl-C) or SIGTERM ends the run.
 
-    Args:
-        number: of the signal.
-        advice: what is kept, and how to go on; "" leaves that to `run`.
+    number: which of them it was.
     """
 
-    def __init__(self, number: int, advice: str = ""):
-        super().__init__(advice)
+    def __init__(self, number: int):
+        super().__init__()
         self.number = number
 
 
@@ -122,7 +120,7 @@ def run(main: Callable[[], int | None], advice: str = "") -> None:
         print(f"error{processes.this_one()}: {reason} ({_first(error)})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        print(f"interrupted{processes.this_one()}: {error if str(error) else advice}", file=sys.stderr)
+        print(f"interrupted{processes.this_one()}{advice and f': {advice}'}", file=sys.stderr)
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
     finally:
         _restore_signals(before)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from utils.image_files import pictures_in
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow reads more, some by running other programs
 NAME_LENGTH = 80  # characters; CLIP reads no more than 77 tokens
 
@@ -40,7 +42,8 @@ class Limits:
         Image.init()  # `open` wants formats that are loaded
         formats = [kind for kind in FORMATS if kind in Image.OPEN]
         try:
-            with Image.open(path, formats=formats) as image:  # reads the header alone
+            with Image.open(path, formats=formats) as image:  # reads headers alone
+                pictures_in(image)
                 width, height = image.size
         except Image.DecompressionBombError:
             raise ValueError(f"{path.name} has more pixels than can be opened safely.") from None

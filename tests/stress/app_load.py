@@ -69,6 +69,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        tempfile.tempdir = name  # the client leaves an empty folder there for each picture that it gets
         server, address = start(folder)
         try:
             return attack(args, folder, address, psutil.Process(server.pid))

@@ -36,6 +36,16 @@ def test_a_bug_keeps_its_traceback():
         runtime.run(main)
 
 
+def test_the_line_of_an_interrupted_script(capsys):
+    def main():
+        raise runtime.Stopped(signal.SIGTERM)
+
+    for advice, line in (("", "interrupted\n"), ("nothing is lost", "interrupted: nothing is lost\n")):
+        with pytest.raises(SystemExit) as end:
+            runtime.run(main, advice)
+        assert end.value.code == 143 and capsys.readouterr().err == line
+
+
 def test_traceback_on_demand(monkeypatch):
     def main():
         raise ValueError("mistake")

@@ -67,4 +67,9 @@ def test_files(image, tmp_path):
     assert line == "wide.png has 101 x 100 pixels; 0.01 megapixels are allowed."
     line = refusal("screw", written("bomb.png", png_header(60000, 60000)))
     assert line == "bomb.png has more pixels than can be opened safely."
+    preview, page = Image.new("L", (8, 8)), Image.new("L", (101, 100))
+    page.encoderinfo = {"tiffinfo": {254: 0}}
+    preview.save(tmp_path / "preview.tif", save_all=True, append_images=[page], tiffinfo={254: 1})
+    line = refusal("screw", str(tmp_path / "preview.tif"))
+    assert line == "preview.tif has 101 x 100 pixels; 0.01 megapixels are allowed."
     assert "gone.png is no longer here" in refusal("screw", str(tmp_path / "gone.png"))
