@@ -35,7 +35,7 @@ from utils.config import QUICKSTART, app_parser, log_settings, resolve_app
 from utils.inspection import Inspector, readable
 from utils.runtime import LOG
 from utils.uploads import FORMATS, NAME_LENGTH, Limits
-from utils.visualize import HeatScale, fitted, gradient, tinted
+from utils.visualize import HeatScale, fitted, gradient, on_scale, tinted
 
 if find_spec("gradio") is None:
     sys.exit("error: the web page needs Gradio: pip install -r requirements-app.txt")
@@ -148,11 +148,11 @@ class Desk:
 
 
 def _view(picture: np.ndarray, one: np.ndarray, calibration: Calibration | None) -> View:
-    """The colour scale is that of normal images; without a calibration, the image's own."""
+    """On the colour scale of normal images; without a calibration, on the image's own."""
     scale = HeatScale(1)
     scale.add(one)
     low, high = calibration.heat if calibration else scale.ends()
-    return View(picture, ((one - low) / (high - low)).clip(0, 1).astype(np.float16))
+    return View(picture, on_scale(one, low, high).clip(0, 1).astype(np.float16))
 
 
 def examples(root: Path) -> list[tuple[str, str, list[str]]]:

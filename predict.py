@@ -13,6 +13,7 @@ import utils.packages  # noqa: F401 - first of all
 
 # isort: split
 import csv
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -143,7 +144,7 @@ def report(
             "export.py --calibrate" if settings.onnx else "--calibrate",
         )
     skipped = score(settings, look, images, calibration, accelerator)
-    LOG.info("%d images scored; results are in %s", len(images) - len(skipped), save_path)
+    LOG.info("images scored: %d; results are in %s", len(images) - len(skipped), save_path)
     if skipped and accelerator.is_main_process:
         write_skipped(save_path / "skipped.csv", skipped)
         for name, reason in skipped[:_SHOWN]:
@@ -214,8 +215,8 @@ def prepare(settings, inspector: Inspector, stored, normal: Sequence[Path]) -> t
         calibration = inspector.calibrate(readable(batches(settings, files)), name, bank, settings.calibrate)
     if calibration and calibration.fpr > settings.fpr:
         LOG.warning(
-            "--fpr %g: %d normal images allow no rate below %.2g; the threshold is their highest score",
-            settings.fpr, calibration.normal_images, calibration.fpr,
+            "--fpr %g takes %d normal images; with %d the rate is %.2g, and the threshold is their highest score",
+            settings.fpr, math.ceil(1 / settings.fpr - 1 - 1e-9), calibration.normal_images, calibration.fpr,
         )  # fmt: skip
     return bank, calibration
 

@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         able = ", ".join(name for name, method in METHODS.items() if method.FEW_SHOT)
         raise ValueError(f"{settings.method} is zero-shot and takes no references; these methods do: {able}")
     accelerator = runtime.accelerator(settings.device, settings.precision)
+    if sources["save_path"] == "default":
+        check_owner(settings)
     meta = read(settings.data_path, settings.meta_path)
     samples = select(meta["test"], settings.classes)
     classes = list(dict.fromkeys(sample.cls_name for sample in samples))
@@ -132,6 +134,17 @@ def main(argv: list[str] | None = None) -> None:
                 memory.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
         finished.remove()
     runtime.leave(accelerator)
+
+
+def check_owner(settings) -> None:
+    """Raises ValueError where the folder, which no flag has named, holds results of other data of the same name."""
+    try:
+        config = json.loads(Path(settings.save_path, "config.json").read_text(encoding="utf-8"))
+        other = Path(config["settings"]["data_path"])
+    except (KeyError, OSError, TypeError, ValueError):
+        return
+    if other.resolve() != Path(settings.data_path).resolve():
+        raise ValueError(f"{settings.save_path} holds the results of {other}; name another place with --save_path")
 
 
 def load_detector(settings, accelerator: Accelerator, stored) -> tuple:

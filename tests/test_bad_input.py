@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,27 @@ def change_meta(root, change) -> None:
     meta = json.loads((root / "meta.json").read_text())
     change(meta)
     (root / "meta.json").write_text(json.dumps(meta))
+
+
+def test_results_of_other_data_are_not_replaced_by_default(run, fails, visa, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    place = Path("results/april_gan/visa/few_shot")
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps({"settings": {"data_path": "elsewhere"}}))
+    flags = run("--k_shot", "1", pretrained="missing.safetensors")
+    line = fails(test_script.main, *[flag for flag in flags if flag not in ("--save_path", str(tmp_path / "out"))])
+    assert line.endswith("few_shot holds the results of elsewhere; name another place with --save_path")
+    (place / "config.json").write_text(json.dumps({"settings": {"data_path": str(visa)}}))
+    line = fails(test_script.main, *[flag for flag in flags if flag not in ("--save_path", str(tmp_path / "out"))])
+    assert "missing.safetensors" in line
+
+
+def test_the_log_says_why_a_run_has_ended(run, fails, visa, tmp_path):
+    image = next(visa.rglob("Anomaly/*.JPG"))
+    image.write_bytes(b"no image")
+    line = fails(test_script.main, *run())
+    log = (tmp_path / "out/log.txt").read_text().splitlines()
+    assert image.name in line and log[-1].endswith(f"ERROR {line.removeprefix('error: ')}")
 
 
 # --- flags ----------------------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def test_what_cannot_be_traced(tiny_a, tmp_path, monkeypatch):
 
 def test_export_flags(flags, fails, tmp_path):
     own = [flag for flag in flags("winclip") if flag not in ("--class_name", "brick")]
-    assert "--class_name '': say what" in fails(export_script.main, *own, "--save_path", tmp_path)
+    assert "--class_name is missing: say what" in fails(export_script.main, *own, "--save_path", tmp_path)
     line = fails(export_script.main, *flags("sdp"), "--references", GOOD, "--save_path", tmp_path)
     assert "sdp is zero-shot and takes none" in line
     assert not list(tmp_path.iterdir())

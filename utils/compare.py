@@ -224,7 +224,7 @@ def _entries(
 
 def _signed(difference: float) -> str:
     text = f"{difference:+.1f}"
-    return "±0.0" if float(text) == 0 else text.replace("-", "−")
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def partial(columns: Sequence[Column]) -> list[str]:

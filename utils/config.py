@@ -355,6 +355,8 @@ def resolve_test(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
         settings.k_shot, settings.seed = [0], []
         sources |= dict.fromkeys(("k_shot", "seed"), "zero-shot has none")
     settings.mode = mode
+    if args.mode is None:
+        sources["mode"] = "follows from the other flags"
     _default(settings, sources, "data_path", f"./data/{settings.dataset}")
     _default(settings, sources, "save_path", f"./results/{settings.method}/{settings.dataset}/{mode}")
     return settings, sources
@@ -416,7 +418,7 @@ def _fill_object(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
     if args.calibration is not None and args.fpr is not None:
         raise ValueError(f"--fpr {args.fpr:g}: the threshold of --calibration {args.calibration} has its own; drop one")
     if not (args.class_name or "").strip():
-        raise ValueError("--class_name '': say what the images show")
+        raise ValueError("--class_name is missing: say what the images show, as in --class_name screw")
     return _fill_own(argparse.Namespace(**{**vars(args), "class_name": args.class_name.strip()}))
 
 
@@ -442,6 +444,7 @@ def _calibrated(args: argparse.Namespace) -> bool:
 def _fill_own(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
     """Settings for one's own images, of which nothing is drawn."""
     settings, sources = _fill(argparse.Namespace(**{**vars(args), "dataset": "own images"}), "test")
+    sources.pop("dataset")
     for key in ("k_shot", "seed"):
         vars(settings).pop(key, None)
     _default(settings, sources, "fpr", 0.05, "default; --calibration has its own" if _calibrated(args) else "default")
@@ -452,7 +455,7 @@ def _fill_own(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, s
 
 def _fill(args: argparse.Namespace, script: str) -> tuple[argparse.Namespace, dict[str, str]]:
     settings = argparse.Namespace(**vars(args))
-    sources = {key: "flag" for key, value in vars(args).items() if value is not None}
+    sources = {key: "flag" for key, value in vars(args).items() if value is not None and value is not False}
     for key, value in _COMMON.items():
         _default(settings, sources, key, value)
     preset = _PRESETS[settings.method]

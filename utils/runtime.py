@@ -111,14 +111,12 @@ def run(main: Callable[[], int | None], advice: str = "") -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("VAND_TRACEBACK"):
             raise
-        print(f"error{processes.this_one()}: {one_line(error)}{_ADVICE if _is_full(error) else ''}", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"{one_line(error)}{_ADVICE if _is_full(error) else ''}")
     except RuntimeError as error:
         reason = _explained(error)
         if os.environ.get("VAND_TRACEBACK") or reason is None:
             raise
-        print(f"error{processes.this_one()}: {reason} ({_first(error)})", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"{reason} ({_first(error)})")
     except KeyboardInterrupt as error:
         print(f"interrupted{processes.this_one()}{advice and f': {advice}'}", file=sys.stderr)
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
@@ -127,6 +125,17 @@ def run(main: Callable[[], int | None], advice: str = "") -> None:
         threading.excepthook = threading.__excepthook__
     if code:
         sys.exit(code)
+
+
+def _fail(reason: str) -> None:
+    """The last line of a run that cannot go on, also in its log.txt."""
+    print(f"error{processes.this_one()}: {reason}", file=sys.stderr)
+    record = LOG.makeRecord(LOG.name, logging.ERROR, "", 0, reason, (), None)
+    with contextlib.suppress(NotWrittenError):
+        for handler in LOG.handlers:
+            if isinstance(handler, _LogFile):
+                handler.handle(record)
+    sys.exit(2)
 
 
 def _is_full(error: BaseException | None) -> bool:

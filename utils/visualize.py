@@ -174,6 +174,14 @@ def sampled(one: np.ndarray) -> np.ndarray:
     return one.ravel()[:: max(1, one.size // _SAMPLED)].astype(np.float32)
 
 
+def on_scale(one: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A map, (S, S), on a colour scale: 0 at `low`, 1 at `high`. One that reaches above it has an upper end of its own,
+    and one that lies above it altogether a lower end, too, so that no defect drowns in a single colour."""
+    least, most = np.quantile(sampled(one), (0.01, 0.999))
+    bottom = least if least > high else low
+    return (one - bottom) / max(most - bottom, high - low)
+
+
 class HeatScale:
     """The ends of the colour scale: the median and the 99.9th percentile of the pixels of some maps."""
 
@@ -237,7 +245,7 @@ class StreamedOverlays:
     def _draw_waiting(self) -> None:
         low, high = self._ends = self._ends or self._scale.ends()
         for path, name, one, caption in self._waiting:
-            picture = overlay(self._load(path), (one - low) / (high - low), None, (PurePosixPath(name).name, caption))
+            picture = overlay(self._load(path), on_scale(one, low, high), None, (PurePosixPath(name).name, caption))
             with replacing(self._folder / PurePosixPath(name).with_suffix(".png")) as temporary:
                 Image.fromarray(picture).save(temporary)
         self._waiting.clear()

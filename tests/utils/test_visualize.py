@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.visualize import fitted, gradient, tinted
+from utils.visualize import fitted, gradient, on_scale, tinted
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 60, 3)).astype(np.uint8)
@@ -41,6 +41,19 @@ def test_nothing_is_changed_in_place():
 def test_fitted_keeps_the_aspect_ratio():
     assert fitted(Image.new("L", (300, 100)), 60).shape == (20, 60, 3)
     assert fitted(Image.new("RGB", (10, 2000)), 400).shape == (400, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ends"),
+    [
+        (0, 2, (0, 0.5)),  # within the scale of normal images
+        (0, 0.5, (0, 1)),  # above it, here and there
+        (-0.5, -0.2, (-0.01, 1)),  # above it everywhere: the image's own
+    ],
+)
+def test_no_defect_drowns_in_one_colour(low, high, ends):
+    heat = on_scale(HEAT, low, high)
+    np.testing.assert_allclose((heat.min(), heat.max()), ends, atol=2e-3)
 
 
 def test_gradient():
