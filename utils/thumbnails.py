@@ -70,7 +70,7 @@ class Thumbnails:
         chosen = self._choose(rows)
         own = [index for index in samples if self._file(setting, index).is_file()]
         scale = HeatScale(len(samples))
-        for pixels in self._together([sampled(np.load(self._file(setting, index))) for index in own]):
+        for pixels in self._together([sampled(np.load(self._file(setting, index)), len(samples)) for index in own]):
             scale.add(pixels)
         low, high = scale.ends()
         wanted = {row["index"] for rows in chosen for row in rows}

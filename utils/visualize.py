@@ -136,8 +136,8 @@ class Overlays:
         value on all its pictures.
         """
         own = [index for index in samples if self._file(setting, index).is_file()]
-        thumbnails = self._together([np.load(self._file(setting, index))[::8, ::8].ravel() for index in own])
-        low, high = np.quantile(np.concatenate(thumbnails).astype(np.float32), (0.5, 0.999))
+        thumbnails = self._together([sampled(np.load(self._file(setting, index)), len(samples)) for index in own])
+        low, high = np.quantile(np.concatenate(thumbnails), (0.5, 0.999))
 
         def one(index: int) -> None:
             heat = np.load(self._file(setting, index)).astype(np.float32)
@@ -169,9 +169,13 @@ def mask_of(root: Path, sample: Any, load_mask: Any) -> np.ndarray | None:
     return np.asarray(load_mask(root / sample.mask_path)) if sample.mask_path else None
 
 
-def sampled(one: np.ndarray) -> np.ndarray:
-    """Some pixels of a map, evenly spread, (n,) float32, n not far above 4096; of these, the same again."""
-    return one.ravel()[:: max(1, one.size // _SAMPLED)].astype(np.float32)
+def sampled(one: np.ndarray, images: int = 1) -> np.ndarray:
+    """Some pixels of a map, evenly spread, (n,) float32, n not far above 4096; of these, the same again.
+
+    images: how many give such pixels; of 128 and more each gives less, so that together they stay as few as of 64.
+    """
+    step = max(1, one.size // _SAMPLED) * max(1, images // _FIRST)
+    return one.ravel()[:: step | 1].astype(np.float32)  # an odd step misses no columns of maps of 2**n pixels
 
 
 def on_scale(one: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.visualize import fitted, gradient, on_scale, tinted
+from utils.visualize import fitted, gradient, on_scale, sampled, tinted
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 60, 3)).astype(np.uint8)
@@ -54,6 +54,15 @@ def test_fitted_keeps_the_aspect_ratio():
 def test_no_defect_drowns_in_one_colour(low, high, ends):
     heat = on_scale(HEAT, low, high)
     np.testing.assert_allclose((heat.min(), heat.max()), ends, atol=2e-3)
+
+
+def test_the_ends_of_many_maps_come_from_few_pixels_of_all_columns():
+    wide = np.tile(np.arange(128, dtype=np.float32), (128, 1))
+    for images in (1, 64, 128, 2048, 4096):
+        taken = sampled(wide, images)
+        assert min(images, 64) * 3000 <= images * taken.size <= 128 * 5000 and taken.base is None
+        assert abs(np.median(taken) - 63.5) < 4
+    np.testing.assert_array_equal(sampled(sampled(wide)), sampled(wide))
 
 
 def test_gradient():
