@@ -368,11 +368,18 @@ class _Table:
         return keys[rest], mass[:, rest]
 
     def _unite(self, keys: np.ndarray, mass: np.ndarray) -> None:
-        keys = np.concatenate([self.keys, keys])
+        # Each array goes as soon as it is of no more use: here is the peak of the memory.
+        own, keys = self.keys.size, np.concatenate([self.keys, keys])
         order = np.argsort(keys, kind="stable")  # two ascending runs, which this kind merges in linear time
-        keys, mass = keys[order], np.concatenate([self.mass, mass], axis=1)[:, order]
+        keys, new = keys[order], order >= own
+        del order
+        united = np.empty((len(mass), keys.size))
+        united[:, new], united[:, ~new] = mass, self.mass
+        del mass, new
         starts = _starts(keys[1:] != keys[:-1])
-        self.keys, self.mass = keys[starts], np.add.reduceat(mass, starts, axis=1)
+        self.keys = keys[starts]
+        del keys
+        self.mass = united if starts.size == united.shape[1] else np.add.reduceat(united, starts, axis=1)
 
     def _thin(self) -> None:
         """Merge neighbours into groups until the table is well below its capacity."""
@@ -402,15 +409,18 @@ def _depth(mass: np.ndarray) -> np.ndarray:
     With n pixels above, 1 is n * RESOLUTION further pixels, or RESOLUTION of all region weight.
     """
     above = _cumulate(mass)
-    depth = np.log1p(above[0])
+    depth = np.log1p(above[0], out=above[0])  # in place: these arrays make the peak of the memory
     for weight in above[1:]:
         depth += weight / weight[-1]
-    return depth / RESOLUTION
+    depth /= RESOLUTION
+    return depth
 
 
 def _groups(depth: np.ndarray, cell: float) -> np.ndarray:
     """First index of each group when keys go by the cell of depth in which their middle lies; a heavy key is alone."""
-    index = ((depth[1:] + depth[:-1]) * (0.5 / cell)).astype(np.int64)  # (K,)
+    index = depth[1:] + depth[:-1]  # (K,)
+    index *= 0.5 / cell
+    np.floor(index, out=index)
     return _starts(index[1:] != index[:-1])
 
 

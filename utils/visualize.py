@@ -1,6 +1,7 @@
 """Pictures and files of anomaly maps; an overlay is original | anomaly map | ground truth."""
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -170,12 +171,13 @@ def mask_of(root: Path, sample: Any, load_mask: Any) -> np.ndarray | None:
 
 
 def sampled(one: np.ndarray, images: int = 1) -> np.ndarray:
-    """Some pixels of a map, evenly spread, (n,) float32, n not far above 4096; of these, the same again.
+    """Some pixels of a map, evenly spread, (n,) float32, n at most 4096; of these, the same again.
 
-    images: how many give such pixels; of 128 and more each gives less, so that together they stay as few as of 64.
+    images: how many give such pixels; of more than 64 each gives less, so that together they stay as few.
     """
-    step = max(1, one.size // _SAMPLED) * max(1, images // _FIRST)
-    return one.ravel()[:: step | 1].astype(np.float32)  # an odd step misses no columns of maps of 2**n pixels
+    step = math.ceil(math.sqrt(one.size / _SAMPLED * max(1, images / _FIRST)))
+    some = one[step // 2 :: step, step // 2 :: step] if one.ndim == 2 else one
+    return some.ravel().astype(np.float32)
 
 
 def on_scale(one: np.ndarray, low: float, high: float) -> np.ndarray:
