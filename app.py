@@ -287,7 +287,8 @@ EMPTY = "Score, verdict and time appear here."
 LEGEND = (
     f'<div class=legend><span>as usual</span><i style="background: {gradient()}"></i><span>unusual</span></div>'
     "<p class=hint>What lies below the threshold is left uncoloured. With two or more normal images, 0.5 is the most "
-    "unusual spot of theirs; without, the scale is the image's own, and its most unusual spot is always red.</p>"
+    "unusual spot of theirs, unless the image leaves that scale; then, and without normal images, the scale is the "
+    "image's own, and its most unusual spot is red.</p>"
 )
 STYLE = """
 .html-container { padding: 0 !important; }
