@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataset import OwnImages, load_image
+from dataset import OwnImages, load_image, pictures_in
 from model import METHODS
 from test import load_detector
 from utils import runtime
@@ -103,7 +103,7 @@ class Desk:
         detector, description = load_detector(settings, accelerator, None)
         self.inspector = Inspector(detector, accelerator, settings.fpr, description)
         most = settings.max_references if METHODS[settings.method].FEW_SHOT else 0
-        self.limits = Limits(settings.max_megabytes, settings.max_pixels, most)
+        self.limits = Limits(settings.max_megabytes, settings.max_pixels, most, pictures_in)
         self._image_size, self._batch_size = description["image_size"], settings.batch_size
         self._worker, self._known = ThreadPoolExecutor(1), OrderedDict()  # torch's memory is that of one thread
 

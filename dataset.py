@@ -24,7 +24,6 @@ from torchvision.transforms.functional import (
 )
 
 from data.meta import Sample, read
-from utils.image_files import formats, pictures_in
 
 __all__ = ["AnomalyDataset", "EpochSampler", "Sample", "Shots", "draw_shots", "load_image", "load_mask", "load_shots",
            "read", "select"]  # fmt: skip
@@ -250,6 +249,20 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
+# Formats that Pillow hands to other programs (EPS to Ghostscript, which runs what is in it) or to nobody; IPTC opens
+# what it holds as any format.
+_FOREIGN = {"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
+# Formats whose further frames are pictures of their own; those of an MPO or PSD are variants and layers of the first.
+_SERIES = {"GIF", "PNG", "WEBP", "TIFF", "AVIF", "FLI", "DCX"}
+_SUBFILE_TYPE = 254  # a TIFF tag; bit 0: a reduced copy, bit 2: a transparency mask
+
+
+def formats() -> list[str]:
+    """The formats that are read, all by Pillow's own decoders."""
+    Image.init()
+    return [kind for kind in Image.OPEN if kind not in _FOREIGN]
+
+
 def load_image(path: Path, *, upright: bool = False) -> Image.Image:
     """A picture as 8-bit grey or RGB; palette, alpha, CMYK and 16 bit are brought to that.
 
@@ -313,6 +326,21 @@ def _open(path: Path) -> Image.Image:
     except Exception as error:  # decoders raise what they like on a broken file; the user needs its name
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: unreadable image ({reason})") from None
+
+
+def pictures_in(image: Image.Image) -> int:
+    """How many a file holds, without the reduced copies and masks that a TIFF may have; goes to the first."""
+    if image.format not in _SERIES or not getattr(image, "is_animated", False):
+        return 1
+    if image.format != "TIFF":
+        return image.n_frames
+    pages = []
+    for page in range(image.n_frames):
+        image.seek(page)
+        if not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 0b101:
+            pages.append(page)
+    image.seek(pages[0] if pages else 0)
+    return max(len(pages), 1)
 
 
 def _eight_bit(image: Image.Image, path: Path) -> np.ndarray:

@@ -1,12 +1,10 @@
 """What people may hand to the web page: checked before a pixel is decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-
-from utils.image_files import pictures_in
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow reads more, some by running other programs
 NAME_LENGTH = 80  # characters; CLIP reads no more than 77 tokens
@@ -14,11 +12,15 @@ NAME_LENGTH = 80  # characters; CLIP reads no more than 77 tokens
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request: megabytes (10^6 bytes) of a file, pixels of an image, number of reference images."""
+    """Of one request: megabytes (10^6 bytes) of a file, pixels of an image, number of reference images.
+
+    find_picture: goes to the picture of an opened file that is going to be read: the first is not always the one.
+    """
 
     megabytes: int
     pixels: int
     references: int
+    find_picture: Callable[[Image.Image], object]
 
     def check(self, name: str, image: str | None, references: Sequence[str]) -> None:
         """Raises ValueError with a sentence for the user: something missing, too much, or no image by its content."""
@@ -43,7 +45,7 @@ class Limits:
         formats = [kind for kind in FORMATS if kind in Image.OPEN]
         try:
             with Image.open(path, formats=formats) as image:  # reads headers alone
-                pictures_in(image)
+                self.find_picture(image)
                 width, height = image.size
         except Image.DecompressionBombError:
             raise ValueError(f"{path.name} has more pixels than can be opened safely.") from None

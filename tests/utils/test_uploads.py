@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset import pictures_in
 from utils.uploads import FORMATS, Limits
 
-LIMITS = Limits(megabytes=1, pixels=100 * 100, references=2)
+LIMITS = Limits(megabytes=1, pixels=100 * 100, references=2, find_picture=pictures_in)
 
 
 @pytest.fixture
