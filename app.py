@@ -328,12 +328,16 @@ def overlay(view: View | None, opacity: float = 1, threshold: float = 0) -> dict
         return gr.update(value=None, label=WHERE)
     share = float((view.heat >= threshold).mean())
     above = f"{100 * share:.1f}% of the image lies" if share else "nothing lies"
-    # A file of its own: Gradio would write equal pictures of two users into one, even while one of them reads it.
+    return gr.update(value=written(tinted(*view, opacity, threshold)), label=f"{WHERE}: {above} above the threshold")
+
+
+def written(picture: np.ndarray) -> str:
+    """Path of a JPEG of its own: Gradio would write equal pictures of two users into one, even while it is read."""
     folder = transferred()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, prefix="overlay-", suffix=".jpg", delete=False) as file:
-        Image.fromarray(tinted(*view, opacity, threshold)).save(file, quality=85)
-    return gr.update(value=file.name, label=f"{WHERE}: {above} above the threshold")
+        Image.fromarray(picture).save(file, quality=85)
+    return file.name
 
 
 def summary(result: Result) -> str:

@@ -248,7 +248,6 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
-
 # Formats that Pillow hands to other programs (EPS to Ghostscript, which runs what is in it) or to nobody; IPTC opens
 # what it holds as any format.
 _FOREIGN = {"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}

@@ -13,7 +13,6 @@ import utils.packages  # noqa: F401 - first of all
 
 # isort: split
 import csv
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +27,7 @@ from dataset import OwnImages, find_images, load_image
 from model import METHODS, memory, room
 from test import load_detector
 from utils import runtime
-from utils.calibration import Calibration
+from utils.calibration import Calibration, images_for
 from utils.checkpoint import must_agree
 from utils.config import log_settings, predict_parser, resolve_onnx, resolve_predict
 from utils.engine import batches as shared_batches
@@ -216,7 +215,7 @@ def prepare(settings, inspector: Inspector, stored, normal: Sequence[Path]) -> t
     if calibration and calibration.fpr > settings.fpr:
         LOG.warning(
             "--fpr %g takes %d normal images; with %d the rate is %.2g, and the threshold is their highest score",
-            settings.fpr, math.ceil(1 / settings.fpr - 1 - 1e-9), calibration.normal_images, calibration.fpr,
+            settings.fpr, images_for(settings.fpr), calibration.normal_images, calibration.fpr,
         )  # fmt: skip
     return bank, calibration
 

@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         runtime.log_to(save_path, append=True, quiet=not accelerator.is_main_process)
         table = (save_path / "table.md").read_text(encoding="utf-8")
         LOG.info("%s\nnothing to resume: these results are in %s", table, save_path)
+        finished.remove()  # of a test that was killed after the last table
         runtime.leave(accelerator)
         return
     known = finished.load(pictures) if resumes else {}

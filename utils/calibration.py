@@ -86,3 +86,8 @@ def threshold_of(scores: Sequence[float], fpr: float) -> tuple[float, float]:
     ordered = sorted(scores)
     rank = min(math.ceil((len(ordered) + 1) * (1 - fpr) - 1e-9), len(ordered))
     return ordered[rank - 1], max(fpr, 1 / (len(ordered) + 1))
+
+
+def images_for(fpr: float) -> int:
+    """How many normal images it takes for `threshold_of` to keep the rate."""
+    return math.ceil(1 / fpr - 1 - 1e-9)

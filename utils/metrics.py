@@ -375,7 +375,7 @@ class _Table:
         del order
         united = np.empty((len(mass), keys.size))
         united[:, new], united[:, ~new] = mass, self.mass
-        del mass, new
+        del new
         starts = _starts(keys[1:] != keys[:-1])
         self.keys = keys[starts]
         del keys
@@ -409,18 +409,15 @@ def _depth(mass: np.ndarray) -> np.ndarray:
     With n pixels above, 1 is n * RESOLUTION further pixels, or RESOLUTION of all region weight.
     """
     above = _cumulate(mass)
-    depth = np.log1p(above[0], out=above[0])  # in place: these arrays make the peak of the memory
+    depth = np.log1p(above[0])
     for weight in above[1:]:
         depth += weight / weight[-1]
-    depth /= RESOLUTION
-    return depth
+    return depth / RESOLUTION
 
 
 def _groups(depth: np.ndarray, cell: float) -> np.ndarray:
     """First index of each group when keys go by the cell of depth in which their middle lies; a heavy key is alone."""
-    index = depth[1:] + depth[:-1]  # (K,)
-    index *= 0.5 / cell
-    np.floor(index, out=index)
+    index = ((depth[1:] + depth[:-1]) * (0.5 / cell)).astype(np.int64)  # (K,)
     return _starts(index[1:] != index[:-1])
 
 

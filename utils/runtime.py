@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ def run(main: Callable[[], int | None], advice: str = "") -> None:
         sys.exit(code)
 
 
-def _fail(reason: str) -> None:
+def _fail(reason: str) -> NoReturn:
     """The last line of a run that cannot go on, also in its log.txt."""
     print(f"error{processes.this_one()}: {reason}", file=sys.stderr)
     record = LOG.makeRecord(LOG.name, logging.ERROR, "", 0, reason, (), None)

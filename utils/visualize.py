@@ -176,6 +176,7 @@ def sampled(one: np.ndarray, images: int = 1) -> np.ndarray:
     images: how many give such pixels; of more than 64 each gives less, so that together they stay as few.
     """
     step = math.ceil(math.sqrt(one.size / _SAMPLED * max(1, images / _FIRST)))
+    step = min(step, len(one))
     some = one[step // 2 :: step, step // 2 :: step] if one.ndim == 2 else one
     return some.ravel().astype(np.float32)
 

@@ -63,6 +63,7 @@ def test_the_ends_of_many_maps_come_from_few_pixels_of_all_columns():
         assert min(images, 64) * 3000 <= images * taken.size <= 64 * 4096 and taken.base is None
         assert abs(np.median(taken) - 63.5) < 3
     np.testing.assert_array_equal(sampled(sampled(wide)), sampled(wide))
+    assert sampled(wide, 10**8).tolist() == [64]  # never none
 
 
 def test_gradient():
