@@ -62,11 +62,11 @@ def _processor() -> str:
 
 
 @contextlib.contextmanager
-def sample_data() -> Iterator[Path]:
-    """The sample data in a temporary folder: demo_textures and demo_objects."""
+def sample_data(times: int = 1) -> Iterator[Path]:
+    """The sample data in a temporary folder: demo_textures and demo_objects, `times` as many images for testing."""
     with tempfile.TemporaryDirectory() as folder:
-        script = ROOT / "data/demo.py"
-        subprocess.run([sys.executable, script, "--root", folder], check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, ROOT / "data/demo.py", "--root", folder, "--times", str(times)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         yield Path(folder)
 
 

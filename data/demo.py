@@ -1,12 +1,12 @@
 """Sample data: two small datasets made from photographs that come with scikit-image; nothing is downloaded.
 
-    python data/demo.py [--root data/demo]
+    python data/demo.py [--root data/demo] [--times N]
 
 Writes <root>/demo_textures (brick, grass, gravel, wood; MVTec AD's layout) and <root>/demo_objects (coffee_cup, coins,
 printed_page, retina; VisA's layout), each with its meta.json and 40 training, 32 normal and 48 defect images for
 testing: 7 MB in 6 seconds. Normal images are crops that differ in place, scale, angle and light; defects are drawn, and
 a mask holds the pixels that a defect changed (in demo_objects before JPEG compression), no other pixel differs. A set
-that is there already is left alone.
+that is there already is left alone. --times 10 draws ten times as many images for testing, the usual ones among them.
 
 This is data to try the commands on, not a benchmark: no result on it says anything about real inspection.
 """
@@ -354,16 +354,16 @@ def save(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels.squeeze()).save(path, **options)
 
 
-def make_textures(root: Path) -> None:
+def make_textures(root: Path, times: int) -> None:
     """MVTec AD's layout, a folder for each kind of defect, masks 0 and 255."""
     for name, recipe in TEXTURES.items():
-        for split, count in (("train", TRAIN), ("test", GOOD)):
+        for split, count in (("train", TRAIN), ("test", GOOD * times)):
             for index in range(count):
                 save(
                     normal_image(recipe, generator(name, split, index)),
                     root / name / split / "good" / f"{index:03d}.png",
                 )
-        for index in range(DEFECT):
+        for index in range(DEFECT * times):
             defect = recipe.defects[index % len(recipe.defects)]
             image, mask = defect_image(recipe, defect, 1, generator(name, defect.__name__, index))
             stem = f"{index // len(recipe.defects):03d}"
@@ -371,15 +371,15 @@ def make_textures(root: Path) -> None:
             save(255 * (mask > 0).astype(np.uint8), root / name / "ground_truth" / defect.__name__ / f"{stem}_mask.png")
 
 
-def make_objects(root: Path) -> None:
+def make_objects(root: Path, times: int) -> None:
     """VisA's layout, its split file, masks that number one to three defects."""
     rows = [("object", "split", "label", "image", "mask")]
     for name, recipe in OBJECTS.items():
-        for index in range(TRAIN + GOOD):
+        for index in range(TRAIN + GOOD * times):
             image = f"{name}/Data/Images/Normal/{index:04d}.JPG"
             save(normal_image(recipe, generator(name, "normal", index)), root / image)
             rows.append((name, "train" if index < TRAIN else "test", "normal", image, ""))
-        for index in range(DEFECT):
+        for index in range(DEFECT * times):
             image, mask = f"{name}/Data/Images/Anomaly/{index:03d}.JPG", f"{name}/Data/Masks/Anomaly/{index:03d}.png"
             rng = generator(name, "anomaly", index)
             pixels, labels = defect_image(recipe, recipe.defects[index % len(recipe.defects)], rng.integers(1, 4), rng)
@@ -394,7 +394,7 @@ def make_objects(root: Path) -> None:
 SETS = {"demo_textures": (make_textures, mvtec_layout), "demo_objects": (make_objects, visa_layout)}
 
 
-def make(root: Path, name: str) -> None:
+def make(root: Path, name: str, times: int) -> None:
     """Build one set beside its final place and rename it there, so that it appears whole or not at all."""
     target, partial = root / name, root / f".{name}.{os.getpid()}"
     if target.exists():
@@ -403,7 +403,7 @@ def make(root: Path, name: str) -> None:
     draw, layout = SETS[name]
     partial.mkdir(parents=True)
     try:
-        draw(partial)
+        draw(partial, times)
         samples = layout(partial)
         write(partial, samples)
         partial.rename(target)
@@ -423,11 +423,19 @@ def check(target: Path) -> int:
     return sum(map(len, samples.values()))
 
 
+def multiple(text: str) -> int:
+    """--times."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: want a whole number, 1 or more")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data/demo", metavar="DIR", help="where the sets go (default: data/demo)")
-    root = Path(parser.parse_args(argv).root)
-    return guard(lambda: [make(root, name) for name in SETS])
+    parser.add_argument("--times", type=multiple, default=1, metavar="N", help="times as many test images (default: 1)")
+    args = parser.parse_args(argv)
+    return guard(lambda: [make(Path(args.root), name, args.times) for name in SETS])
 
 
 if __name__ == "__main__":

@@ -99,9 +99,28 @@ def test_the_same_bytes_again(made, demo, tmp_path, monkeypatch):
     """One class of either set, made once more."""
     for name, sets, cls in (("demo_textures", "TEXTURES", "wood"), ("demo_objects", "OBJECTS", "coins")):
         monkeypatch.setattr(demo, sets, {cls: getattr(demo, sets)[cls]})
-        demo.make(tmp_path, name)
+        demo.make(tmp_path, name, 1)
         again = contents(tmp_path / name / cls)
         assert again and again == contents(made / name / cls)
+
+
+def test_more_test_images_hold_the_usual_ones(made, demo, tmp_path, monkeypatch):
+    for sets, cls in (("TEXTURES", "wood"), ("OBJECTS", "coins")):
+        monkeypatch.setattr(demo, sets, {cls: getattr(demo, sets)[cls]})
+    assert demo.main(["--root", str(tmp_path), "--times", "2"]) == 0
+    for name, cls in (("demo_textures", "wood"), ("demo_objects", "coins")):
+        usual, more = contents(made / name / cls), contents(tmp_path / name / cls)
+        assert usual.items() < more.items()
+        samples = meta.read(tmp_path / name)
+        assert (len(samples["train"]), len(samples["test"])) == (10, 40)
+        assert sum(sample.anomaly for sample in samples["test"]) == 24
+
+
+@pytest.mark.parametrize("times", ["0", "-1", "two", "1.5"])
+def test_a_wrong_number_of_images_is_refused(demo, tmp_path, times, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        demo.main(["--root", str(tmp_path), f"--times={times}"])
+    assert stopped.value.code == 2 and f"--times: {times}: want" in capsys.readouterr().err
 
 
 def test_nothing_differs_outside_the_mask(demo):
