@@ -32,7 +32,7 @@ Points = list[list[float]]  # of a curve: [x, y], a list of fractions each
 RESOLUTION = 3e-5  # a merged key holds about this share of the pixels above it; see `_depth`
 NORMAL_CAPACITY = 1_000_000  # keys, 12 bytes each
 DEFECT_CAPACITY = 500_000  # keys, 20 bytes each
-BUFFER_BYTES = 8_000_000  # pixels that wait to be sorted together
+BUFFER_BYTES = 6_000_000  # pixels that wait to be sorted together
 
 
 def label_regions(mask: Any) -> np.ndarray:
