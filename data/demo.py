@@ -6,7 +6,8 @@ Writes <root>/demo_textures (brick, grass, gravel, wood; MVTec AD's layout) and 
 printed_page, retina; VisA's layout), each with its meta.json and 40 training, 32 normal and 48 defect images for
 testing: 7 MB in 6 seconds. Normal images are crops that differ in place, scale, angle and light; defects are drawn, and
 a mask holds the pixels that a defect changed (in demo_objects before JPEG compression), no other pixel differs. A set
-that is there already is left alone. --times 10 draws ten times as many images for testing, the usual ones among them.
+that is there already is left alone, however many images it has. --times 10 draws ten times as many images for testing,
+the usual ones among them.
 
 This is data to try the commands on, not a benchmark: no result on it says anything about real inspection.
 """
