@@ -63,7 +63,10 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def sample_data(times: int = 1) -> Iterator[Path]:
-    """The sample data in a temporary folder: demo_textures and demo_objects; as demo.py's --times."""
+    """The sample data in a temporary folder: demo_textures and demo_objects.
+
+    times: demo.py's --times.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, ROOT / "data/demo.py", "--root", folder, "--times", str(times)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -425,7 +425,7 @@ def check(target: Path) -> int:
 
 
 def multiple(text: str) -> int:
-    """--times."""
+    """The value of --times."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: want a whole number, 1 or more")
     return int(text)
