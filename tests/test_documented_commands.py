@@ -9,27 +9,29 @@ from importlib import metadata
 
 import pytest
 
+import engine.build
 import predict as predict_script
 import test as test_script
 import train as train_script
+from config.flags import app_parser, export_parser, predict_parser, test_parser, train_parser
+from config.settings import resolve_app, resolve_export, resolve_onnx, resolve_predict, resolve_test, resolve_train
 from conftest import REFERENCE, ROOT
 from model import METHODS, build
-from model.backbone import register_architecture
-from utils import config
+from model.backbones.architectures import register_architecture
 
 
-def resolve_predict(args):
+def resolve_predict_or_onnx(args):
     """As predict.py: with --onnx the file says what the detector is, here WinCLIP for screws."""
     said = {"method": "winclip", "class_name": "screw", "image_size": 240}
-    return config.resolve_predict(args) if args.onnx is None else config.resolve_onnx(args, said)
+    return resolve_predict(args) if args.onnx is None else resolve_onnx(args, said)
 
 
 PARSERS = {
-    "predict.py": (config.predict_parser, resolve_predict),
-    "export.py": (config.export_parser, config.resolve_export),
-    "app.py": (config.app_parser, config.resolve_app),
-    "train.py": (config.train_parser, config.resolve_train),
-    "test.py": (config.test_parser, config.resolve_test),
+    "predict.py": (predict_parser, resolve_predict_or_onnx),
+    "export.py": (export_parser, resolve_export),
+    "app.py": (app_parser, resolve_app),
+    "train.py": (train_parser, resolve_train),
+    "test.py": (test_parser, resolve_test),
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -165,7 +167,7 @@ def test_published_config_path_means_the_shipped_architecture(monkeypatch, mini_
         asked.update(settings, method=method)
         raise InterruptedError
 
-    monkeypatch.setattr(test_script, "build", built)
+    monkeypatch.setattr(engine.build, "build", built)
     published = str(REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth")
     with pytest.raises(InterruptedError):
         test_script.main([*shlex.split(command)[2:], "--data_path", str(mini_visa), "--checkpoint_path", published])
@@ -202,7 +204,7 @@ def test_every_flag_that_the_readme_names_is_there():
         *ROOT.glob("data/*.py"),
         *ROOT.glob("tools/*.py"),
         *ROOT.glob("tests/stress/*.py"),
-        ROOT / "utils/compare.py",
+        ROOT / "report/compare.py",
     ]
     declared = {flag for path in scripts for flag in re.findall(r'"(--[a-z_]+)"', path.read_text(encoding="utf-8"))}
     declared |= {f"--{name}" for name in ("mvtec", "visa", "help")}  # data/mvisa.py makes its flags in a loop
