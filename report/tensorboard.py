@@ -3,25 +3,40 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from utils.files import NotWrittenError
 
 FOLDER = "tensorboard"
 
 
+class Losses(Protocol):
+    """The losses of one training step, see `engine.training.Step`."""
+
+    @property
+    def loss(self) -> float: ...
+
+    @property
+    def focal(self) -> float: ...
+
+    @property
+    def dice(self) -> float: ...
+
+
 class TensorBoardLogger:
     """Losses and learning rates per step, validation metrics and maps per saved epoch.
 
     Args:
-        folder: of the training; the curves go to a subfolder. None draws nothing (all processes but the first).
-        done: steps of an interrupted training that goes on; what it had drawn after them is taken back.
+        folder: of the training; the curves go to a subfolder. None writes nothing (all processes but the first).
+        done: steps of an interrupted training that goes on; what it had written after them is taken back.
     """
 
     def __init__(self, folder: Path | None, done: int):
-        self._writer, self._step = None, done
+        self._writer: Any = None  # a SummaryWriter, whose package is imported when one is needed
+        self._step = done
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # seconds to import, and training alone needs it
 
@@ -33,13 +48,13 @@ class TensorBoardLogger:
                 self._writer.close()
 
     def flush(self) -> None:
-        """Write what has been drawn, so that it is not lost when the training is killed."""
+        """Write what is waiting, so that it is not lost when the training is killed."""
         if self._writer:
             with self._named():
                 self._writer.flush()
 
-    def epoch(self, steps: Sequence[Any], rates: Sequence[float]) -> None:
-        """The steps of an epoch (`engine.training.Step`), and the learning rate of each group of parameters."""
+    def epoch(self, steps: Sequence[Losses], rates: Sequence[float]) -> None:
+        """The steps of an epoch, and the learning rate of each group of parameters."""
         for step in steps:
             self._step += 1
             values = {f"loss/{part}": getattr(step, part) for part in ("loss", "focal", "dice")}
@@ -49,7 +64,7 @@ class TensorBoardLogger:
         """Metrics after the last step; those that cannot be computed are left out."""
         self._scalars({f"validation/{key}": value for key, value in row.items() if value is not None})
 
-    def pictures(self, pictures: Mapping[str, np.ndarray]) -> None:
+    def pictures(self, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         """Pictures after the last step, each (H, W, 3) uint8."""
         for name, picture in pictures.items() if self._writer else ():
             with self._named():
