@@ -25,10 +25,11 @@ from engine.evaluation import batches, score
 from engine.references import draw_memories, drawn_settings, keep_memories, stored_settings
 from engine.resume import FOLDER, ClassResult, FinishedClasses, run_identity
 from model import METHODS, memory_bank
-from report.map_files import check_names, map_files, pictures_of
-from report.write import prediction_rows, write_results
+from report.gallery import Gallery
+from report.map_files import MapFiles, check_names
+from report.write import write_results
 from utils.devices import make_accelerator
-from utils.distributed import gather, shutdown
+from utils.distributed import flatten, gather, shutdown
 from utils.errors import run_script
 from utils.files import atomic_write, clear_leftovers, clear_results, result_folder
 from utils.logs import LOG, log_to
@@ -36,7 +37,7 @@ from utils.provenance import write_config
 
 TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
 PICTURES = ("imgs", "maps", FOLDER)
-WAITING = (".thumbnails-*", "imgs/.maps-*")  # what a killed process leaves
+WAITING = (".maps-*", ".thumbnails-*", "imgs/.maps-*")  # what a killed process leaves, of this version or an older one
 RESUME_ADVICE = "the classes that are done are kept, and the same command with --resume goes on"
 
 
@@ -65,7 +66,16 @@ def main(argv: list[str] | None = None) -> None:
 
     save_path.mkdir(parents=True, exist_ok=True)
     finished = FinishedClasses(save_path, run_identity(settings, description, accelerator, samples, shots), classes)
-    pictures = pictures_of(settings, shots, samples)
+    files = MapFiles(
+        save_path,
+        settings.data_path,
+        samples,
+        shots,
+        overlays=not settings.no_images,
+        maps=settings.save_maps,
+        gather=lambda own: flatten(gather(own, accelerator)),
+    )
+    pictures = files.expected_files()
     resumes = settings.resume and accelerator.is_main_process
     if gather(resumes and is_whole(settings, finished.identity, pictures), accelerator)[0]:
         log_to(save_path, append=True, quiet=not accelerator.is_main_process)
@@ -74,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         finished.remove()  # of a test that was killed after the last table
         shutdown(accelerator)
         return
-    known = finished.load(pictures) if resumes else {}
+    known = finished.load(pictures, Gallery.from_json) if resumes else {}
     if accelerator.is_main_process:
         clear_results(save_path, (*TABLES, *WAITING, *(() if known else PICTURES)))
         clear_leftovers(save_path, PICTURES)
@@ -97,25 +107,24 @@ def main(argv: list[str] | None = None) -> None:
     first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
     loader = batches(images, settings.batch_size, settings.num_workers, accelerator, first=first)
     results = [result for one in known.values() for result in one.scores]
-    galleries = {(setting, name): chosen for name, one in known.items() for setting, chosen in one.galleries.items()}
-    with map_files(settings, shots, samples, len(classes), accelerator) as files:
+    for name, one in known.items():
+        files.restore(name, one.page)
+    with files:
         for result in score(detector, loader, samples, shots, memories_of, accelerator, files.keep, clock, known):
             files.finish(result)
             results.append(result)
             if result.setting == len(shots) - 1:  # the last of its class
                 accelerator.wait_for_everyone()  # until each process has drawn its pictures
                 if accelerator.is_main_process:
-                    finished.keep(result.name, ClassResult(results[-len(shots) :], files.gallery(result.name)))
-    galleries |= files.galleries
-    rows = [row for result in results for row in prediction_rows(result, shots[result.setting], samples)]
+                    finished.keep(result.name, ClassResult(results[-len(shots) :], files.page_values(result.name)))
     if first < len(samples):
         LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples) - first, *clock.seconds())
     if detector.backbone.cache:
         detector.backbone.cache.log()
     if accelerator.is_main_process:
-        place = {(sample.cls_name, sample.img_path): number for number, sample in enumerate(samples)}
-        rows.sort(key=lambda row: (row["k_shot"], row["seed"] or 0, place[row["cls_name"], row["img_path"]]))
-        write_results(settings, description, shots, classes, results, rows, galleries)
+        shared = {**description, "mode": settings.mode}
+        extra = METHODS[settings.method].EXTRA_METRICS
+        write_results(save_path, results, shots, samples, files.galleries, shared, extra)
         if settings.save_memory:
             for name in set(classes) - {name for _, name in kept}:  # of which this process had no image
                 memories_of(name)
