@@ -1,7 +1,7 @@
 """Draw the README's picture from the overlays of a quickstart.
 
     python illustration/overlays.py results/quickstart/demo_textures/few_shot/imgs/k4_seed1 \\
-        wood/test/hole/000.png gravel/test/oil/000.png
+        wood/test/hole/000.png brick/test/hole/001.png
 
 Writes illustration/overlay.png: the given overlays, one below the other.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-WIDTH = 700  # pixels
+WIDTH = 780  # pixels
 
 
 def main(folder: str, *names: str) -> None:
