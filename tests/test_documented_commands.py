@@ -204,6 +204,23 @@ def test_python_examples_run(tiny_a, mini_mvtec):
     assert names["few_shot"].maps.shape == (4, 224, 224)
 
 
+def test_readme_command_for_photographs_runs(tmp_path, monkeypatch):
+    """The one on the small CLIP that ships, which needs no download."""
+    command = next(
+        c for c in commands_of(PAGES[README]) if c.startswith("python predict.py") and "quickstart-clip" in c
+    )
+    bricks = REFERENCE / "data/mini_mvtec/brick"
+    for name, source in {
+        "photos": bricks / "test",
+        "good_screws": bricks / "train/good",
+        "exps": ROOT / "exps",
+    }.items():
+        (tmp_path / name).symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    assert predict_script.main([*shlex.split(command)[2:], "--num_workers", "0"]) in (0, None)
+    assert {"scores.csv", "imgs", "calibration.json"} <= {path.name for path in Path("results/screws").iterdir()}
+
+
 def test_every_flag_has_help():
     for parser, _ in PARSERS.values():
         for action in parser(list(METHODS))._actions:
@@ -302,6 +319,15 @@ def test_links_lead_to_files_and_headings(path):
         file = (path.parent / target).resolve() if target else path
         assert file.exists(), f"{path.name}: {target}"
         assert not anchor or anchor in slugs(file.read_text(encoding="utf-8")), f"{path.name}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_files_of_the_checkout_that_are_named_are_there(path):
+    named = set(re.findall(r"`(?:\./)?((?:data|model|report|tests|exps|utils)/[\w/.-]*)`", PAGES[path]))
+    made = {
+        name for name in named if name.startswith(("data/mvisa/", "data/mtd"))
+    }  # by a script, in the user's checkout
+    assert [name for name in sorted(named - made) if not (ROOT / name).exists()] == []
 
 
 def test_readme_is_a_page_that_leads_to_every_other():
