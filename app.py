@@ -14,28 +14,22 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from dataset import OwnImages, load_image, pictures_in
+from config.flags import app_parser
+from config.settings import QUICKSTART, log_settings, resolve_app
+from inference.service import InferenceService, Result, View
+from inference.uploads import FORMATS, NAME_LENGTH, UploadLimits
 from model import METHODS
-from test import load_detector
-from utils import runtime
-from utils.calibration import Calibration
-from utils.config import QUICKSTART, app_parser, log_settings, resolve_app
-from utils.inspection import Inspector, readable
-from utils.runtime import LOG
-from utils.uploads import FORMATS, NAME_LENGTH, Limits
-from utils.visualize import HeatScale, fitted, gradient, on_scale, tinted
+from report.heatmap import blend_heatmap, css_gradient
+from utils.errors import run_script
+from utils.logs import LOG, log_to
 
 if find_spec("gradio") is None:
     sys.exit("error: the web page needs Gradio: pip install -r requirements-app.txt")
@@ -46,8 +40,6 @@ from gradio import processing_utils  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 DEMO = ROOT / "data/demo"
-_SIDE = 768  # of the picture that is shown, in pixels
-_KEPT = 4  # sets of encoded references
 _SESSIONS, _WAITING = 100, 64  # pages that can be recoloured, requests that may wait
 # Of the events that use the detector. Files come as they are: Gradio would decode them before they are checked.
 _DETECT = {"concurrency_limit": 1, "concurrency_id": "detector", "preprocess": False, "scroll_to_output": True}
@@ -65,94 +57,14 @@ _SHOTS = 4  # normal images of an example
 
 def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_app(app_parser(list(METHODS)).parse_args(argv))
-    runtime.log_to(None)
+    log_to(None)
     log_settings(settings, sources)
-    desk = Desk(settings)
+    desk = InferenceService(settings)
     with tempfile.TemporaryDirectory(prefix="vand-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page(desk, settings, examples(DEMO))
         LOG.info("open %s (Ctrl+C ends)", launch(blocks, settings))
         blocks.block_thread()
-
-
-# --- what the page asks for -----------------------------------------------------------------------------------------
-
-
-class View(NamedTuple):
-    """What is needed to colour a picture anew."""
-
-    picture: np.ndarray  # (H, W, 3) uint8 RGB, the longer side _SIDE
-    heat: np.ndarray  # (S, S) float16, 0 and 1 are the ends of the colour scale
-
-
-class Result(NamedTuple):
-    """The answer to one request."""
-
-    view: View
-    values: dict[str, Any]  # see `inspection.Finding`
-    calibration: Calibration | None
-    seconds: float
-
-
-class Desk:
-    """Answers requests, one at a time, so that memory is bounded. Knows no users: a request brings its references; the
-    latest sets of them stay encoded, under what their files hold. settings: see `config.resolve_app`."""
-
-    def __init__(self, settings):
-        accelerator = runtime.accelerator(settings.device, settings.precision)
-        detector, description = load_detector(settings, accelerator, None)
-        self.inspector = Inspector(detector, accelerator, settings.fpr, description)
-        most = settings.max_references if METHODS[settings.method].FEW_SHOT else 0
-        self.limits = Limits(settings.max_megabytes, settings.max_pixels, most, pictures_in)
-        self._image_size, self._batch_size = description["image_size"], settings.batch_size
-        self._worker, self._known = ThreadPoolExecutor(1), OrderedDict()  # torch's memory is that of one thread
-
-    def inspect(self, name: str, image: str | None, references: Sequence[str] = ()) -> Result:
-        """What an image file shows, compared with normal ones if there are any.
-
-        Raises:
-            ValueError: a sentence for the user, see `Limits.check`; a file that turns out to be broken.
-        """
-        self.limits.check(name, image, references)
-        try:
-            return self._worker.submit(self._inspect, name.strip(), image, references).result()
-        except ValueError as error:  # names a file by where it lies here
-            message = str(error)
-            for path in (image, *references):
-                message = message.replace(str(path), Path(path).name)
-            raise ValueError(message) from None
-
-    def _inspect(self, name: str, image: str, references: Sequence[str]) -> Result:
-        start = time.perf_counter()
-        memory, calibration = self._remember(name, references) if references else (None, None)
-        (batch,) = readable(self._batches([image]))
-        picture = fitted(load_image(Path(image), upright=True), _SIDE)
-        (finding,) = self.inspector(batch["image"], name, memory, calibration)
-        if not finding.finite:
-            raise ValueError("The anomaly map holds NaN or infinity; are the weights broken?")
-        view = _view(picture, finding.map, calibration)
-        return Result(view, finding.values, calibration, time.perf_counter() - start)
-
-    def _remember(self, name: str, references: Sequence[str]) -> tuple[Any, Calibration | None]:
-        key = name, runtime.digest(references)
-        if key not in self._known:
-            batches = readable(self._batches(references))
-            self._known[key] = self.inspector.remember(batches, len(references), name, "references")
-        self._known.move_to_end(key)
-        while len(self._known) > _KEPT:
-            self._known.popitem(last=False)
-        return self._known[key]
-
-    def _batches(self, files: Sequence[str]) -> DataLoader:
-        return DataLoader(OwnImages([Path(file) for file in files], self._image_size), self._batch_size)
-
-
-def _view(picture: np.ndarray, one: np.ndarray, calibration: Calibration | None) -> View:
-    """On the colour scale of normal images; without a calibration, on the image's own."""
-    scale = HeatScale(1)
-    scale.add(one)
-    low, high = calibration.heat if calibration else scale.ends()
-    return View(picture, on_scale(one, low, high).clip(0, 1).astype(np.float16))
 
 
 def examples(root: Path) -> list[tuple[str, str, list[str]]]:
@@ -178,7 +90,7 @@ async def no_download(*_: Any, **__: Any) -> None:
 processing_utils.async_ssrf_protected_download = no_download
 
 
-def page(desk: Desk, settings, shown: Sequence[tuple[str, str, list[str]]]) -> gr.Blocks:
+def page(desk: InferenceService, settings, shown: Sequence[tuple[str, str, list[str]]]) -> gr.Blocks:
     """The page; shown: see `examples`."""
     with gr.Blocks(title="VAND Kit", analytics_enabled=False, delete_cache=(_HOUR // 6, _HOUR)) as blocks:
         gr.HTML(heading(settings, desk.inspector.description))
@@ -236,7 +148,7 @@ def path_of(file: dict[str, Any] | None) -> str | None:
     return str(path)
 
 
-def input_side(limits: Limits) -> tuple[list, gr.Button]:
+def input_side(limits: UploadLimits) -> tuple[list, gr.Button]:
     """([image, name, normal images], the button)."""
     picture = gr.Image(label="Image", sources=["upload", "clipboard"], height=260, buttons=[], elem_id="image")
     name = gr.Textbox(label="What is it?", placeholder="screw, leather, circuit board ...", max_length=NAME_LENGTH)
@@ -285,7 +197,7 @@ def launch(blocks: gr.Blocks, settings) -> str:
 WHERE = "Where"
 EMPTY = "Score, verdict and time appear here."
 LEGEND = (
-    f'<div class=legend><span>as usual</span><i style="background: {gradient()}"></i><span>unusual</span></div>'
+    f'<div class=legend><span>as usual</span><i style="background: {css_gradient()}"></i><span>unusual</span></div>'
     "<p class=hint>What lies below the threshold is left uncoloured. With two or more normal images, 0.5 is the most "
     "unusual spot of theirs, unless the image leaves that scale; then, and without normal images, the scale is the "
     "image's own, and its most unusual spot is red.</p>"
@@ -328,7 +240,9 @@ def overlay(view: View | None, opacity: float = 1, threshold: float = 0) -> dict
         return gr.update(value=None, label=WHERE)
     share = float((view.heat >= threshold).mean())
     above = f"{100 * share:.1f}% of the image lies" if share else "nothing lies"
-    return gr.update(value=written(tinted(*view, opacity, threshold)), label=f"{WHERE}: {above} above the threshold")
+    return gr.update(
+        value=written(blend_heatmap(*view, opacity, threshold)), label=f"{WHERE}: {above} above the threshold"
+    )
 
 
 def written(picture: np.ndarray) -> str:
@@ -366,4 +280,4 @@ def figures(result: Result) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    run_script(main)

@@ -13,52 +13,38 @@ where --calibrate takes long on that, calibrate with predict.py on a GPU and giv
 import utils.packages  # noqa: F401 - first of all
 
 # isort: split
-import contextlib
-import os
-import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
+from config.flags import export_parser
+from config.settings import log_settings, resolve_export
+from inference.onnx_detector import CARD, FORMAT, ID, NAME, session
+from inference.onnx_export import MEANING, PREPROCESSING, FixedClassDetector, check, replacing_all, save_onnx
+from inference.predictor import Predictor
+from inference.setup import build_for_object, prepare
 from model import METHODS
-from model.one_object import OneObject, save_onnx
-from predict import prepare, the_detector
-from utils import runtime
-from utils.config import export_parser, log_settings, resolve_export
-from utils.exported import CARD, FORMAT, ID, NAME, session
-from utils.inspection import Inspector
+from utils.devices import make_accelerator
+from utils.errors import run_script
+from utils.files import result_folder, write_json
+from utils.logs import LOG, log_to
 from utils.packages import require
-from utils.runtime import LOG
-
-_TOLERANCE = 1e-3  # of maps, scores and their terms, absolute
-_CHECKED = (1, 3)  # batch sizes of the check; two images are traced
-
-_PREPROCESSING = (
-    "turn upright as the EXIF orientation says, convert to 8-bit RGB, stretch to image_size x image_size (bicubic, as "
-    "Pillow), leave as uint8 from 0 to 255, channels first: scale, mean and standard deviation are in the graph"
-)
-_MEANING = {"map": "(batch, S, S) float32, larger is more anomalous", "score": "(batch,) float32, of the image"}
+from utils.provenance import provenance
 
 
 def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_export(export_parser(list(METHODS)).parse_args(argv))
     require("export.py", ("onnx", "onnxruntime", "onnxscript"), "requirements-export.txt")
-    save_path = runtime.result_folder(settings.save_path)
-    accelerator = runtime.accelerator(settings.device, settings.precision)
-    detector, description, stored, normal, known = the_detector(settings, accelerator)
+    save_path = result_folder(settings.save_path)
+    accelerator = make_accelerator(settings.device, settings.precision)
+    detector, description, stored, normal, known = build_for_object(settings, accelerator)
 
     save_path.mkdir(parents=True, exist_ok=True)
-    runtime.log_to(save_path)
+    log_to(save_path)
     log_settings(settings, sources)
-    inspector = Inspector(detector, accelerator, settings.fpr, description)
+    inspector = Predictor(detector, accelerator, settings.fpr, description)
     bank, calibration = prepare(settings, inspector, stored, normal)
     calibration = known or calibration
-    one = OneObject(detector, settings.class_name, bank, calibration and calibration.limits)
+    one = FixedClassDetector(detector, settings.class_name, bank, calibration and calibration.limits)
     with replacing_all(save_path) as folder:
         identity = uuid.uuid4().hex
         LOG.info("writing %s", save_path / NAME)
@@ -69,68 +55,19 @@ def main(argv: list[str] | None = None) -> None:
             "method": settings.method,
             "class_name": settings.class_name,
             "image_size": description["image_size"],
-            "preprocessing": _PREPROCESSING,
+            "preprocessing": PREPROCESSING,
             "input": {"images": "(batch, 3, S, S) uint8 RGB, batch of any size"},
-            "outputs": {name: _MEANING.get(name, "(batch,) float32, a term of the score") for name in outputs},
+            "outputs": {name: MEANING.get(name, "(batch,) float32, a term of the score") for name in outputs},
             "calibration": calibration and asdict(calibration),
             "difference": check(one, session(folder / NAME)),
             "made_with": description,
             "settings": vars(settings),
-            "versions": runtime.provenance(),
+            "versions": provenance(),
         }
-        runtime.write_json(folder / CARD, card)
+        write_json(folder / CARD, card)
     size = sum(file.stat().st_size for file in save_path.glob(f"{NAME}*")) / 1e6
     LOG.info("%s: %.1f MB, checked with onnxruntime; %s says what it is", save_path / NAME, size, CARD)
 
 
-def check(one: OneObject, exported: Any) -> dict[str, float]:
-    """Largest absolute difference between onnxruntime and PyTorch per output, over all pixels and images of two batches
-    of other sizes than was traced.
-
-    Raises:
-        ValueError: one is above the tolerance, or no number.
-    """
-    generator, largest = np.random.default_rng(0), {}
-    for count in _CHECKED:
-        images = probes(generator, count, one.detector.backbone.image_size)
-        expected = one(torch.from_numpy(images))
-        for name, values in zip(expected, exported.run(list(expected), {"images": images}), strict=True):
-            difference = float(np.abs(values - expected[name].numpy()).max())
-            if not difference <= _TOLERANCE:
-                raise ValueError(
-                    f"nothing is written: in a batch of {count} the exported {name} differs from PyTorch's by "
-                    f"{difference:.2g}, and {_TOLERANCE:g} is allowed"
-                )
-            largest[name] = max(largest.get(name, 0.0), difference)
-    LOG.info("differs from PyTorch by at most %s", ", ".join(f"{value:.2g} ({key})" for key, value in largest.items()))
-    return largest
-
-
-def probes(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """Images to compare on, blocks of random colour from single pixels upwards, (count, 3, size, size) uint8."""
-    images = []
-    for number in range(count):
-        block = 4**number
-        colours = generator.integers(0, 256, (3, -(-size // block), -(-size // block)), dtype=np.uint8)
-        images.append(colours.repeat(block, 1).repeat(block, 2)[:, :size, :size])
-    return np.stack(images)
-
-
-@contextlib.contextmanager
-def replacing_all(save_path: Path) -> Iterator[Path]:
-    """A folder whose files go to `save_path` when the block ends well, the JSON last: without it, nothing runs them."""
-    folder = save_path / ".export"
-    shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
-    folder.mkdir()
-    try:
-        yield folder
-        for name in (CARD, f"{NAME}.data"):
-            (save_path / name).unlink(missing_ok=True)
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == CARD):
-            os.replace(file, save_path / file.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 if __name__ == "__main__":
-    runtime.run(main)
+    run_script(main)

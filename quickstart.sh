@@ -65,7 +65,7 @@ for dataset in $first $second; do
 done
 printf '\nclearest hits and worst misses, a sheet per set, and pages to open (curves, scores, pictures):\n'
 for dataset in $first $second; do
-    "$PYTHON" "$here/tools/picture_sheet.py" "$SAVE/$dataset/${last}_shot" >/dev/null
+    PYTHONPATH=$here "$PYTHON" -m report.contact_sheet "$SAVE/$dataset/${last}_shot" >/dev/null
     printf '    %s\n' "$SAVE/$dataset/${last}_shot/sheet.png"
     for mode in $modes; do
         printf '    %s\n' "$SAVE/$dataset/${mode}_shot/report.html"

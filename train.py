@@ -24,34 +24,43 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import ZERO_SHOT, AnomalyDataset, EpochSampler, load_image, read, select
-from model import METHODS, build, build_on
+from config.flags import train_parser
+from config.settings import log_settings, resolve_train, validation_options
+from data.images import load_image
+from data.references import ZERO_SHOT
+from dataset import AnomalyDataset, EpochSampler, read, select
+from engine import checkpoint, validation
+from engine.build import build_for_training
+from engine.evaluation import batches, infer
+from engine.training import Step, train_epoch
+from model import METHODS, build_on
 from prompt_ensemble import load_prompts
-from utils import checkpoint, runtime, validation
-from utils.config import detector_settings, log_settings, resolve_train, train_parser, validation_options
-from utils.curves import FOLDER, Curves
-from utils.engine import Step, batches, infer, train_epoch
-from utils.feature_cache import FeatureCache
-from utils.processes import Rounds, apart
-from utils.runtime import LOG
-from utils.visualize import overlay
+from report.overlays import overlay
+from report.tensorboard import FOLDER, TensorBoardLogger
+from utils.devices import make_accelerator, set_seed
+from utils.distributed import DistributedBatchSampler, isolate_signals, shutdown
+from utils.errors import run_script
+from utils.files import atomic_write, clear_leftovers, clear_results, result_folder
+from utils.logs import LOG, log_to
+from utils.provenance import write_config
+from utils.signals import HeldSignals, Stopped
 
 _WATCHED = 4  # anomalous images whose maps are drawn after each saved epoch
 # Settings that a resumed training must share with what it resumes.
 TRAINING = ("seed", "batch_size", "learning_rate", "aug_rate", "augment", "no_shuffle", "classes", "prompts")
-GO_ON = "the same command with --resume goes on"
+RESUME_ADVICE = "the same command with --resume goes on"
 
 
 def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_train(train_parser(list(METHODS)).parse_args(argv))
-    accelerator = runtime.accelerator(settings.device, settings.precision)
+    accelerator = make_accelerator(settings.device, settings.precision)
     samples = select(read(settings.train_data_path, settings.meta_path)["test"], settings.classes)
     check_masks(samples, settings.train_data_path)
-    save_path = runtime.result_folder(settings.save_path)
+    save_path = result_folder(settings.save_path)
     last = checkpoint.to_resume(save_path) if settings.resume else None
     start = checkpoint.load(last or settings.init_checkpoint) if last or settings.init_checkpoint else None
-    runtime.set_seed(settings.seed)
-    detector = the_detector(settings, accelerator, samples)
+    set_seed(settings.seed)
+    detector = build_for_training(settings, accelerator, samples)
     description = checkpoint.describe(detector, settings)
     optimizer = torch.optim.Adam(detector.parameter_groups(settings.learning_rate), betas=settings.betas)
     if start:
@@ -61,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     validate = validator(settings, sources, detector.backbone, accelerator) if settings.val_dataset else None
     same = {**options, **detector.options, "dataset": settings.dataset, "image_size": description["image_size"]}
     done, history = resume(start, optimizer, same) if last else (0, [])
-    begin(save_path, accelerator, goes_on=last is not None)
+    begin(save_path, accelerator, resumes=last is not None)
     vars(settings).update(detector.options, image_size=description["image_size"])
     log_settings(settings, sources)
     if last:
@@ -69,44 +78,31 @@ def main(argv: list[str] | None = None) -> None:
     elif settings.resume:
         LOG.info("nothing in %s to resume: the training starts from the beginning", save_path)
     if accelerator.is_main_process:
-        runtime.write_config(save_path, settings, sources, description)
+        write_config(save_path, settings, sources, description)
     detector.encode_names([sample.cls_name for sample in samples])
     meta = {**description, **options}
     training = Training(settings, detector, optimizer, accelerator, samples, meta, validate, done, history)
-    training.go_on()
-    with runtime.HeldSignals() as signals:
+    training.resume()
+    with HeldSignals() as signals:
         for epoch in range(done + 1, settings.epoch + 1):
             training.run(epoch, signals)
     training.curves.close()
     if detector.backbone.cache:
         detector.backbone.cache.log()
-    runtime.leave(accelerator)
+    shutdown(accelerator)
 
 
-def the_detector(settings, accelerator, samples):
-    prompts = None if settings.prompts is None else load_prompts(settings.prompts)
-    detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device)
-    batch = min(-(-settings.batch_size // accelerator.num_processes), len(samples))
-    what = f"--batch_size {settings.batch_size}"
-    detector.backbone.check_room(batch, accelerator.device, what, "lower it, or --image_size")
-    if settings.compile:
-        runtime.check_compiler(accelerator.device)
-        detector.backbone.compile_encoder()
-    detector.backbone.cache = FeatureCache.wanted(settings, accelerator)
-    return detector
-
-
-def begin(save_path: Path, accelerator, *, goes_on: bool) -> None:
+def begin(save_path: Path, accelerator, *, resumes: bool) -> None:
     """Make the folder ready, and write the log into it; a training that starts anew takes away what an earlier one
     left."""
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
-        runtime.clear_leftovers(save_path)
-        if not goes_on:
+        clear_leftovers(save_path)
+        if not resumes:
             write_losses(save_path / "losses.csv", [])  # first: checkpoints of an earlier training are none of this one
-            runtime.clear_results(save_path, (*validation.FILES, FOLDER, checkpoint.UNFINISHED))
+            clear_results(save_path, (*validation.FILES, FOLDER, checkpoint.UNFINISHED))
     accelerator.wait_for_everyone()  # nobody may write where the first process still clears
-    runtime.log_to(save_path, append=goes_on, quiet=not accelerator.is_main_process)
+    log_to(save_path, append=resumes, quiet=not accelerator.is_main_process)
 
 
 class Training:
@@ -134,13 +130,15 @@ class Training:
         )
         self._sampler = EpochSampler(len(self._dataset), settings.seed, shuffle=not settings.no_shuffle)
         # --batch_size is that of all processes together, so that the same command gives the same losses on any number.
-        self._rounds = Rounds(self._sampler, settings.batch_size, accelerator.process_index, accelerator.num_processes)
+        self._rounds = DistributedBatchSampler(
+            self._sampler, settings.batch_size, accelerator.process_index, accelerator.num_processes
+        )
         self._loader = DataLoader(
             self._dataset,
             batch_sampler=self._rounds,
             num_workers=settings.num_workers,
             pin_memory=accelerator.device.type == "cuda",
-            worker_init_fn=apart,
+            worker_init_fn=isolate_signals,
         )
         self._optimizer = accelerator.prepare(optimizer)
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -148,19 +146,19 @@ class Training:
         # Where it goes on after a saved epoch, what was drawn after that may be lost.
         self._at_end = done > 0 and not self._known
         drawn = len(history) - len(self._known) - self._at_end
-        self.curves = Curves(self._folder if accelerator.is_main_process else None, drawn)
+        self.curves = TensorBoardLogger(self._folder if accelerator.is_main_process else None, drawn)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Do what an interrupted training had still to do after its last checkpoint."""
         resumed = self._done > 0 or self._known
-        scored = self._validate.go_on(self._done) if self._validate and resumed else None
+        scored = self._validate.resume(self._done) if self._validate and resumed else None
         if self._at_end:
             self.curves.epoch(self._history[-1:], self._rates)
             self._draw_pictures()
             if self._validate:
                 self.curves.validation(scored or self._validate(self._detector.trainable_state(), self._done))
 
-    def run(self, epoch: int, signals: runtime.HeldSignals) -> None:
+    def run(self, epoch: int, signals: HeldSignals) -> None:
         """One epoch; raises Stopped, with the checkpoint written, where a signal ends it."""
         settings = self._settings
         self._dataset.epoch = self._sampler.epoch = epoch
@@ -197,8 +195,8 @@ class Training:
             self._save(path, epoch=last.epoch - 1, losses=losses_text(self._history))
         LOG.info("saved %s after step %d of epoch %d", path, last.step, last.epoch)
         self.curves.close()
-        runtime.leave(self._accelerator)
-        raise runtime.Stopped(number)
+        shutdown(self._accelerator)
+        raise Stopped(number)
 
     def _save_epoch(self, epoch: int) -> None:
         if not self._accelerator.is_main_process:
@@ -262,7 +260,7 @@ def check_masks(samples, root: str) -> None:
 def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list[Step]]:
     """Restore the optimiser; returns the epoch that is done and the losses so far. run: what must be as
     it was."""
-    checkpoint.must_agree(f"checkpoint {last.path} was trained", last.meta, run, run)
+    checkpoint.check_compatible(f"checkpoint {last.path} was trained", last.meta, run, run)
     if "optimizer" not in last.meta:
         raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
     done = last.meta.get("epoch")
@@ -291,7 +289,7 @@ def resume(last: checkpoint.Checkpoint, optimizer, run: dict) -> tuple[int, list
 def seed_step(seed: int, epoch: int, rank: int, step: int) -> None:
     """What is drawn in a step (dropout; pictures have draws of their own) must not depend on how it was reached; each
     process draws for images of its own."""
-    runtime.set_seed(random.Random(f"{seed}/{epoch}/{step}/{rank}").getrandbits(32))
+    set_seed(random.Random(f"{seed}/{epoch}/{step}/{rank}").getrandbits(32))
 
 
 def losses_text(history: list[Step]) -> str:
@@ -303,7 +301,7 @@ def losses_text(history: list[Step]) -> str:
 
 
 def write_losses(path: Path, history: list[Step]) -> None:
-    with runtime.replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(losses_text(history), encoding="utf-8", newline="")
 
 
@@ -320,4 +318,4 @@ def parse_losses(path: Path, text: str) -> list[Step]:
 
 
 if __name__ == "__main__":
-    runtime.run(main, GO_ON)
+    run_script(main, RESUME_ADVICE)

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.common import Row
 from benchmarks.metrics import KINDS, stream
-from utils.metrics import PixelMetrics, label_regions
+from metrics.pixel import PixelMetrics, label_regions
 
 NAMES = ("auroc_px", "ap_px", "f1_px", "iou_px", "aupro", "aupro_200")
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.common import Row, clip, median_ratio, one_class, sample_data, scoring_pass
-from dataset import draw_shots
+from data.references import draw_shots
+from engine.feature_cache import FeatureCache
 from model import build_on
-from utils import runtime
-from utils.feature_cache import FeatureCache
+from utils.devices import make_accelerator
 
 
 def measure(quick: bool) -> Iterator[Row]:
@@ -22,7 +22,7 @@ def measure(quick: bool) -> Iterator[Row]:
         samples, train = one_class(root, count)
         shots = [draw_shots("demo_textures", train, ["brick"], 4, 1)]
         scoring_pass(detector, root, samples, shots, 8)  # warm
-        accelerator = runtime.accelerator("auto", "fp32")
+        accelerator = make_accelerator("auto", "fp32")
         for turn in range(turns):
             held = Path(folder, str(turn))
             for name in ("without", "empty", "filled"):

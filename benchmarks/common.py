@@ -15,10 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import AnomalyDataset, Sample, Shots, read
-from model.backbone import Backbone, register_architecture
-from utils import runtime
-from utils.engine import ClassScores, Clock, References, batches, score
+from data.references import FewShotSetting
+from dataset import AnomalyDataset, Sample, read
+from engine.encoding import Timer
+from engine.evaluation import ClassScores, batches, score
+from engine.references import References
+from model.backbones.architectures import register_architecture
+from model.backbones.clip import Backbone
+from utils.devices import make_accelerator
+from utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
@@ -44,7 +49,7 @@ class Row(NamedTuple):
 
 def machine() -> str:
     """Processor, cores, GPU and the versions that matter, in one line."""
-    versions = runtime.provenance()
+    versions = provenance()
     kept = ("python", "torch", "numpy", "scikit-learn", "open_clip_torch", "accelerate")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     threads = torch.get_num_threads()
@@ -129,16 +134,21 @@ class Pass(NamedTuple):
 
 
 def scoring_pass(
-    detector: Any, root: Path, samples: Sequence[Sample], shots: Sequence[Shots], batch: int, precision: str = "fp32"
+    detector: Any,
+    root: Path,
+    samples: Sequence[Sample],
+    shots: Sequence[FewShotSetting],
+    batch: int,
+    precision: str = "fp32",
 ) -> Pass:
     """The pass of test.py, without overlays; references are encoded in it, as there."""
-    accelerator = runtime.accelerator("auto", precision)
+    accelerator = make_accelerator("auto", precision)
     detector.to(accelerator.device).eval()
 
     def load(chosen: Sequence[Sample]) -> DataLoader:
         return batches(AnomalyDataset(root, chosen, detector.backbone.image_size), batch, 2, accelerator)
 
-    clock = Clock()
+    clock = Timer()
     references = References(
         detector, shots, lambda paths: load([Sample(path, "", "", "", 0) for path in paths]), accelerator, clock
     )

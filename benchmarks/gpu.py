@@ -13,10 +13,12 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Row, Timed, synchronize
-from dataset import ZERO_SHOT, Sample
+from data.references import ZERO_SHOT
+from dataset import Sample
+from engine.encoding import Timer
+from engine.evaluation import score
 from model import build
-from utils import runtime
-from utils.engine import Clock, score
+from utils.devices import make_accelerator
 
 
 def measure(quick: bool) -> Iterator[Row]:
@@ -24,7 +26,7 @@ def measure(quick: bool) -> Iterator[Row]:
         yield Row("no GPU here", "")
         return
     model, size, batch, count, side = ("ViT-B-32", 64, 4, 3, 1024) if quick else ("ViT-L-14-336", 518, 32, 20, 8192)
-    accelerator = runtime.accelerator("auto", "bf16")
+    accelerator = make_accelerator("auto", "bf16")
     yield from share_of_peak(accelerator, model, size, batch, count, side)
 
 
@@ -66,7 +68,7 @@ def outside(detector: Any, images: torch.Tensor, count: int, accelerator: Accele
     detector.encode_names(["nut"])
     shares = []
     for _ in range(4):
-        clock = Clock()
+        clock = Timer()
         list(score(detector, batches, samples, [ZERO_SHOT], lambda _: [None], accelerator, clock=clock))
         seconds, encoding = clock.seconds()
         shares.append(1 - encoding / seconds)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.common import Row, clip, one_class, sample_data, scoring_pass
-from dataset import ZERO_SHOT, draw_shots
+from data.references import ZERO_SHOT, draw_shots
 from model import build_on
 
 METHODS = ("april_gan", "winclip", "sdp", "sdp_plus", "vcp_clip")

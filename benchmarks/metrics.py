@@ -18,7 +18,7 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 from torch.nn.functional import interpolate
 
 from benchmarks.common import PEAK_UNIT, Row, finish, in_turns, median_ratio
-from utils.metrics import PixelMetrics, label_regions
+from metrics.pixel import PixelMetrics, label_regions
 
 BATCH = 8
 Batch = tuple[torch.Tensor, np.ndarray]  # maps (B, S, S) float32, masks (B, S, S) uint8

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from benchmarks.common import QUICKSTART, Row, finish, sample_data
 from dataset import read
-from utils.metrics import IMAGE, PIXEL
+from metrics.image import IMAGE
+from metrics.pixel import PIXEL
 
 CLIP = ["--config_path", f"{QUICKSTART}.json", "--pretrained", f"{QUICKSTART}.safetensors", "--num_workers", 1]
 SETS = ("demo_textures", "demo_objects")

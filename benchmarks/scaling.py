@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import PEAK_UNIT, QUICKSTART, ROOT, Row, finish, sample_data
+from engine import checkpoint
 from model import build
-from utils import checkpoint
 
 SMALL = {"model": QUICKSTART.name, "config_path": f"{QUICKSTART}.json", "pretrained": f"{QUICKSTART}.safetensors"}
 PEAK = """

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from benchmarks.common import Row, clip, in_turns, median_ratio, one_class, sample_data, scoring_pass
-from dataset import AnomalyDataset, Sample, Shots, draw_shots
+from data.references import FewShotSetting, draw_shots
+from dataset import AnomalyDataset, Sample
+from metrics.image import image_metrics
+from metrics.pixel import PixelMetrics, label_regions
 from model import build_on
-from utils.metrics import PixelMetrics, image_metrics, label_regions
 
 
 def measure(quick: bool) -> Iterator[Row]:
@@ -28,7 +30,7 @@ def measure(quick: bool) -> Iterator[Row]:
         twelve = [draw_shots("demo_textures", train, ["brick"], k, seed) for k in (1, 2, 4) for seed in (1, 2, 3, 4)]
         one = twelve[-1]
 
-        def one_pass(*shots: Shots) -> list[float]:
+        def one_pass(*shots: FewShotSetting) -> list[float]:
             return values(scoring_pass(detector, root, samples, shots, 8).rows[-1].metrics)
 
         sides = {
@@ -64,18 +66,20 @@ def values(metrics: dict[str, float | None]) -> list[float]:
 
 
 @torch.no_grad()
-def twice(detector, root, samples: Sequence[Sample], shots: Shots) -> list[float]:
+def twice(detector, root, samples: Sequence[Sample], shots: FewShotSetting) -> list[float]:
     """Image by image: one pass for the zero-shot part, another for the comparison with the references."""
     size, name = detector.backbone.image_size, samples[0].cls_name
     references = AnomalyDataset(root, [Sample(path, "", "", "", 0) for path in shots.references[name]], size)
     tokens = detector.encode(torch.stack([item["image"] for item in references]))
-    memory = {name: detector.remember(tokens)}
-    pixels, terms = PixelMetrics(), []
+    memory = {name: detector.build_memory(tokens)}
+    pixels, score_components = PixelMetrics(), []
     for item in AnomalyDataset(root, samples, size):
         image = item["image"][None]
         zero_shot = detector.zero_shot(detector.encode(image), [name])
         prediction = detector.few_shot(zero_shot, detector.encode(image), [name], memory)
         pixels.update(prediction.maps, label_regions(item["mask"].numpy())[None])
-        terms.append(prediction.terms)
-    scores = detector.image_scores({key: torch.cat([term[key] for term in terms]) for key in terms[0]})
+        score_components.append(prediction.score_components)
+    scores = detector.image_scores(
+        {key: torch.cat([term[key] for term in score_components]) for key in score_components[0]}
+    )
     return values({**pixels.compute(), **image_metrics([sample.anomaly for sample in samples], scores.tolist())})

@@ -3,7 +3,8 @@
 from typing import Any
 
 from model.april_gan import AprilGan
-from model.backbone import Backbone, register_architecture
+from model.backbones.architectures import register_architecture
+from model.backbones.clip import Backbone
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector
 from model.vcp_clip import VcpClip

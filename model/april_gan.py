@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import maps, memory
-from model.backbone import Backbone
-from model.interface import Found, Limits, Memory, Prediction, Tokens
-from model.layers import Adapters, load_part
-from model.text import TextFeatures
+from model import anomaly_map, memory_bank
+from model.adapters import Adapters, load_part
+from model.backbones.clip import Backbone
+from model.interface import Memory, Prediction, ScoreRange, SimilarityCache, Tokens
+from model.text_features import TextFeatures
 from prompt_ensemble import APRIL_GAN, Prompts, sentences
 
 _SCALE = 100.0  # inverse temperature of every softmax over states
@@ -36,7 +36,7 @@ class AprilGan(nn.Module):
     TRAINABLE = True
     FEW_SHOT = True
     HALF_WEIGHTS = False
-    EXTRA_FIGURES = ()
+    EXTRA_METRICS = ()
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class AprilGan(nn.Module):
     ):
         super().__init__()
         # In block order, as the published program pairs adapters with layers, however they are listed.
-        features_list = sorted(features_list or backbone.quarter_layers())
+        features_list = sorted(features_list or backbone.default_layers())
         few_shot_features = sorted(few_shot_features or features_list)
         backbone.check_layers("features_list", features_list)
         backbone.check_layers("few_shot_features", few_shot_features)
@@ -83,12 +83,12 @@ class AprilGan(nn.Module):
     def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         tokens = self.encode(images)
         with torch.autocast(images.device.type, enabled=False):  # only the backbone gains by lower precision
-            return [maps.state_probabilities(logit) for logit in self._pixel_logits(tokens, self.texts(names))]
+            return [anomaly_map.state_probabilities(logit) for logit in self._pixel_logits(tokens, self.texts(names))]
 
     def zero_shot(self, tokens: Tokens, names: Sequence[str]) -> Prediction:
         text = self.texts(names)
         probabilities = [torch.sigmoid(logit) for logit in self._pixel_logits(tokens, text)]
-        image_logit = maps.state_logit(tokens.pooled.float().unsqueeze(1), text, _SCALE)[:, 0]  # (B,)
+        image_logit = anomaly_map.state_logit(tokens.pooled.float().unsqueeze(1), text, _SCALE)[:, 0]  # (B,)
         return Prediction(torch.stack(probabilities).sum(0), {"text": torch.sigmoid(image_logit)})
 
     def _pixel_logits(self, tokens: Tokens, text: Tensor) -> list[Tensor]:
@@ -97,8 +97,8 @@ class AprilGan(nn.Module):
 
     # --- references -------------------------------------------------------------------------------------------------
 
-    def remember(self, tokens: Tokens) -> Memory:
-        return Memory({str(layer): memory.bank(tokens.patches[layer]) for layer in self.few_shot_features})
+    def build_memory(self, tokens: Tokens) -> Memory:
+        return Memory({str(layer): memory_bank.build_bank(tokens.patches[layer]) for layer in self.few_shot_features})
 
     @property
     def bank_widths(self) -> dict[str, int]:
@@ -114,17 +114,20 @@ class AprilGan(nn.Module):
         tokens: Tokens,
         names: Sequence[str],
         memories: Mapping[str, Memory],
-        found: Found | None = None,
+        found: SimilarityCache | None = None,
     ) -> Prediction:
         fused = zero_shot.maps.clone()
-        for name, rows in memory.rows_by_name(names).items():
+        for name, rows in memory_bank.rows_by_name(names).items():
             distances = {}  # layer -> (len(rows), N)
             for layer in self.few_shot_features:
-                references, seen = memories[name].banks[str(layer)], memory.found_of(found, name, str(layer))
+                references, seen = (
+                    memories[name].banks[str(layer)],
+                    memory_bank.cached_similarities(found, name, str(layer)),
+                )
                 patches = tokens.patches[layer][rows]
-                distances[layer] = memory.nearest_distance(patches, references, memories[name].images, seen)
+                distances[layer] = memory_bank.nearest_distance(patches, references, memories[name].images, seen)
             fused[rows] += self._distance_map(distances, tokens.grids)
-        return Prediction(fused, {**zero_shot.terms, "map_max": fused.amax((1, 2))})
+        return Prediction(fused, {**zero_shot.score_components, "map_max": fused.amax((1, 2))})
 
     def _distance_map(self, distances: Mapping[int, Tensor], grids: Mapping[int, tuple[int, int]]) -> Tensor:
         """Sum over layers of the upsampled distances, (B, S, S). Interpolation is linear: layers that share a grid, as
@@ -134,15 +137,15 @@ class AprilGan(nn.Module):
             grid = grids[layer]
             sums[grid] = sums[grid] + distance if grid in sums else distance
         upsampled = [
-            maps.upsample(one, grid, self.backbone.image_size, align_corners=True) for grid, one in sums.items()
+            anomaly_map.upsample(one, grid, self.backbone.image_size, align_corners=True) for grid, one in sums.items()
         ]
         return torch.stack(upsampled).sum(0)
 
-    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+    def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
         """Zero-shot: the text term. Few-shot: its mean with the map's maximum, on the scale of the class."""
-        if "map_max" not in terms:
-            return terms["text"]
-        return 0.5 * (terms["text"] + maps.rescale(terms, "map_max", limits))
+        if "map_max" not in score_components:
+            return score_components["text"]
+        return 0.5 * (score_components["text"] + anomaly_map.rescale(score_components, "map_max", limits))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 

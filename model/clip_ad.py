@@ -17,11 +17,11 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KernelDensity
 from torch import Tensor, nn
 
-from model import maps
-from model.backbone import Backbone
-from model.interface import DualTokens, Limits, Prediction
-from model.layers import Adapters, load_part
-from model.text import TextFeatures
+from model import anomaly_map
+from model.adapters import Adapters, load_part
+from model.backbones.clip import Backbone
+from model.interface import DualTokens, Prediction, ScoreRange
+from model.text_features import TextFeatures
 from prompt_ensemble import CLIP_AD, Prompts, sentences
 
 _LOG = logging.getLogger("vand")
@@ -50,7 +50,7 @@ class Sdp(nn.Module):
     TRAINABLE = False
     FEW_SHOT = False
     HALF_WEIGHTS = False
-    EXTRA_FIGURES = ()
+    EXTRA_METRICS = ()
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Sdp(nn.Module):
     ):
         super().__init__()
         backbone.check_value_path("sdp")
-        features_list = sorted(features_list or backbone.quarter_layers())
+        features_list = sorted(features_list or backbone.default_layers())
         backbone.check_layers("features_list", features_list)
         if rep_vec not in REP_VECS:
             raise ValueError(f"--rep_vec {rep_vec}: unknown; known: {', '.join(REP_VECS)}")
@@ -131,7 +131,7 @@ class Sdp(nn.Module):
         text = self.texts(names)  # (B, D, 2)
         patches = sum(self._layer_scores(tokens.values[layer].float(), text) for layer in self.features_list)  # (B, N)
         grid = tokens.grids[self.features_list[-1]]
-        return maps.upsample(patches, grid, self.backbone.image_size, align_corners=False)
+        return anomaly_map.upsample(patches, grid, self.backbone.image_size, align_corners=False)
 
     def _layer_scores(self, values: Tensor, text: Tensor) -> Tensor:
         """Each state's vector is weighted by how well it fits the class token; a patch's score is the similarity to the
@@ -143,15 +143,17 @@ class Sdp(nn.Module):
         return (features[:, 1:] @ direction[..., None])[..., 0]
 
     def prediction(self, tokens: DualTokens, names: Sequence[str], scores: Tensor) -> Prediction:
-        """The map smoothed, and the terms of the image score. scores: (B, S, S)."""
-        smooth = maps.gaussian(scores, self.smoothing)
+        """The map smoothed, and the components of the image score. scores: (B, S, S)."""
+        smooth = anomaly_map.gaussian(scores, self.smoothing)
         class_token = tokens.values[self.features_list[-1]][:, :1].float()  # (B, 1, D)
-        text = torch.sigmoid(maps.state_logit(class_token, self.texts(names), _SCALE))[:, 0]  # (B,)
+        text = torch.sigmoid(anomaly_map.state_logit(class_token, self.texts(names), _SCALE))[:, 0]  # (B,)
         return Prediction(smooth, {"text": text, "map_max": smooth.amax((1, 2))})
 
-    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+    def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
         """The text term plus the map's maximum, each on the scale of the class."""
-        return maps.rescale(terms, "text", limits) + maps.rescale(terms, "map_max", limits)
+        return anomaly_map.rescale(score_components, "text", limits) + anomaly_map.rescale(
+            score_components, "map_max", limits
+        )
 
 
 class SdpPlus(nn.Module):
@@ -164,7 +166,7 @@ class SdpPlus(nn.Module):
     TRAINABLE = True
     FEW_SHOT = False
     HALF_WEIGHTS = False
-    EXTRA_FIGURES = ()
+    EXTRA_METRICS = ()
 
     def __init__(
         self,
@@ -200,14 +202,14 @@ class SdpPlus(nn.Module):
         adapted = torch.stack([torch.sigmoid(logit) for logit in self._pixel_logits(tokens, names)]).sum(0)
         return self.sdp.prediction(tokens, names, self.sdp.state_map(tokens, names) + adapted)
 
-    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+    def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
         """As SDP."""
-        return self.sdp.image_scores(terms, limits)
+        return self.sdp.image_scores(score_components, limits)
 
     def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         tokens = self.encode(images)
         with torch.autocast(images.device.type, enabled=False):  # only the backbone gains by lower precision
-            return [maps.state_probabilities(logit) for logit in self._pixel_logits(tokens, names)]
+            return [anomaly_map.state_probabilities(logit) for logit in self._pixel_logits(tokens, names)]
 
     def _pixel_logits(self, tokens: DualTokens, names: Sequence[str]) -> list[Tensor]:
         return self.adapters.pixel_logits(

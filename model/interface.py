@@ -33,7 +33,9 @@ class Memory(NamedTuple):
     """The reference images of one class: a value, so that it can be kept, saved and reused."""
 
     banks: dict[str, Tensor]  # what the method compares ("6": a layer) -> (M, W), unit length
-    images: tuple[str, ...] = ()  # what each bank is made of, in equal parts, where somebody says so; see `Found`
+    images: tuple[
+        str, ...
+    ] = ()  # what each bank is made of, in equal parts, where somebody says so; see `SimilarityCache`
 
     def cpu(self) -> "Memory":
         """The same in main memory."""
@@ -42,17 +44,17 @@ class Memory(NamedTuple):
 
 # What one batch has been compared with: (class name, key of the bank) -> reference image -> (B * N,), the similarity of
 # each patch to its nearest one in that image. Few-shot settings that share reference images share the comparison.
-Found = dict[tuple[str, str], dict[str, Tensor]]
+SimilarityCache = dict[tuple[str, str], dict[str, Tensor]]
 
 
-Limits = Mapping[str, tuple[float, float]]  # term of the image score -> (low, high) of normal images, low < high
+ScoreRange = Mapping[str, tuple[float, float]]  # term of the image score -> (low, high) of normal images, low < high
 
 
 class Prediction(NamedTuple):
     """Anomaly maps and the parts from which image scores are made."""
 
     maps: Tensor  # (B, S, S) float32, larger is more anomalous
-    terms: dict[str, Tensor]  # name -> (B,)
+    score_components: dict[str, Tensor]  # name -> (B,)
 
 
 class Detector(Protocol):
@@ -63,7 +65,7 @@ class Detector(Protocol):
     FEW_SHOT: bool  # whether it can use references; the four on memories below are for methods that can
 
     HALF_WEIGHTS: bool  # whether the published program rounds the backbone's weights to half precision
-    EXTRA_FIGURES: tuple[str, ...]  # metrics that the table shows beside the usual ones
+    EXTRA_METRICS: tuple[str, ...]  # metrics that the table shows beside the usual ones
 
     @property
     def options(self) -> dict[str, Any]:
@@ -75,15 +77,15 @@ class Detector(Protocol):
     def encode(self, images: Tensor) -> Any:
         """The expensive part: Tokens, or a NamedTuple of the method's own. images: (B, 3, S, S) uint8 RGB."""
 
-    def remember(self, tokens: Any) -> Memory:
+    def build_memory(self, tokens: Any) -> Memory:
         """The memory of one class from the tokens of its reference images."""
 
     def zero_shot(self, tokens: Any, names: Sequence[str]) -> Prediction:
-        """Maps and terms without references; names: the B class names."""
+        """Maps and score components without references; names: the B class names."""
 
     @property
     def bank_widths(self) -> dict[str, int]:
-        """What `remember` gives: key of each bank -> width of its vectors."""
+        """What `build_memory` gives: key of each bank -> width of its vectors."""
 
     @property
     def bank_rows(self) -> dict[str, int]:
@@ -95,15 +97,15 @@ class Detector(Protocol):
         tokens: Any,
         names: Sequence[str],
         memories: Mapping[str, Memory],
-        found: Found | None = None,
+        found: SimilarityCache | None = None,
     ) -> Prediction:
         """The zero-shot prediction with one setting's references added.
 
         memories: class name -> Memory. found: shared by the settings of a batch, which read and fill it.
         """
 
-    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
-        """Scores of all images of one class, (n,), from their terms, each (n,); limits: see `maps.rescale`."""
+    def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
+        """Scores of a class, (n,), from the components of its images, each (n,); limits: see `anomaly_map.rescale`."""
 
     def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Trainable methods: per map (B, 2, S, S) state probabilities, to which the engine applies the losses."""

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import maps
-from model.backbone import Backbone
-from model.interface import Limits, Prediction, Tokens
-from model.layers import Adapters, load_exactly, load_part
+from model import anomaly_map
+from model.adapters import Adapters, load_exactly, load_part
+from model.backbones.clip import Backbone
+from model.interface import Prediction, ScoreRange, Tokens
 from prompt_ensemble import VCP_CLIP, Prompts, sentences
 
 _POST_WEIGHT = 0.8  # of the Post-VCP map in the fusion; the rest is the raw map's
@@ -50,7 +50,7 @@ class VcpClip(nn.Module):
     TRAINABLE = True
     FEW_SHOT = False
     HALF_WEIGHTS = True
-    EXTRA_FIGURES = ("iou_px", "threshold_px")
+    EXTRA_METRICS = ("iou_px", "threshold_px")
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class VcpClip(nn.Module):
     ):
         super().__init__()
         backbone.check_text_tokens("vcp_clip")
-        features_list = sorted(features_list or backbone.quarter_layers())
+        features_list = sorted(features_list or backbone.default_layers())
         backbone.check_layers("features_list", features_list)
         widths = [backbone.width(layer) for layer in features_list]
         _check_widths(backbone, widths)
@@ -139,12 +139,12 @@ class VcpClip(nn.Module):
         tokens = self.encode(images)
         with torch.autocast(images.device.type, enabled=False):  # only the backbone gains by lower precision
             raw, post = self._pixel_logits(tokens)
-            return [maps.state_probabilities(logit) for logit in (*raw, *post)]
+            return [anomaly_map.state_probabilities(logit) for logit in (*raw, *post)]
 
     def zero_shot(self, tokens: Tokens, names: Sequence[str]) -> Prediction:
         """The published program rescales the maps of a class to [0, 1] at the end; these stay on their own scale."""
         raw, post = (torch.sigmoid(torch.stack(logits)).mean(0) for logits in self._pixel_logits(tokens))  # (B, S, S)
-        fused = maps.gaussian((1 - _POST_WEIGHT) * raw + _POST_WEIGHT * post, _SIGMA)
+        fused = anomaly_map.gaussian((1 - _POST_WEIGHT) * raw + _POST_WEIGHT * post, _SIGMA)
         tops = {"raw_top": _top_mean(raw), "post_top": _top_mean(post)}
         return Prediction(fused, {**tops, "top": tops["raw_top"] + tops["post_top"]})
 
@@ -156,13 +156,13 @@ class VcpClip(nn.Module):
         scale, post = self.post_vcp.prompt_temp_l1.exp(), []
         for layer in self.features_list:
             patches = F.normalize(tokens.patches[layer].float(), dim=-1)  # (B, N, W)
-            logit = maps.state_logit(patches, self.post_vcp(text, patches), scale)
-            post.append(maps.upsample(logit, tokens.grids[layer], size, align_corners=True))
+            logit = anomaly_map.state_logit(patches, self.post_vcp(text, patches), scale)
+            post.append(anomaly_map.upsample(logit, tokens.grids[layer], size, align_corners=True))
         return raw, post
 
-    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+    def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
         """The sum of both maps' largest pixels, on the scale of the class."""
-        return maps.rescale(terms, "top", limits)
+        return anomaly_map.rescale(score_components, "top", limits)
 
     # --- training ---------------------------------------------------------------------------------------------------
 

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import maps, memory, room
-from model.backbone import Backbone
-from model.interface import Found, Limits, Memory, Prediction
-from model.text import TextFeatures
+from model import anomaly_map, memory_bank
+from model.backbones.clip import Backbone
+from model.interface import Memory, Prediction, ScoreRange, SimilarityCache
+from model.text_features import TextFeatures
 from prompt_ensemble import WINCLIP, Prompts, sentences
+from utils import memory_check
 
 _TEMPERATURE = 0.07
 # Tokens in one call of the encoder; bounds its memory (about 1.5 GiB with ViT-L) whatever image size and scales.
@@ -49,7 +50,7 @@ class WinClip(nn.Module):
     TRAINABLE = False
     FEW_SHOT = True
     HALF_WEIGHTS = False
-    EXTRA_FIGURES = ()
+    EXTRA_METRICS = ()
 
     def __init__(self, backbone: Backbone, *, scales: Sequence[int] = (2, 3), prompts: Prompts = WINCLIP):
         super().__init__()
@@ -67,7 +68,7 @@ class WinClip(nn.Module):
         self.texts = TextFeatures(self._encode_name)
         table = sum(8 * (backbone.grid + 1 - scale) ** 2 * backbone.grid**2 for scale in scales)
         what = f"--scales {' '.join(map(str, scales))} at --image_size {backbone.image_size}"
-        room.check(table, "cpu", what, "lower --image_size")
+        memory_check.check(table, "cpu", what, "lower --image_size")
         for scale in scales:
             members = window_patches(backbone.grid, scale)  # (n, scale * scale)
             self.register_buffer(f"members{scale}", members, persistent=False)
@@ -118,7 +119,7 @@ class WinClip(nn.Module):
         class_token, patches = tokens[:, :1], tokens[:, 1:]
         embeddings = []
         everything = torch.arange(images * count, device=tokens.device)
-        for part in memory.parts(everything, _TOKENS_AT_ONCE // (1 + scale**2)):
+        for part in memory_bank.parts(everything, _TOKENS_AT_ONCE // (1 + scale**2)):
             image, window = part // count, part % count
             chosen = patches[image[:, None], members[window]]  # (m, scale * scale, W)
             embeddings.append(self.backbone.pool(torch.cat([class_token[image], chosen], dim=1)))
@@ -135,7 +136,7 @@ class WinClip(nn.Module):
 
     def _abnormal(self, features: Tensor, text: Tensor) -> Tensor:
         """Probability of the abnormal state, (B, n), of features (B, n, D)."""
-        return torch.sigmoid(maps.state_logit(features.float(), text, 1 / _TEMPERATURE))
+        return torch.sigmoid(anomaly_map.state_logit(features.float(), text, 1 / _TEMPERATURE))
 
     def _per_patch(self, scores: Tensor, scale: int) -> Tensor:
         """Harmonic mean at each patch, (B, N) float64, over the scores (B, n) of the windows that cover it."""
@@ -146,13 +147,13 @@ class WinClip(nn.Module):
 
     def _upsample(self, values: Tensor) -> Tensor:
         grid = (self.backbone.grid, self.backbone.grid)
-        return maps.upsample(values.float(), grid, self.backbone.image_size, align_corners=False)
+        return anomaly_map.upsample(values.float(), grid, self.backbone.image_size, align_corners=False)
 
     # --- references -------------------------------------------------------------------------------------------------
 
-    def remember(self, tokens: WindowTokens) -> Memory:
-        windows = {f"window{scale}": memory.bank(tokens.windows[scale]) for scale in self.scales}
-        return Memory({**windows, "patch": memory.bank(tokens.patches)})
+    def build_memory(self, tokens: WindowTokens) -> Memory:
+        windows = {f"window{scale}": memory_bank.build_bank(tokens.windows[scale]) for scale in self.scales}
+        return Memory({**windows, "patch": memory_bank.build_bank(tokens.patches)})
 
     @property
     def bank_widths(self) -> dict[str, int]:
@@ -170,15 +171,19 @@ class WinClip(nn.Module):
         tokens: WindowTokens,
         names: Sequence[str],
         memories: Mapping[str, Memory],
-        found: Found | None = None,
+        found: SimilarityCache | None = None,
     ) -> Prediction:
         """WinCLIP+: the mean of the association maps of windows and patches is added to the map (section 4.3)."""
         values = zero_shot.maps.new_zeros(tokens.patches.shape[:2], dtype=torch.float64)  # (B, N)
-        for name, rows in memory.rows_by_name(names).items():
-            seen = {} if found is None else {key: memory.found_of(found, name, key) for key in memories[name].banks}
+        for name, rows in memory_bank.rows_by_name(names).items():
+            seen = (
+                {}
+                if found is None
+                else {key: memory_bank.cached_similarities(found, name, key) for key in memories[name].banks}
+            )
             values[rows] = self._association(tokens, rows, memories[name], seen)
-        terms = {**zero_shot.terms, "map_max": values.amax(1).float()}
-        return Prediction(zero_shot.maps + self._upsample(values), terms)
+        score_components = {**zero_shot.score_components, "map_max": values.amax(1).float()}
+        return Prediction(zero_shot.maps + self._upsample(values), score_components)
 
     def _association(
         self,
@@ -189,20 +194,24 @@ class WinClip(nn.Module):
     ) -> Tensor:
         """Mean over window scales and patches of half the distance to the nearest reference, (len(rows), N).
 
-        seen: key of a bank -> its part of `Found`.
+        seen: key of a bank -> its part of `SimilarityCache`.
         """
 
         def distance(of: Tensor, key: str) -> Tensor:
-            return memory.nearest_distance(of[rows], references.banks[key], references.images, seen.get(key))
+            return memory_bank.nearest_distance(of[rows], references.banks[key], references.images, seen.get(key))
 
         distances = [distance(tokens.patches, "patch").double() / 2]
         for scale in self.scales:
             distances.append(self._per_patch(distance(tokens.windows[scale], f"window{scale}") / 2, scale))
         return _finite(torch.stack(distances).mean(0))
 
-    def image_scores(self, terms: Mapping[str, Tensor], limits: Limits | None = None) -> Tensor:
+    def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
         """Zero-shot: the text term. Few-shot: its mean with the association map's maximum. Needs no limits."""
-        return (terms["text"] + terms["map_max"]) / 2 if "map_max" in terms else terms["text"]
+        return (
+            (score_components["text"] + score_components["map_max"]) / 2
+            if "map_max" in score_components
+            else score_components["text"]
+        )
 
 
 def window_patches(grid: int, scale: int) -> Tensor:

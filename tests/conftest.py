@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from utils.errors import run_script
+
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
 
@@ -109,12 +111,12 @@ def mini_visa(tmp_path_factory) -> Path:
 @pytest.fixture
 def fails(capsys):
     """Run a script's main on flags that must end with one clear line; returns that line."""
-    from utils import runtime
+    pass
 
     def run(main, *argv: str) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            runtime.run(lambda: main([str(arg) for arg in argv]))
+            run_script(lambda: main([str(arg) for arg in argv]))
         captured = capsys.readouterr()
         assert end.value.code == 2
         lines = captured.err.strip().splitlines()

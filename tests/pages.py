@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from utils import metrics, report
-from utils.report import Run
+from metrics.image import image_metrics
+from metrics.pixel import PixelMetrics
+from report.gallery import SelectedImages, choose
+from report.tables import Run
 
 
 def picture() -> bytes:
@@ -17,7 +19,7 @@ def picture() -> bytes:
 
 
 def made_up(settings, classes: dict[str, dict], *, pictures: bool = True) -> dict:
-    """Arguments of `page.write` but for the path: random scores and maps of every class under every setting.
+    """Arguments of `html.write` but for the path: random scores and maps of every class under every setting.
 
     Args:
         settings: (k_shot, seed) pairs.
@@ -29,12 +31,12 @@ def made_up(settings, classes: dict[str, dict], *, pictures: bool = True) -> dic
         for name, wanted in classes.items():
             own, pixels = _class(name, k_shot, seed, **wanted)
             labels, scores = [row["anomaly"] for row in own], [row["score"] for row in own]
-            metrics_of[name] = {**pixels.compute(), **metrics.image_metrics(labels, scores)}
+            metrics_of[name] = {**pixels.compute(), **image_metrics(labels, scores)}
             results.append(SimpleNamespace(setting=number, name=name, curves=pixels.curves()))
             rows += own
             if pictures and k_shot not in [k for k, _ in settings[:number]]:
-                chosen = report.choose(own, hits=2, misses=2)
-                galleries[number, name] = report.Chosen(
+                chosen = choose(own, hits=2, misses=2)
+                galleries[number, name] = SelectedImages(
                     *([{**row, "picture": picture()} for row in one] for one in chosen)
                 )
         runs.append(Run(k_shot, seed, metrics_of))
@@ -42,17 +44,17 @@ def made_up(settings, classes: dict[str, dict], *, pictures: bool = True) -> dic
 
 
 def _class(name, k_shot, seed, normal: int, anomalous: int, masks: bool = True, kinds=("scratch", "hole")):
-    dice = np.random.default_rng([len(name), k_shot, seed or 0])
-    rows, pixels = [], metrics.PixelMetrics()
+    rng = np.random.default_rng([len(name), k_shot, seed or 0])
+    rows, pixels = [], PixelMetrics()
     for index in range(normal + anomalous):
         anomaly = int(index >= normal)
         kind = kinds[index % len(kinds)] if anomaly else "good"
         rows.append(
             {"img_path": f"{name}/{kind}/{index:03}.png", "cls_name": name, "specie_name": kind, "anomaly": anomaly,
-             "k_shot": k_shot, "seed": seed, "score": float(dice.normal(anomaly))}
+             "k_shot": k_shot, "seed": seed, "score": float(rng.normal(anomaly))}
         )  # fmt: skip
         mask = np.zeros((1, 12, 12), np.int32)
         mask[0, 3:6, 3:6] = anomaly
         if masks:
-            pixels.update(dice.normal(mask), mask)
+            pixels.update(rng.normal(mask), mask)
     return rows, pixels

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import config.settings as settings_module
 import predict as predict_script
+from config.flags import app_parser
+from config.settings import resolve_app
 from conftest import REFERENCE, ROOT
 from model import METHODS
-from utils import config
 
 BRICK = REFERENCE / "data/mini_mvtec/brick"
 HOLE = str(BRICK / "test/hole/000.png")
@@ -40,7 +42,7 @@ def app():
 def settings(tiny_a):
     flags = ["--method", "winclip", *tiny_a.flags, "--image_size", "96", "--max_megabytes", "1",
              "--max_pixels", "250000", "--max_references", "4"]  # fmt: skip
-    return config.resolve_app(config.app_parser(list(METHODS)).parse_args(flags))[0]
+    return resolve_app(app_parser(list(METHODS)).parse_args(flags))[0]
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +64,11 @@ def predicted(tiny_a, tmp_path, *flags: str) -> dict[str, str]:
 
 
 def resolve(*flags: str):
-    return config.resolve_app(config.app_parser(list(METHODS)).parse_args(list(flags)))
+    return resolve_app(app_parser(list(METHODS)).parse_args(list(flags)))
 
 
 def test_without_flags_the_weights_that_ship(monkeypatch, tmp_path):
-    monkeypatch.setattr(config, "QUICKSTART", tmp_path / "clip.safetensors")
+    monkeypatch.setattr(settings_module, "QUICKSTART", tmp_path / "clip.safetensors")
     (tmp_path / "clip.safetensors").write_bytes(b"")
     settings, _ = resolve()
     assert (settings.method, settings.model, settings.host) == ("winclip", "clip", "127.0.0.1")
@@ -131,7 +133,7 @@ def test_references_of_several_users_do_not_mix(app, desk, settings):
 def test_references_are_known_by_what_they_hold(desk, monkeypatch, tmp_path):
     first = desk.inspect("brick", HOLE, NORMAL[:2]).values["score"]
     copies = [str(shutil.copy(path, tmp_path / f"{number}.png")) for number, path in enumerate(reversed(NORMAL[:2]))]
-    monkeypatch.setattr(desk.inspector, "remember", lambda *_: pytest.fail("these are encoded already"))
+    monkeypatch.setattr(desk.inspector, "build_memory", lambda *_: pytest.fail("these are encoded already"))
     assert desk.inspect("brick", HOLE, copies).values["score"] == first
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
-from utils import checkpoint
+from engine import checkpoint
 
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
 

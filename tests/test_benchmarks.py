@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from benchmarks import gpu
 from benchmarks.__main__ import PARTS, main
 from benchmarks.common import ROOT, scoring_pass
-from dataset import ZERO_SHOT, draw_shots, read
+from data.references import ZERO_SHOT, draw_shots
+from dataset import read
 from model import build
-from model.backbone import register_architecture
+from model.backbones.architectures import register_architecture
 
 
 def test_the_smallest_part_through_the_command(capfd):

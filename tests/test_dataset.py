@@ -7,16 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import (
-    AnomalyDataset,
-    EpochSampler,
-    Sample,
-    draw_shots,
-    load_image,
-    load_mask,
-    load_shots,
-    select,
-)
+from data.images import load_image, load_mask
+from data.references import draw_shots, load_shots
+from dataset import AnomalyDataset, EpochSampler, Sample, select
 
 RNG = np.random.default_rng(0)
 

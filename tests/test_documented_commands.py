@@ -11,27 +11,29 @@ from pathlib import Path
 import pytest
 import yaml
 
+import config.flags
+import config.settings
+import engine.build
 import predict as predict_script
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
 from model import METHODS, build
-from model.backbone import register_architecture
-from utils import config
+from model.backbones.architectures import register_architecture
 
 
 def resolve_predict(args):
     """As predict.py: with --onnx the file says what the detector is, here WinCLIP for screws."""
-    said = {"method": "winclip", "class_name": "screw", "image_size": 240}
-    return config.resolve_predict(args) if args.onnx is None else config.resolve_onnx(args, said)
+    known = {"method": "winclip", "class_name": "screw", "image_size": 240}
+    return config.settings.resolve_predict(args) if args.onnx is None else config.settings.resolve_onnx(args, known)
 
 
 PARSERS = {
-    "predict.py": (config.predict_parser, resolve_predict),
-    "export.py": (config.export_parser, config.resolve_export),
-    "app.py": (config.app_parser, config.resolve_app),
-    "train.py": (config.train_parser, config.resolve_train),
-    "test.py": (config.test_parser, config.resolve_test),
+    "predict.py": (config.flags.predict_parser, resolve_predict),
+    "export.py": (config.flags.export_parser, config.settings.resolve_export),
+    "app.py": (config.flags.app_parser, config.settings.resolve_app),
+    "train.py": (config.flags.train_parser, config.settings.resolve_train),
+    "test.py": (config.flags.test_parser, config.settings.resolve_test),
 }
 README = ROOT / "README.md"
 PAGES = {path: path.read_text(encoding="utf-8") for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
@@ -180,7 +182,7 @@ def test_published_config_path_means_the_shipped_architecture(monkeypatch, mini_
         asked.update(settings, method=method)
         raise InterruptedError
 
-    monkeypatch.setattr(test_script, "build", built)
+    monkeypatch.setattr(engine.build, "build", built)
     published = str(REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth")
     with pytest.raises(InterruptedError):
         test_script.main([*shlex.split(command)[2:], "--data_path", str(mini_visa), "--checkpoint_path", published])

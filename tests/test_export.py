@@ -11,9 +11,11 @@ import torch
 import export as export_script
 import predict as predict_script
 from conftest import REFERENCE, ROOT
-from model import build, one_object
-from utils import checkpoint, packages
-from utils.exported import Exported
+from engine import checkpoint
+from inference.onnx_detector import OnnxDetector
+from inference.onnx_export import FixedClassDetector, save_onnx
+from model import build
+from utils import packages
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason=f"{package} is missing: pip install -r requirements-export.txt")
@@ -120,7 +122,7 @@ def test_the_same_as_pytorch(case, exported, tmp_path):
 
 @pytest.mark.parametrize("case", FLAGS)
 def test_batches_of_any_size(case, exported):
-    detector = Exported(exported(case)[1] / "detector.onnx")
+    detector = OnnxDetector(exported(case)[1] / "detector.onnx")
     images = np.random.default_rng(1).integers(0, 256, (5, 3, 96, 96), dtype=np.uint8)
     five = detector.run(images)
     assert five["map"].shape == (5, 96, 96) and five["map"].dtype == np.float32 and five["score"].shape == (5,)
@@ -141,7 +143,7 @@ def test_what_is_written(exported):
 
 
 def test_a_calibration_of_predict_is_baked_in(exported):
-    detector = Exported(exported("sdp")[1] / "detector.onnx")
+    detector = OnnxDetector(exported("sdp")[1] / "detector.onnx")
     low, high = detector.calibration.limits["text"]
     outputs = detector.run(np.zeros((1, 3, 96, 96), np.uint8))
     expected = (outputs["text"] - low) / (high - low) + outputs["map_max"] / 100
@@ -243,11 +245,11 @@ def test_what_differs_is_not_written(exported, flags, fails, monkeypatch, tmp_pa
 
 def test_what_cannot_be_traced(tiny_a, tmp_path, monkeypatch):
     detector = build("sdp", **tiny_a._asdict(), image_size=96, features_list=[1])
-    one = one_object.OneObject(detector, "brick")
+    one = FixedClassDetector(detector, "brick")
     encode = detector.encode
     monkeypatch.setattr(detector, "encode", lambda images: encode(torch.stack([image for image in images])))
     with pytest.raises(ValueError, match="tiny-a cannot be exported with this PyTorch: "):
-        one_object.save_onnx(one, tmp_path / "a.onnx", {})
+        save_onnx(one, tmp_path / "a.onnx", {})
     assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 import predict as predict_script
 import test as test_script
 from conftest import REFERENCE
-from dataset import AnomalyDataset, OwnImages, Sample, find_images, formats, load_image
+from data.images import find_images, formats, load_image
+from dataset import AnomalyDataset, Sample, UnlabeledImages
 
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
 RNG = np.random.default_rng(0)
@@ -127,7 +128,7 @@ def test_datasets_leave_photographs_as_they_are_stored_and_predict_turns_them(fo
     stored = AnomalyDataset(folder, [Sample("turned.png", "", "nut", "", 0)], 32)[0]["image"]
     np.testing.assert_array_equal(stored, expected("rgb.png"))
     upright = Image.fromarray(np.rot90(PIXELS, -1).copy()).resize((32, 32), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(OwnImages([folder / "turned.png"], 32)[0]["image"].permute(1, 2, 0), upright)
+    np.testing.assert_array_equal(UnlabeledImages([folder / "turned.png"], 32)[0]["image"].permute(1, 2, 0), upright)
 
 
 def flags(tiny_a, out) -> list:

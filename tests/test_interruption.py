@@ -11,11 +11,13 @@ import time
 import pytest
 import torch
 
+import engine.evaluation
+import engine.training
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
 from stress.interruption import KILLED, differences, same_training
-from utils import engine, runtime
+from utils.errors import run_script
 
 FAST = ["--image_size", 64, "--num_workers", 0, "--device", "cpu"]
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
@@ -33,7 +35,8 @@ def kill(script: str, count: int, *argv) -> None:
 
 def interrupt(monkeypatch, place: str, call: int, number: int, main, *argv) -> tuple[int, str]:
     """Send a signal in the given call of a function of the engine; returns the exit code."""
-    original, calls = getattr(engine, place), []
+    module = engine.training if hasattr(engine.training, place) else engine.evaluation
+    original, calls = getattr(module, place), []
 
     def counted(*args):
         calls.append(args)
@@ -41,10 +44,10 @@ def interrupt(monkeypatch, place: str, call: int, number: int, main, *argv) -> t
             os.kill(os.getpid(), number)
         return original(*args)
 
-    monkeypatch.setattr(engine, place, counted)
+    monkeypatch.setattr(module, place, counted)
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # as where the tests run in the background
     with pytest.raises(SystemExit) as end:
-        runtime.run(lambda: main(words(*argv)), train_script.GO_ON)
+        run_script(lambda: main(words(*argv)), train_script.RESUME_ADVICE)
     monkeypatch.undo()
     return end.value.code
 
@@ -174,7 +177,7 @@ def test_an_interrupted_test(testing, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: ")
     place = flags.index("--k_shot")
     other = [*flags[:place], *flags[place + 4 :]]
-    runtime.run(lambda: test_script.main(words(*other, "--save_path", tmp_path, "--resume")))
+    run_script(lambda: test_script.main(words(*other, "--save_path", tmp_path, "--resume")))
     log = (tmp_path / "log.txt").read_text()
     assert "is of other settings, weights or images" in log and "resumed: 0 of 3 classes are done" in log
     assert not (tmp_path / "finished").exists() and not (tmp_path / "k_shot.json").exists()

@@ -10,7 +10,8 @@ import predict as predict_script
 import test as test_script
 import train as train_script
 from conftest import REFERENCE
-from model import build, room
+from model import build
+from utils import memory_check
 
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
 GOOD = REFERENCE / "data/mini_mvtec/brick/train/good"
@@ -22,7 +23,7 @@ GOOD = REFERENCE / "data/mini_mvtec/brick/train/good"
 )
 def test_the_size_of_a_bank_is_known_before_it_is_made(method, options, tiny_a):
     detector = build(method, **tiny_a._asdict(), image_size=96, **options)
-    memory = detector.remember(detector.encode(torch.zeros(3, 3, 96, 96, dtype=torch.uint8)))
+    memory = detector.build_memory(detector.encode(torch.zeros(3, 3, 96, 96, dtype=torch.uint8)))
     expected = {key: (3 * rows, detector.bank_widths[key]) for key, rows in detector.bank_rows.items()}
     assert {key: tuple(bank.shape) for key, bank in memory.banks.items()} == expected
 
@@ -30,18 +31,18 @@ def test_the_size_of_a_bank_is_known_before_it_is_made(method, options, tiny_a):
 def test_the_size_of_a_bank_of_a_resnet():
     detector = build("april_gan", model="RN50", image_size=96)
     tokens = detector.encode(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
-    rows = {key: len(bank) for key, bank in detector.remember(tokens).banks.items()}
+    rows = {key: len(bank) for key, bank in detector.build_memory(tokens).banks.items()}
     assert rows == detector.bank_rows
 
 
 def test_free_memory():
-    assert 0 < room.free_bytes("cpu") <= psutil.virtual_memory().total
+    assert 0 < memory_check.free_bytes("cpu") <= psutil.virtual_memory().total
 
 
 @pytest.fixture
 def one_gigabyte(monkeypatch) -> int:
     """As if so much were free: what is really free changes while a test runs."""
-    monkeypatch.setattr(room, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(memory_check, "free_bytes", lambda device: 10**9)
     return 10**9
 
 

@@ -15,9 +15,10 @@ from PIL import Image
 import predict as predict_script
 import test as test_script
 from conftest import REFERENCE, ROOT
-from dataset import AnomalyDataset, Sample, find_images
+from data.images import find_images
+from dataset import AnomalyDataset, Sample
+from engine import checkpoint
 from model import build
-from utils import checkpoint
 
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
 BRICK = REFERENCE / "data/mini_mvtec/brick"
@@ -71,7 +72,7 @@ def test_zero_shot_without_normal_images(call, detector, tmp_path):
     with torch.no_grad():
         prediction = detector.zero_shot(tokens, ["brick"] * 6)
     good = [row for row in rows if row["img_path"].startswith("good/")]
-    np.testing.assert_allclose([float(row["score"]) for row in good], prediction.terms["text"], atol=1e-5)
+    np.testing.assert_allclose([float(row["score"]) for row in good], prediction.score_components["text"], atol=1e-5)
     maps = np.stack([np.load(tmp_path / "out/maps" / row["img_path"].replace(".png", ".npy")) for row in good])
     np.testing.assert_allclose(maps, prediction.maps, atol=1e-4)
     with Image.open(tmp_path / "out/imgs" / rows[0]["img_path"]) as picture:
@@ -90,13 +91,17 @@ def test_references_fix_scale_and_threshold(call, detector, tmp_path):
                 rows_of_tokens(references, [row]),
                 rows_of_tokens(references, [o for o in range(8) if o != row]),
             )
-            few = detector.few_shot(detector.zero_shot(one, names), one, names, {"brick": detector.remember(others)})
-            maxima.append(few.terms["map_max"].item())
+            few = detector.few_shot(
+                detector.zero_shot(one, names), one, names, {"brick": detector.build_memory(others)}
+            )
+            maxima.append(few.score_components["map_max"].item())
         test = encoded(detector, BRICK / "test/good")
         names = names * 6
-        few = detector.few_shot(detector.zero_shot(test, names), test, names, {"brick": detector.remember(references)})
+        few = detector.few_shot(
+            detector.zero_shot(test, names), test, names, {"brick": detector.build_memory(references)}
+        )
     low, high = min(maxima), max(maxima)
-    expected = 0.5 * (few.terms["text"] + (few.terms["map_max"] - low) / (high - low))
+    expected = 0.5 * (few.score_components["text"] + (few.score_components["map_max"] - low) / (high - low))
     good = [row for row in rows if row["img_path"].startswith("good/")]
     np.testing.assert_allclose([float(row["score"]) for row in good], expected, atol=1e-3)
     calibration = json.loads((tmp_path / "out/calibration.json").read_text())

@@ -16,7 +16,7 @@ import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
 from stress.interruption import differences
-from utils.processes import Rounds
+from utils.distributed import DistributedBatchSampler
 
 FAST = ["--image_size", 96, "--num_workers", 0, "--device", "cpu"]
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
@@ -59,7 +59,7 @@ def assert_same_rows(own: list[dict], alone: list[dict]) -> None:
 @pytest.mark.parametrize(("count", "size", "ranks"), [(10, 4, 2), (3, 8, 4), (1, 2, 2), (23, 6, 3), (5, 1, 2)])
 def test_rounds_deal_every_image_once(count, size, ranks):
     order = list(range(count))[::-1]
-    shares = [Rounds(order, size, rank, ranks) for rank in range(ranks)]
+    shares = [DistributedBatchSampler(order, size, rank, ranks) for rank in range(ranks)]
     parts = [list(share) for share in shares]
     assert [len(share) for share in shares] == [len(part) for part in parts]
     seen = []

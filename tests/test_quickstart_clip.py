@@ -15,15 +15,20 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+import metrics
 from conftest import ROOT
 from dataset import AnomalyDataset, read
-from model import build_on, maps
+from metrics import evaluate
+from metrics.image import IMAGE
+from metrics.pixel import PIXEL
+from model import anomaly_map, build_on
 from model.april_gan import AprilGan
-from model.backbone import Backbone, register_architecture
+from model.backbones.architectures import register_architecture
+from model.backbones.clip import Backbone
 from prompt_ensemble import APRIL_GAN
-from tools import generated_images, train_quickstart_clip
-from tools.evaluate_quickstart_clip import joint_patches
-from utils import metrics
+from tools.quickstart_clip import scenes
+from tools.quickstart_clip import train as train_quickstart_clip
+from tools.quickstart_clip.evaluate import joint_patches
 
 ARCHITECTURE = ROOT / "exps/quickstart/quickstart-clip.json"
 WEIGHTS = ARCHITECTURE.with_suffix(".safetensors")
@@ -66,11 +71,11 @@ def aurocs(detector: AprilGan, one: Set, *, swapped: bool = False, flipped: bool
         text = detector.texts([name]).expand(len(images), -1, -1)
         text = text.flip(-1) if swapped else text
         tokens = backbone(images, {backbone.depth})
-        scores = maps.state_logit(tokens.pooled[:, None], text, 100.0)[:, 0]
-        logits = maps.state_logit(joint_patches(backbone, tokens.patches[backbone.depth]), text, 100.0)
-        heat = maps.upsample(logits, (backbone.grid, backbone.grid), backbone.image_size, align_corners=False)
+        scores = anomaly_map.state_logit(tokens.pooled[:, None], text, 100.0)[:, 0]
+        logits = anomaly_map.state_logit(joint_patches(backbone, tokens.patches[backbone.depth]), text, 100.0)
+        heat = anomaly_map.upsample(logits, (backbone.grid, backbone.grid), backbone.image_size, align_corners=False)
         heat = heat.flip(1) if flipped else heat
-        rows.append(metrics.evaluate(heat.numpy(), masks.numpy(), labels, scores.tolist()))
+        rows.append(evaluate(heat.numpy(), masks.numpy(), labels, scores.tolist()))
     return tuple(float(np.mean([row[key] for row in rows])) for key in ("auroc_sp", "auroc_px"))
 
 
@@ -113,19 +118,19 @@ def test_bf16_moves_pixel_metrics_by_less_than_half_a_percent(detector, sets):
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
                     tokens = sdp.encode(images)
                 found = sdp.zero_shot(tokens, [name] * len(images))
-                scores = sdp.image_scores(found.terms).tolist()
-                rows.append(metrics.evaluate(found.maps.numpy(), masks.numpy(), labels, scores))
+                scores = sdp.image_scores(found.score_components).tolist()
+                rows.append(evaluate(found.maps.numpy(), masks.numpy(), labels, scores))
             means.append(metrics.mean(rows))
         moved = {key: abs(means[0][key] - means[1][key]) for key in means[0]}
-        assert all(0 < moved[key] < 0.005 for key in metrics.PIXEL if key != "threshold_px")
-        assert all(moved[key] < 2.1 / (8 * 12) / 4 for key in metrics.IMAGE)
+        assert all(0 < moved[key] < 0.005 for key in PIXEL if key != "threshold_px")
+        assert all(moved[key] < 2.1 / (8 * 12) / 4 for key in IMAGE)
 
 
 # --- how it is made -------------------------------------------------------------------------------------------------
 
 
-def some_pictures(count: int) -> list[generated_images.Picture]:
-    return [generated_images.picture(64, np.random.default_rng((1, index))) for index in range(count)]
+def some_pictures(count: int) -> list[scenes.Picture]:
+    return [scenes.picture(64, np.random.default_rng((1, index))) for index in range(count)]
 
 
 def test_pictures_depend_on_their_random_numbers_alone():
@@ -150,17 +155,19 @@ def test_a_mask_goes_with_a_defect():
 
 def test_every_surface_and_defect_can_be_drawn():
     rng = np.random.default_rng(0)
-    for kind in generated_images._SURFACES:
+    for kind in scenes._SURFACES:
         field = kind.draw(64, rng)
         assert field.shape == (64, 64) and np.isfinite(field).all() and -1e-3 <= field.min() <= field.max() <= 1.001
-    for draw, _, _ in generated_images._DEFECTS.values():
-        for scene in [make(64, rng) for make in generated_images._SCENES]:
+    for draw, _, _ in scenes._DEFECTS.values():
+        for scene in [make(64, rng) for make in scenes._SCENES]:
             image, support = draw(scene, rng)
             assert image.shape == (64, 64, 3) and np.isfinite(image).all() and support.shape == (64, 64)
 
 
 def test_the_generator_knows_no_photograph_and_nothing_of_the_sample_data():
-    text = (ROOT / "tools/generated_images.py").read_text() + (ROOT / "tools/train_quickstart_clip.py").read_text()
+    text = (ROOT / "tools/quickstart_clip/scenes.py").read_text() + (
+        ROOT / "tools/quickstart_clip/train.py"
+    ).read_text()
     assert "skimage" not in text and "data.demo" not in text and "import demo" not in text and "imread" not in text
 
 
@@ -189,5 +196,5 @@ def test_captions_name_both_states(detector):
     assert ids.shape[0] == 4 and all(
         phrase.count("{}") == 1 for kind in train_quickstart_clip.KINDS.values() for phrase in kind
     )
-    assert set(train_quickstart_clip.KINDS) == set(generated_images._DEFECTS)
+    assert set(train_quickstart_clip.KINDS) == set(scenes._DEFECTS)
     assert set(APRIL_GAN.normal) <= set(train_quickstart_clip.NORMAL)

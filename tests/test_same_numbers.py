@@ -14,7 +14,7 @@ import test as test_script
 import train as train_script
 from conftest import REFERENCE
 from data import meta
-from utils import checkpoint
+from engine import checkpoint
 
 CASES = REFERENCE / "cases"
 METHODS = {

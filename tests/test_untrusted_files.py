@@ -21,8 +21,8 @@ import predict as predict_script
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
-from model import torchscript
-from utils import checkpoint
+from engine import checkpoint
+from model.backbones import torchscript
 
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
 BRICK = REFERENCE / "data/mini_mvtec/brick"

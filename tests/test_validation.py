@@ -15,8 +15,8 @@ from PIL import Image
 import test as test_script
 import train as train_script
 from conftest import ROOT
-from utils import validation
-from utils.runtime import write_json
+from engine import validation
+from utils.files import write_json
 
 FAST = ["--image_size", "96", "--num_workers", "0"]
 

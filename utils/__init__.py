@@ -1,1 +1,1 @@
-"""What every method shares: settings, engine, losses, metrics, reports."""
+"""Small and general: files, logs, errors, signals, devices, several processes."""

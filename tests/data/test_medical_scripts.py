@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data import meta
-from dataset import draw_shots
+from data.references import draw_shots
 from dataset_scripts import accepted, refused, run, touch
 
 DATA, TRUTH = "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"

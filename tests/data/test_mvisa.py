@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from data import meta
-from dataset import AnomalyDataset, draw_shots
+from data.references import draw_shots
+from dataset import AnomalyDataset
 from dataset_scripts import PROJECT, accepted, refused, run, touch
 
 MINI = PROJECT / "tests" / "reference" / "data"

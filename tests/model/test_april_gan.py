@@ -6,10 +6,10 @@ import torch
 
 from conftest import REFERENCE, assert_maps, load_case
 from dataset import AnomalyDataset, Sample
+from engine import checkpoint
+from engine.losses import dice, focal
+from engine.training import Step, train_epoch
 from model import build
-from utils import checkpoint
-from utils.engine import Step, train_epoch
-from utils.losses import dice, focal
 
 SIZE = 96
 
@@ -48,9 +48,11 @@ def test_zero_shot(detector, visa_tokens):
     with torch.no_grad():
         prediction = detector.zero_shot(*visa_tokens)
     assert_maps(prediction.maps, case)
-    np.testing.assert_allclose(prediction.terms["text"], case.arrays["text_prob"], atol=tolerance["scores_abs"])
     np.testing.assert_allclose(
-        detector.image_scores(prediction.terms), case.arrays["image_scores"], atol=tolerance["scores_abs"]
+        prediction.score_components["text"], case.arrays["text_prob"], atol=tolerance["scores_abs"]
+    )
+    np.testing.assert_allclose(
+        detector.image_scores(prediction.score_components), case.arrays["image_scores"], atol=tolerance["scores_abs"]
     )
 
 
@@ -58,7 +60,7 @@ def test_few_shot(detector, visa_tokens):
     case = load_case("aprilgan_visa_k4_seed42")
     tolerance, names = case.facts["tolerance"], case.facts["image_class"]
     memories = {
-        name: detector.remember(detector.encode(images("mini_visa", paths)))
+        name: detector.build_memory(detector.encode(images("mini_visa", paths)))
         for name, paths in case.facts["reference_images"].items()
     }
     with torch.no_grad():
@@ -66,7 +68,7 @@ def test_few_shot(detector, visa_tokens):
     assert_maps(prediction.maps, case)
     for name in case.facts["classes"]:
         rows = [row for row, other in enumerate(names) if other == name]
-        scores = detector.image_scores({key: term[rows] for key, term in prediction.terms.items()})
+        scores = detector.image_scores({key: term[rows] for key, term in prediction.score_components.items()})
         np.testing.assert_allclose(scores, case.arrays["image_scores"][rows], atol=tolerance["scores_abs"])
 
 
@@ -93,7 +95,9 @@ def test_a_reference_scores_zero_against_itself(detector, visa_tokens):
     tokens, names = visa_tokens
     with torch.no_grad():
         zero_shot = detector.zero_shot(tokens, names)
-        few_shot = detector.few_shot(zero_shot, tokens, names, {name: detector.remember(tokens) for name in set(names)})
+        few_shot = detector.few_shot(
+            zero_shot, tokens, names, {name: detector.build_memory(tokens) for name in set(names)}
+        )
     torch.testing.assert_close(few_shot.maps, zero_shot.maps, atol=1e-5, rtol=0)
 
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from conftest import REFERENCE, assert_maps, load_case, reference_images
+from engine import checkpoint
+from engine.training import train_epoch
 from model import build
 from model.clip_ad import representative
-from utils import checkpoint
-from utils.engine import train_epoch
 
 SDP = ["sdp_mvtec_mean", "sdp_mvtec_dbscan", "sdp_mvtec_kde", "sdp_mvtec_pca", "sdp_tinyb_mvtec_mean"]
 PLUS = "sdpplus_mvtec_to_visa"
@@ -40,10 +40,10 @@ def test_against_the_published_program(name, request):
         prediction = detector.zero_shot(tokens, names)
     assert_maps(prediction.maps, case)
     for key, term in (("text_prob", "text"), ("map_max", "map_max")):
-        np.testing.assert_allclose(prediction.terms[term], case.arrays[key], atol=tolerance["scores_abs"])
+        np.testing.assert_allclose(prediction.score_components[term], case.arrays[key], atol=tolerance["scores_abs"])
     for one in case.facts["classes"]:
         rows = [row for row, other in enumerate(names) if other == one]
-        scores = detector.image_scores({key: term[rows] for key, term in prediction.terms.items()})
+        scores = detector.image_scores({key: term[rows] for key, term in prediction.score_components.items()})
         np.testing.assert_allclose(scores, case.arrays["image_scores"][rows], atol=tolerance["scores_abs"])
 
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from conftest import REFERENCE, load_case, reference_images
+from engine import checkpoint
+from engine.losses import dice, focal
 from model import build
-from model.backbone import Backbone
+from model.backbones.clip import Backbone
 from prompt_ensemble import Prompts
-from utils import checkpoint
-from utils.losses import dice, focal
 
 TRAINED = REFERENCE / "cases/vcp_four_steps_mvtec/after4.pth"
 
@@ -40,7 +40,7 @@ def test_against_the_published_program(detector):
         maps = prediction.maps[rows]
         maps = (maps - maps.min()) / (maps.max() - maps.min())  # as stored; ours stay on their own scale
         np.testing.assert_allclose(maps[:, ::4, ::4], case.arrays["maps_s4"][rows], atol=tolerance["maps_abs"])
-        scores = detector.image_scores({key: term[rows] for key, term in prediction.terms.items()})
+        scores = detector.image_scores({key: term[rows] for key, term in prediction.score_components.items()})
         np.testing.assert_allclose(scores, case.arrays["image_scores"][rows], atol=tolerance["scores_abs"])
 
 

@@ -85,7 +85,7 @@ def test_maps_and_scores(name, detector, tokens, zero_shot):
     prediction = zero_shot
     if case.facts["reference_images"]:
         memories = {
-            cls: detector.remember(detector.encode(images(paths)))
+            cls: detector.build_memory(detector.encode(images(paths)))
             for cls, paths in case.facts["reference_images"].items()
         }
         prediction = detector.few_shot(zero_shot, tokens, names, memories)
@@ -94,9 +94,11 @@ def test_maps_and_scores(name, detector, tokens, zero_shot):
     np.testing.assert_allclose(prediction.maps[:, ::8, ::8], case.arrays["maps_s8"], atol=allowed["maps_abs"])
     full = prediction.maps[case.arrays["maps_full_index"]]
     np.testing.assert_allclose(full, case.arrays["maps_full"], atol=allowed["maps_abs"])
-    np.testing.assert_allclose(prediction.terms["text"], case.arrays["text_prob"], atol=allowed["scores_abs"])
     np.testing.assert_allclose(
-        detector.image_scores(prediction.terms), case.arrays["image_scores"], atol=allowed["scores_abs"]
+        prediction.score_components["text"], case.arrays["text_prob"], atol=allowed["scores_abs"]
+    )
+    np.testing.assert_allclose(
+        detector.image_scores(prediction.score_components), case.arrays["image_scores"], atol=allowed["scores_abs"]
     )
 
 
@@ -164,7 +166,7 @@ def test_windows_in_small_portions_are_the_same(detector, tokens, monkeypatch):
 
 
 def test_a_reference_is_at_no_distance_from_itself(detector, tokens):
-    few = detector._association(tokens, [0, 1], detector.remember(tokens))
+    few = detector._association(tokens, [0, 1], detector.build_memory(tokens))
     assert few.isfinite().all() and few.abs().max() < 1e-6
 
 

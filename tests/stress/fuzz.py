@@ -39,7 +39,7 @@ import test as test_script
 import train as train_script
 from conftest import REFERENCE, Weights, unpack_weights
 from data.meta import Sample, write
-from utils import runtime
+from utils.errors import run_script
 
 SECONDS = 60  # that a run may take
 SIZE = 32  # of the model's input in pixels
@@ -126,109 +126,109 @@ def predicted(b: Bench) -> list:
 # --- changes --------------------------------------------------------------------------------------------------------
 
 
-def change_bytes(path: Path, dice: random.Random) -> None:
+def change_bytes(path: Path, rng: random.Random) -> None:
     """A few random changes: bits, cuts, copies, and the large numbers that headers do not expect."""
     content = bytearray(path.read_bytes())
-    for _ in range(dice.choice((1, 1, 2, 8))):
-        place, length = dice.randrange(len(content) + 1), dice.choice((1, 4, 50, 2000))
-        match dice.randrange(6):
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        place, length = rng.randrange(len(content) + 1), rng.choice((1, 4, 50, 2000))
+        match rng.randrange(6):
             case 0:
-                content[place : place + 1] = dice.randbytes(1)
+                content[place : place + 1] = rng.randbytes(1)
             case 1:
                 del content[place : place + length]
             case 2:
                 content[place:place] = content[place : place + length]
             case 3:
-                content[place : place + 4] = dice.choice((b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0" * 4, b"\x80\0\0\0"))
+                content[place : place + 4] = rng.choice((b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0" * 4, b"\x80\0\0\0"))
             case 4:
-                content[place:place] = dice.randbytes(length)
+                content[place:place] = rng.randbytes(length)
             case 5:
                 del content[place:]
     path.write_bytes(content)
 
 
-def change_image(path: Path, dice: random.Random) -> None:
+def change_image(path: Path, rng: random.Random) -> None:
     """The bytes of the picture in one of several formats, some of which have no checksums."""
     with Image.open(path) as image:
-        image.convert("RGB").save(path, dice.choice(("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")))
-    change_bytes(path, dice)
+        image.convert("RGB").save(path, rng.choice(("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")))
+    change_bytes(path, rng)
 
 
-def change_json(path: Path, dice: random.Random) -> None:
+def change_json(path: Path, rng: random.Random) -> None:
     """Its bytes, or the values and keys in it."""
-    if dice.random() < 0.3:
-        return change_bytes(path, dice)
+    if rng.random() < 0.3:
+        return change_bytes(path, rng)
     document = json.loads(path.read_text(encoding="utf-8"))
-    for _ in range(dice.choice((1, 1, 3))):
-        document = changed(document, dice)
+    for _ in range(rng.choice((1, 1, 3))):
+        document = changed(document, rng)
     path.write_text(json.dumps(document), encoding="utf-8")
     return None
 
 
-def changed(value: Any, dice: random.Random) -> Any:
+def changed(value: Any, rng: random.Random) -> Any:
     """One change somewhere in nested lists and mappings."""
-    if not isinstance(value, dict | list) or not value or dice.random() < 0.15:
-        return copy.deepcopy(dice.choice(ODD))
+    if not isinstance(value, dict | list) or not value or rng.random() < 0.15:
+        return copy.deepcopy(rng.choice(ODD))
     value = copy.copy(value)
-    key = dice.choice(list(value) if isinstance(value, dict) else range(len(value)))
-    match dice.randrange(8):
+    key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    match rng.randrange(8):
         case 0:
             del value[key]
         case 1 if isinstance(value, dict):
-            value[dice.choice(("x", "", "../x", "seed"))] = value.pop(key)
+            value[rng.choice(("x", "", "../x", "seed"))] = value.pop(key)
         case 2 if isinstance(value, list):
             value.append(value[key])
         case _:
-            value[key] = changed(value[key], dice)
+            value[key] = changed(value[key], rng)
     return value
 
 
-def change_checkpoint(path: Path, dice: random.Random) -> None:
+def change_checkpoint(path: Path, rng: random.Random) -> None:
     """Its bytes, or the tensors and settings in it."""
-    if dice.random() < 0.3:
-        return change_bytes(path, dice)
+    if rng.random() < 0.3:
+        return change_bytes(path, rng)
     content = torch.load(path, weights_only=True)
-    for _ in range(dice.choice((1, 1, 3))):
-        content = changed_tensors(content, dice)
+    for _ in range(rng.choice((1, 1, 3))):
+        content = changed_tensors(content, rng)
     torch.save(content, path)
     return None
 
 
-def changed_tensors(value: Any, dice: random.Random) -> Any:
+def changed_tensors(value: Any, rng: random.Random) -> Any:
     if isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.is_meta):
-        return dice.choice(ODD)
+        return rng.choice(ODD)
     if isinstance(value, torch.Tensor):
-        return dice.choice((
+        return rng.choice((
             lambda: value * float("nan"), lambda: value / 0, lambda: value.flatten(), lambda: value[None],
             lambda: value.double(), lambda: value.half(), lambda: value.int(), lambda: value.to(torch.complex64),
             lambda: value.bool(), lambda: value.to_sparse(), lambda: value[:0], lambda: value.expand(3, *value.shape),
-            lambda: value * 1e38, lambda: value.to("meta"), lambda: dice.choice(ODD), lambda: -value,
+            lambda: value * 1e38, lambda: value.to("meta"), lambda: rng.choice(ODD), lambda: -value,
         ))()  # fmt: skip
-    if isinstance(value, dict) and value and dice.random() < 0.9:
-        value, key = dict(value), dice.choice(list(value))
-        match dice.randrange(6):
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        value, key = dict(value), rng.choice(list(value))
+        match rng.randrange(6):
             case 0:
                 del value[key]
             case 1:
-                value[dice.choice(("x", 3, "fc.9.weight", None))] = value.pop(key)
+                value[rng.choice(("x", 3, "fc.9.weight", None))] = value.pop(key)
             case _:
-                value[key] = changed_tensors(value[key], dice)
+                value[key] = changed_tensors(value[key], rng)
         return value
-    return changed(value, dice)
+    return changed(value, rng)
 
 
-def change_memory(path: Path, dice: random.Random) -> None:
-    if dice.random() < 0.4:
-        return change_bytes(path, dice)
+def change_memory(path: Path, rng: random.Random) -> None:
+    if rng.random() < 0.4:
+        return change_bytes(path, rng)
     import safetensors
 
     with safetensors.safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["header"])
     tensors = load_file(path)
-    if dice.random() < 0.5:
-        header = changed(header, dice)
+    if rng.random() < 0.5:
+        header = changed(header, rng)
     else:
-        tensors = {key: value for key, value in changed_tensors(tensors, dice).items()
+        tensors = {key: value for key, value in changed_tensors(tensors, rng).items()
                    if isinstance(value, torch.Tensor) and isinstance(key, str) and value.layout == torch.strided
                    and not value.is_meta}  # fmt: skip
     save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path, {"header": json.dumps(header)})
@@ -325,7 +325,7 @@ def run(kind: Kind, b: Bench) -> str:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            runtime.run(lambda: kind.main(words(kind.flags(b))))
+            run_script(lambda: kind.main(words(kind.flags(b))))
         code = 0
     except SystemExit as end:
         code = end.code

@@ -109,7 +109,7 @@ def ended(process: subprocess.Popen, codes: tuple[int, ...]) -> int:
     return process.returncode
 
 
-def train_and_kill(folder: Path, flags: list, count: int, dice: random.Random) -> str:
+def train_and_kill(folder: Path, flags: list, count: int, rng: random.Random) -> str:
     """Twice `count` runs that are ended: half of them killed, half asked to stop. Returns what was done."""
     ended(killed(None, "train.py", *flags, "--save_path", folder / "whole"), (0,))
     done = {"killed": 0, "killed at a file": 0, "interrupted": 0, "over before": 0}
@@ -117,15 +117,15 @@ def train_and_kill(folder: Path, flags: list, count: int, dice: random.Random) -
     log = folder / "parts/log.txt"
     for turn in range(2 * count):
         if turn % 4 == 1:
-            code = ended(killed(dice.randint(1, 8), *command), (0, -signal.SIGKILL))
+            code = ended(killed(rng.randint(1, 8), *command), (0, -signal.SIGKILL))
             done["killed at a file" if code else "over before"] += 1
             continue
         before = log.stat().st_mtime_ns if log.is_file() else 0
         process = killed(None, *command)
         while process.poll() is None and not (log.is_file() and log.stat().st_mtime_ns > before):
             time.sleep(0.01)
-        time.sleep(dice.uniform(0, 3))
-        number = signal.SIGKILL if turn < count else dice.choice((signal.SIGINT, signal.SIGTERM))
+        time.sleep(rng.uniform(0, 3))
+        number = signal.SIGKILL if turn < count else rng.choice((signal.SIGINT, signal.SIGTERM))
         process.send_signal(number)
         code = ended(process, (0, -signal.SIGKILL, -signal.SIGTERM, 130, 143))  # SIGTERM itself: main was over
         over = code in (0, -signal.SIGTERM)
@@ -136,13 +136,13 @@ def train_and_kill(folder: Path, flags: list, count: int, dice: random.Random) -
     return ", ".join(f"{what} {times}" for what, times in done.items())
 
 
-def test_and_kill(folder: Path, flags: list, count: int, dice: random.Random) -> str:
+def test_and_kill(folder: Path, flags: list, count: int, rng: random.Random) -> str:
     """`count` runs that are killed at random files."""
     ended(killed(None, "test.py", *flags, "--save_path", folder / "whole"), (0,))
     files = sum(path.is_file() for path in (folder / "whole").rglob("*"))
     kills = reused = 0
     for _ in range(count):
-        kills += ended(killed(dice.randint(1, files), "test.py", *flags, "--save_path", folder / "parts", "--resume"),
+        kills += ended(killed(rng.randint(1, files), "test.py", *flags, "--save_path", folder / "parts", "--resume"),
                        (0, -signal.SIGKILL)) != 0  # fmt: skip
         reused += (folder / "parts/finished").is_dir()
     ended(killed(None, "test.py", *flags, "--save_path", folder / "parts", "--resume"), (0,))
@@ -158,7 +158,7 @@ def main() -> int:
     parser.add_argument("--only", choices=("test.py", "train.py"), help="one of the scripts alone")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    dice = random.Random(args.seed)
+    rng = random.Random(args.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     failed = 0
     with tempfile.TemporaryDirectory(prefix="interruption-") as name:
@@ -177,7 +177,7 @@ def main() -> int:
             (folder / script).mkdir()
             start = time.perf_counter()
             try:
-                said = check(folder / script, flags, args.count, dice)
+                said = check(folder / script, flags, args.count, rng)
             except AssertionError as error:
                 said, failed = f"FAILED: {error}", 1
             print(f"{script}: {said}; {time.perf_counter() - start:.0f} s", flush=True)

@@ -4,7 +4,7 @@
     python tests/stress/metrics.py --count 500 --seed 7
 
 The cases have ties, one label alone, no image at all, values that are tiny, huge, nearly equal or far apart, and up to
-five images of up to 24 x 24 pixels. The second implementation is that of tests/utils/test_metrics.py, where a smaller
+five images of up to 24 x 24 pixels. The second implementation is that of tests/metrics/test_metrics.py, where a smaller
 number of small cases runs each time. Ends with exit code 1 at the first case that differs, and says which it is.
 """
 
@@ -23,9 +23,11 @@ if __name__ == "__main__":  # as a script, beside the packages of the checkout
 
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from utils.metrics import IMAGE, PIXEL, evaluate
+from metrics import evaluate
+from metrics.image import IMAGE
+from metrics.pixel import PIXEL
 
-_spec = importlib.util.spec_from_file_location("by_hand", Path(__file__).parents[1] / "utils/test_metrics.py")
+_spec = importlib.util.spec_from_file_location("by_hand", Path(__file__).parents[1] / "metrics/test_metrics.py")
 by_hand = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(by_hand)
 

@@ -10,8 +10,13 @@ import torch._inductor.config
 from torch.utils.data import DataLoader, Dataset
 
 from conftest import ROOT
-from utils import processes, runtime
-from utils.runtime import LOG
+from utils.devices import check_compiler, default_precision
+from utils.distributed import process_timeout
+from utils.errors import one_line, run_script
+from utils.files import atomic_write, write_json
+from utils.logs import LOG, log_to
+from utils.provenance import VERSION, provenance
+from utils.signals import Stopped
 
 
 class Broken(Dataset):
@@ -25,7 +30,7 @@ class Broken(Dataset):
 def test_the_message_of_a_worker_is_its_last_line():
     with pytest.raises(ValueError) as error:
         list(DataLoader(Broken(), num_workers=1))
-    assert runtime.one_line(error.value) == "a.png: unreadable image (reason: none)"
+    assert one_line(error.value) == "a.png: unreadable image (reason: none)"
 
 
 def test_a_bug_keeps_its_traceback():
@@ -33,16 +38,16 @@ def test_a_bug_keeps_its_traceback():
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        runtime.run(main)
+        run_script(main)
 
 
 def test_the_line_of_an_interrupted_script(capsys):
     def main():
-        raise runtime.Stopped(signal.SIGTERM)
+        raise Stopped(signal.SIGTERM)
 
     for advice, line in (("", "interrupted\n"), ("nothing is lost", "interrupted: nothing is lost\n")):
         with pytest.raises(SystemExit) as end:
-            runtime.run(main, advice)
+            run_script(main, advice)
         assert end.value.code == 143 and capsys.readouterr().err == line
 
 
@@ -52,63 +57,63 @@ def test_traceback_on_demand(monkeypatch):
 
     monkeypatch.setenv("VAND_TRACEBACK", "1")
     with pytest.raises(ValueError):
-        runtime.run(main)
+        run_script(main)
 
 
 def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), runtime.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with runtime.replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError):
-        runtime.write_json(tmp_path / "a.json", {"a": float("nan")})
+        write_json(tmp_path / "a.json", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
 def test_log_holds_what_was_said_before_its_file_was_known(tmp_path, capsys):
     def main():
         LOG.warning("early")
-        runtime.log_to(tmp_path)
+        log_to(tmp_path)
         LOG.info("late")
 
-    runtime.run(main)
+    run_script(main)
     assert capsys.readouterr().out.splitlines() == ["early", "late"]
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split(" ", 2)[2] for line in lines] == ["WARNING early", "INFO late"]
 
 
 def test_provenance_names_versions():
-    facts = runtime.provenance()
-    assert facts["vand_kit"] == runtime.VERSION and facts["torch"] and facts["open_clip_torch"]
+    facts = provenance()
+    assert facts["vand_kit"] == VERSION and facts["torch"] and facts["open_clip_torch"]
 
 
 def test_no_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     with pytest.raises(ValueError, match=r"^--compile: nothing here compiles for cpu \(.*install a C\+\+ compiler"):
-        runtime.check_compiler(torch.device("cpu"))
+        check_compiler(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "soon", "nan"])
 def test_a_time_out_that_is_none(monkeypatch, seconds):
     monkeypatch.setenv("VAND_TIMEOUT", seconds)
     with pytest.raises(ValueError, match=f"VAND_TIMEOUT={seconds}"):
-        processes.timeout()
+        process_timeout()
 
 
 def test_precision_without_a_flag():
     """bf16 where a GPU has it; a device that is named counts, not what else is there."""
-    assert runtime.default_precision("cpu")[0] == "fp32"
+    assert default_precision("cpu")[0] == "fp32"
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    assert runtime.default_precision("auto")[0] == ("bf16" if on_gpu else "fp32")
+    assert default_precision("auto")[0] == ("bf16" if on_gpu else "fp32")
 
 
 def test_the_first_signal_is_held_and_the_second_is_not():

@@ -1,0 +1,234 @@
+"""Command lines: the flags of every script."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from engine import validation
+from engine.build import CPU_BATCH
+from utils.devices import PRECISIONS
+
+DATASETS = (
+    "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri", "isic", "clinicdb", "folder",
+    "demo_textures", "demo_objects",
+)  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        wrong = next((word for word in message.split() if word.startswith("--") and word not in flags), "")
+        near = difflib.get_close_matches(wrong, flags, n=1)
+        hint = f"did you mean {near[0]}?" if near and "unrecognized" in message else "--help lists the flags"
+        print(f"error: {message}; {hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of train.py. None means: not given, the preset decides."""
+    parser = _parser("Fit a method's trainable parts on the test split of a dataset (it has the anomalies).", methods)
+    add = parser.add_argument
+    add("--train_data_path", help="root of the dataset (default ./data/DATASET)")
+    add("--batch_size", type=positive, help="images of a step, in all processes together")
+    add("--epoch", type=positive, help="epochs")
+    add("--learning_rate", type=rate, help="of Adam")
+    add("--aug_rate", type=probability, help="probability of a 2 x 2 mosaic instead of an image")
+    add("--augment", action="store_true", default=None, help="turn, jitter and blur images (vcp_clip: default)")
+    add("--no_augment", dest="augment", action="store_false", default=None, help="leave images as they are")
+    add("--prompt_dropout", type=probability, help="vcp_clip: of the learned tokens (default 0.1)")
+    add("--print_freq", type=positive, help="epochs between two lines of the log")
+    add("--save_freq", type=positive, help="epochs between two checkpoints; the last epoch is always saved")
+    add("--seed", type=natural, help="of start weights, order and mosaics")
+    add("--init_checkpoint", help="start from the weights of this checkpoint")
+    add("--no_shuffle", action="store_true", default=None, help="samples in the order of meta.json (sdp_plus: default)")
+    add("--shuffle", dest="no_shuffle", action="store_false", default=None, help="samples in random order")
+    add("--val_dataset", choices=DATASETS, help="score this dataset, zero-shot, each time a checkpoint is saved")
+    add("--val_data_path", help="its root (default ./data/VAL_DATASET)")
+    add("--val_meta_path", help="its meta.json, where it is not in the root")
+    add(
+        "--val_metric",
+        choices=validation.CHOICES,
+        help="what makes a checkpoint the best, kept as best.pth (default ap_px)",
+    )
+    add("--resume", action="store_true", help="go on with the training that was interrupted in --save_path")
+    _add_cache(parser)
+    return parser
+
+
+def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of test.py. None means: not given, the preset decides."""
+    parser = _parser("Score the test split of a dataset, zero-shot or with a few normal reference images.", methods)
+    add = parser.add_argument
+    add("--data_path", help="root of the dataset (default ./data/DATASET)")
+    add("--checkpoint_path", help="trained adapters, ours or published")
+    add("--mode", choices=("zero_shot", "few_shot"), help="default: few_shot where --k_shot or --references is given")
+    add("--k_shot", type=natural, nargs="+", help="numbers of references per class, all scored in one pass")
+    add("--seed", type=natural, nargs="+", help="seeds of the references' draw, all scored in one pass")
+    _add_test_options(parser)
+    _add_cache(parser)
+    add("--save_memory", metavar="FILE", help="write the references' tokens of all classes and settings (.safetensors)")
+    add("--memory", metavar="FILE", help="use the references of such a file instead of images")
+    _add_batch_size(parser)
+    add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
+    add("--save_maps", action="store_true", help="write every anomaly map as .npy")
+    add("--no_images", action="store_true", help="draw no overlays")
+    add("--resume", action="store_true", help="go on with an interrupted run: its finished classes stay")
+    return parser
+
+
+def predict_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of predict.py. None means: not given, the preset decides."""
+    parser = _Parser(description="Find anomalies in one's own images.", allow_abbrev=False)
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders with all that is below them")
+    add("--onnx", metavar="FILE", help="run what export.py wrote; the flags of the detector are in it")
+    add("--save_maps", action="store_true", help="write every anomaly map as .npy")
+    add("--no_images", action="store_true", help="draw no overlays")
+    _add_cache(parser)
+    _add_object(parser)
+    _add_common(parser, methods)
+    _add_batch_size(parser)
+    _add_device(parser)
+    return parser
+
+
+def export_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of export.py, those of predict.py that make the detector. None means: not given, the preset decides."""
+    parser = _Parser(description="Write a detector for one object as an ONNX file.", allow_abbrev=False)
+    _add_object(parser)
+    _add_common(parser, methods)
+    _add_batch_size(parser)
+    return parser
+
+
+def app_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of app.py. None means: not given, the preset decides."""
+    parser = _Parser(description="Find anomalies in a web page.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--host", help="address to listen on; 0.0.0.0: all (default 127.0.0.1, this machine only)")
+    add("--port", type=positive, help="default: the first free one from 7860")
+    add("--max_megabytes", type=positive, help="of an uploaded file (default 20)")
+    add("--max_pixels", type=positive, help="of an image (default 40000000)")
+    add("--max_references", type=positive, help="normal images beside an image (default 8)")
+    add("--checkpoint_path", help="trained parts, ours or published")
+    _add_fpr(parser)
+    _add_test_options(parser)
+    _add_detector(parser, methods, "winclip, on the weights that ship unless others are named")
+    _add_batch_size(parser)
+    _add_device(parser)
+    return parser
+
+
+def _parser(description: str, methods: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _Parser(description=description, allow_abbrev=False)
+    add = parser.add_argument
+    add("--dataset", choices=DATASETS, default="mvtec", help="its name (default mvtec)")
+    add("--meta_path", help="the dataset's meta.json, where it is not in the root")
+    add("--class", dest="classes", nargs="+", metavar="NAME", help="only these classes")
+    _add_common(parser, methods)
+    _add_device(parser)
+    return parser
+
+
+def _add_object(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--class_name", help="what the images show, as it stands in the texts: screw, leather, ...")
+    add("--checkpoint_path", help="trained parts, ours or published")
+    add("--references", metavar="PATH", help="normal images of the object: a folder, or a file of --save_memory")
+    add("--calibrate", metavar="FOLDER", help="normal images that fix scale and threshold (default: the references)")
+    add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
+    _add_fpr(parser)
+    _add_test_options(parser)
+
+
+def _add_test_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--few_shot_features", type=int, nargs="+", help="layers compared with the references (default features_list)")
+    add("--scales", type=positive, nargs="+", help="winclip: sides of the windows in patches (default 2 3)")
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--feature_cache", metavar="DIR", help="keep what the backbone makes of images, and find it there again")
+    add("--feature_cache_size", type=rate, metavar="GB", help="bound of that folder (default 50); the oldest go")
+
+
+def _add_fpr(parser: argparse.ArgumentParser) -> None:
+    text = "wanted share of normal images above the threshold (default 0.05)"
+    parser.add_argument("--fpr", type=probability, help=text)
+
+
+def _add_common(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
+    _add_detector(parser, methods, "april_gan")
+    parser.add_argument("--save_path", help="folder of the results")
+    parser.add_argument("--num_workers", type=natural, help="processes that read images")
+
+
+def _add_detector(parser: argparse.ArgumentParser, methods: Sequence[str], default: str) -> None:
+    add = parser.add_argument
+    add("--method", choices=methods, help=f"default {default}")
+    add("--model", help="architecture of open_clip, or of --config_path")
+    add("--pretrained", help="tag of open_clip (openai, laion400m_e31, ...) or file (.pt, .safetensors)")
+    add("--config_path", help="architecture JSON that open_clip does not ship")
+    add("--quick_gelu", choices=("auto", "on", "off"), help="activation; auto: what the architecture says")
+    add("--image_size", type=positive, help="side of the square input in pixels")
+    add("--features_list", type=int, nargs="+", help="layers compared with the texts, from 1")
+    add("--prompts", metavar="FILE", help="JSON of states and templates, or the name of prompts that ship")
+    add("--rep_vec", help="sdp, sdp_plus: how texts become one vector: mean, pca, kde, dbscan, mean_shift")
+    add("--dbscan", type=float, nargs=2, metavar=("EPS", "MIN"), help="sdp, sdp_plus: radius and neighbours of DBSCAN")
+    add("--smoothing", type=float, help="sdp, sdp_plus: sigma of the Gaussian filter over maps, in pixels")
+    add("--prompt_len", type=positive, help="vcp_clip: tokens that stand for the image (default 2)")
+    add("--deep_prompt_len", type=positive, help="vcp_clip: learned tokens after the start token (default 1)")
+    add("--total_d_layer_len", type=natural, help="vcp_clip: later text blocks with tokens of their own: all, or 0")
+    add("--use_global", type=boolean, help="vcp_clip: make tokens from the image, True (default) or False")
+
+
+def _add_batch_size(parser: argparse.ArgumentParser) -> None:
+    text = f"images at a time, in each process; auto: what fits on the GPU, {CPU_BATCH} on the CPU"
+    parser.add_argument("--batch_size", type=batch_size, metavar="N", help=text)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--precision", choices=PRECISIONS, help="of the backbone (default: bf16 on GPUs that have it, else fp32)")
+    add("--compile", action="store_true", default=None, help="compile the image encoder (torch.compile)")
+
+
+# Types of flags: argparse names them in its messages.
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: want 1 or more")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: want 0 or more")
+    return int(text)
+
+
+def batch_size(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
+
+
+def boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text}: want True or False")
+    return text.lower() == "true"
+
+
+def rate(text: str) -> float:
+    if not 0 < float(text) <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text}: want a number above 0, at most 1e6")
+    return float(text)
+
+
+def probability(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: want a probability from 0 to 1")
+    return float(text)

@@ -1,0 +1,154 @@
+"""Which normal images are the references: the seeded draw, and files that list them."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.meta import Sample
+
+
+class FewShotSetting(NamedTuple):
+    """One few-shot setting: which images of each class are the references. k_shot 0 is zero-shot."""
+
+    k_shot: int
+    seed: int | None
+    references: Mapping[str, Sequence[str]]  # class name -> image paths, relative to the root
+
+
+ZERO_SHOT = FewShotSetting(0, None, {})
+
+
+def draw_shots(dataset: str, train: Sequence[Sample], classes: Sequence[str], k_shot: int, seed: int) -> FewShotSetting:
+    """Draw k references per class without replacement.
+
+    For a (dataset, class, seed) there is one permutation of the class's normal training images sorted by path; k shots
+    are its first k, whatever else runs, so the references of a smaller k are among those of a larger one.
+
+    Raises:
+        ValueError: k_shot is larger than the number of normal training images of a class.
+    """
+    return FewShotSetting(k_shot, seed, {name: _draw(dataset, train, name, k_shot, seed) for name in classes})
+
+
+def _draw(dataset: str, train: Sequence[Sample], name: str, k_shot: int, seed: int) -> list[str]:
+    paths = sorted({sample.img_path for sample in train if sample.cls_name == name and not sample.anomaly})
+    if not paths:
+        raise ValueError(
+            f"--k_shot {k_shot}: {dataset} has no normal training images of class '{name}' to draw from; add some to "
+            "its train split, or test zero-shot"
+        )
+    if k_shot > len(paths):
+        raise ValueError(
+            f"--k_shot {k_shot}: class '{name}' of {dataset} has {len(paths)} normal training images; take a smaller k"
+        )
+    random.Random(f"{dataset}/{name}/{seed}").shuffle(paths)
+    return paths[:k_shot]
+
+
+def load_shots(
+    path: str | Path,
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    k_shots: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[FewShotSetting]:
+    """References from a file instead of a draw: our k_shot.json, or a published k_shot.txt (one image path a line).
+
+    Args:
+        samples: all samples of meta.json; a reference must be one of its class.
+        classes: every one of these needs references.
+        k_shots, seeds: keep only these settings of a k_shot.json; what a k_shot.txt must hold.
+
+    Raises:
+        ValueError: unreadable, an unknown image, a class without references, a setting that is not in it.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--references {path}: not to be read ({error})") from None
+    known = {(sample.cls_name, sample.img_path) for sample in samples}
+    is_json = Path(path).suffix == ".json"
+    shots = _from_json(path, text) if is_json else [_from_text(path, text, known, k_shots, seeds)]
+    shots = choose_shots(f"--references {path}", shots, k_shots, seeds)
+    for shot in (shot for shot in shots if shot.k_shot > 0):
+        _check_references(path, shot, known, classes)
+    return shots
+
+
+def choose_shots(
+    what: str, shots: Sequence[FewShotSetting], k_shots: Sequence[int] | None, seeds: Sequence[int] | None
+) -> list[FewShotSetting]:
+    """Those of a file's settings that have one of the given k and seeds (None: any); k 0 asks for zero-shot besides.
+
+    Raises:
+        ValueError: a k or a seed that none of the settings has, naming `what`.
+    """
+    shots = [shot for shot in shots if shot.k_shot > 0]
+    chosen = [s for s in shots if (not k_shots or s.k_shot in k_shots) and (not seeds or s.seed in seeds)]
+    lacking = [f"--k_shot {k}" for k in k_shots or () if k > 0 and k not in {shot.k_shot for shot in chosen}]
+    lacking += [f"--seed {seed}" for seed in seeds or () if chosen and seed not in {shot.seed for shot in chosen}]
+    if lacking or not shots:
+        raise ValueError(f"{what}: holds no references for {', '.join(lacking) or 'any setting'}")
+    return ([ZERO_SHOT] if 0 in (k_shots or ()) else []) + chosen
+
+
+def _from_json(path: str | Path, text: str) -> list[FewShotSetting]:
+    try:
+        entries = json.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"--references {path}: no valid JSON ({error})") from None
+    try:
+        return parse_shots(entries)
+    except ValueError as error:
+        raise ValueError(f"--references {path}: {error}") from None
+
+
+def parse_shots(entries: Any) -> list[FewShotSetting]:
+    """The settings that a file holds. Raises ValueError for anything else; folders are named after k_shot and seed."""
+    try:
+        shots = [
+            FewShotSetting(
+                entry["k_shot"], entry["seed"],
+                {name: [part.replace("\\", "/") for part in paths] for name, paths in entry["references"].items()},
+            )
+            for entry in entries
+        ]  # fmt: skip
+        settings = [shot[:2] for shot in shots]
+        sound = all(type(k) is int and k >= 0 and (seed is None or type(seed) is int) for k, seed in settings)
+        if not sound or len(set(settings)) != len(settings):
+            raise ValueError("k_shot and seed must be whole numbers, each pair once")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'want [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})') from None
+    return shots
+
+
+def _from_text(path, text: str, known: set[tuple[str, str]], k_shots, seeds) -> FewShotSetting:
+    owner = {img_path: cls_name for cls_name, img_path in known}
+    references: dict[str, list[str]] = {}
+    for line in filter(None, (line.strip().replace("\\", "/") for line in text.splitlines())):
+        if line not in owner:
+            raise ValueError(f"--references {path}: '{line}' is no image of meta.json")
+        references.setdefault(owner[line], []).append(line)
+    if not references:
+        raise ValueError(f"--references {path}: names no image")
+    k_shots = [k for k in k_shots or () if k > 0]
+    if len(k_shots) > 1 or len(seeds or ()) > 1:
+        raise ValueError(
+            f"--references {path}: a text file holds one setting; give one --k_shot and one --seed, or none"
+        )
+    k_shot = k_shots[0] if k_shots else max(map(len, references.values()))
+    return FewShotSetting(k_shot, seeds[0] if seeds else None, references)
+
+
+def _check_references(path, shot: FewShotSetting, known: set[tuple[str, str]], classes: Sequence[str]) -> None:
+    for name in classes:
+        paths = shot.references.get(name, ())
+        if len(paths) != shot.k_shot or not paths:
+            raise ValueError(
+                f"--references {path}: class '{name}' has {len(paths)} references where k_shot is {shot.k_shot}"
+            )
+        for img_path in paths:
+            if (name, img_path) not in known:
+                raise ValueError(f"--references {path}: '{img_path}' is no image of class '{name}' in meta.json")

@@ -1,0 +1,1 @@
+"""What runs a detector over data: building it, training, the scoring pass, resuming."""

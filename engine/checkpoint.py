@@ -1,0 +1,169 @@
+"""Checkpoints: the published keys plus "meta"; saved atomically, loaded without running code in them, verified."""
+
+import contextlib
+import io
+import pickle
+import re
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from utils.files import atomic_write
+from utils.provenance import VERSION
+
+# Settings that a checkpoint and a run must share: adapters trained one way mean nothing the other way.
+_MUST_AGREE = (
+    "method", "model", "weights", "quick_gelu", "features_list", "prompt_len", "deep_prompt_len", "total_d_layer_len",
+    "use_global", "sentences",
+)  # fmt: skip
+UNFINISHED = "last.pth"  # of a training that was interrupted within an epoch
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint's content; meta is empty in published files."""
+
+    path: Path
+    state: dict[str, Any]
+    meta: dict[str, Any]
+
+
+def save(path: str | Path, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Write the trained parts under their published keys, and what they were made with under "meta".
+
+    Raises:
+        ValueError: a weight or a moment of the optimiser is NaN or infinite; names it, and nothing is written.
+    """
+    broken = next((name for name, value in _tensors({**state, **meta}) if not value.isfinite().all()), None)
+    if broken:
+        raise ValueError(
+            f"checkpoint {path} is not written, since {broken} holds NaN or infinity; lower --learning_rate or use "
+            "--precision fp32"
+        )
+    content = io.BytesIO()  # torch.save itself raises no OSError where the disk is full
+    torch.save({**state, "meta": dict(meta)}, content)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of nested mappings and sequences, with their place."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _tensors(part, f"{name}.{key}" if name else str(key))
+
+
+def latest(folder: Path) -> Path | None:
+    """The last checkpoint that train.py saved in a folder; None where there is none.
+
+    losses.csv ends with the epoch of it, so that higher epochs of an earlier, longer run are not taken for it; without
+    a row, all are of an earlier run.
+    """
+    found = {int(path.stem[6:]): path for path in folder.glob("epoch_*.pth") if path.stem[6:].isdecimal()}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        _, *rows = (folder / "losses.csv").read_text().splitlines()
+        if not rows:
+            return None
+        epoch = int(rows[-1].split(",")[0])
+        if epoch in found:
+            return found[epoch]
+    return found[max(found)] if found else None
+
+
+def to_resume(folder: Path) -> Path | None:
+    """Where train.py --resume goes on; None where nothing has been saved."""
+    unfinished = folder / UNFINISHED
+    return unfinished if unfinished.is_file() else latest(folder)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, or the latest one of a folder.
+
+    Raises:
+        ValueError: missing, truncated, holding anything but plain data and tensors; names the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = latest(path)
+        if not found and any(path.glob("epoch_*.pth")):
+            raise ValueError(
+                f"checkpoint {path}: the training there has saved no epoch yet; go on with train.py --resume, or name "
+                "an epoch_N.pth of the training before it"
+            )
+        path = found or path
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(
+            f"checkpoint {path}: no such file, and no folder with epoch_N.pth in it; train.py writes one"
+        ) from None
+    except pickle.UnpicklingError as error:
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"wants to call {called[1]}, which would run code" if called else "is broken or would run code"
+        raise ValueError(f"checkpoint {path}: refused, since its loading {reason}") from None
+    except Exception as error:  # torch.load raises what it likes on a broken file; the user needs its name
+        raise ValueError(f"checkpoint {path}: unreadable ({(str(error).splitlines() or ['empty'])[0]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint {path}: holds a {type(content).__name__}, not a mapping; it is no checkpoint")
+    meta = content.pop("meta", {})
+    if not isinstance(meta, dict) or not all(key == "optimizer" or _is_plain(value) for key, value in meta.items()):
+        raise ValueError(f'checkpoint {path}: its "meta" is not what train.py writes')
+    return Checkpoint(path, content, meta)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that settings have: a text, a number, None, or a list of them."""
+    if isinstance(value, list | tuple):
+        return all(isinstance(part, str | int | float | None) for part in value)
+    return isinstance(value, str | int | float | None)
+
+
+def describe(detector: Any, settings: Any) -> dict[str, Any]:
+    """What identifies a run, for "meta" and for `restore`."""
+    backbone = detector.backbone
+    return {
+        "method": settings.method,
+        "model": backbone.name,
+        "pretrained": backbone.pretrained,
+        "weights": backbone.fingerprint,
+        "quick_gelu": backbone.quick_gelu,
+        "image_size": backbone.image_size,
+        "dataset": settings.dataset,
+        "version": VERSION,
+        **detector.options,
+    }
+
+
+def restore(checkpoint: Checkpoint, detector: Any, description: Mapping[str, Any]) -> None:
+    """Put a checkpoint into a detector, unless it contradicts the run; what a published file does not say cannot.
+
+    Raises:
+        ValueError: names the file, the setting and both values.
+    """
+    path, state, meta = checkpoint
+    check_compatible(f"checkpoint {path} was trained", meta, description, _MUST_AGREE)
+    try:
+        detector.load_trainable_state(state)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from None
+
+
+def check_compatible(said: str, theirs: Mapping[str, Any], own: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises ValueError for the first of the keys on which a file and a run differ, naming both values.
+
+    said: how the message begins, "checkpoint FILE was trained".
+    """
+    for key in keys:
+        if key in theirs and theirs[key] != own[key]:
+            raise ValueError(f"{said} with {key} {_text(theirs[key])} but this run has {_text(own[key])}")
+
+
+def _text(value: Any) -> str:
+    return textwrap.shorten(" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value), 120)

@@ -1,0 +1,256 @@
+"""The scoring pass; knows a detector by its protocol alone."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
+
+from engine.encoding import Timer, encode, select_rows
+from metrics.curves import Points
+from metrics.image import image_metrics
+from metrics.pixel import PixelMetrics, label_regions
+from utils.distributed import (
+    DistributedBatchSampler,
+    each_round,
+    flatten,
+    gather,
+    gather_to,
+    isolate_signals,
+    skipped_images,
+)
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One class under one setting: its metrics and, per image in the order of the samples, scores and their terms."""
+
+    setting: int  # index into the settings
+    name: str
+    metrics: dict[str, float | None]
+    indices: list[int]  # of the images, into the samples
+    scores: list[float]
+    score_components: dict[str, list[float]]
+    curves: dict[str, Points]  # of the pixels
+
+
+@dataclass
+class _Pending:
+    """What one process has seen of a class under one setting."""
+
+    pixels: PixelMetrics | None
+    indices: list[int] = field(default_factory=list)
+    # Numbers, no tensors: thousands of small ones that live long, between large ones that do not, scatter the heap.
+    score_components: dict[str, list[float]] = field(default_factory=dict)
+
+
+def batches(
+    dataset: Any, batch_size: int, num_workers: int, accelerator: Accelerator, *, shared: bool = True, first: int = 0
+) -> DataLoader:
+    """Batches to be scored, in order. The workers read the images and label the regions of the masks.
+
+    Args:
+        dataset: `dataset.AnomalyDataset`, or any whose items lack the mask.
+        batch_size: images at a time, in each process.
+        num_workers: processes that read; 0 reads in this one.
+        shared: dealt to all processes, see `distributed.DistributedBatchSampler`; else every process has all of them.
+        first: the first image that is needed; batches before it are left out, those that follow stay what they are.
+    """
+    rank, ranks = (accelerator.process_index, accelerator.num_processes) if shared else (0, 1)
+    return DataLoader(
+        dataset,
+        batch_sampler=DistributedBatchSampler(
+            range(len(dataset)), batch_size * ranks, rank, ranks, first // (batch_size * ranks)
+        ),
+        num_workers=min(num_workers, len(dataset)),
+        collate_fn=_collate,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=isolate_signals,
+    )
+
+
+def _collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    batch = default_collate(items)
+    if "mask" in batch:
+        batch["regions"] = _regions(batch["mask"])
+    return batch
+
+
+def _regions(masks: Tensor) -> Tensor:
+    """(B, S, S) int32, for each mask as `label_regions` gives them."""
+    return torch.from_numpy(np.stack([label_regions(mask) for mask in masks.numpy()]))
+
+
+def score(
+    detector: Any,
+    loader: DataLoader,
+    samples: Sequence[Any],
+    settings: Sequence[Any],
+    memories: Callable[[str], Sequence[Any]],
+    accelerator: Accelerator,
+    keep_map: Callable[[int, int, np.ndarray], None] | None = None,
+    clock: Timer | None = None,
+    finished: Collection[str] = (),
+) -> Iterator[ClassScores]:
+    """Score all samples under all settings in one backbone pass; yields a class's results when it is complete.
+
+    Of several processes each scores its batches. What they counted is merged when the last image of a class has been
+    seen, and every process yields the same results: consume them on all.
+
+    Args:
+        detector: as `model.interface.Detector` says.
+        loader: `batches` over the samples.
+        samples: the samples; a class's follow each other.
+        settings: few-shot settings; k_shot 0 is zero-shot.
+        memories: class name -> a Memory per setting.
+        accelerator: device, precision and processes.
+        keep_map: called with (setting, index of the sample, map (S, S) float32) for every map of this process.
+        clock: measures.
+        finished: classes that need no results. Those of their images that the loader has are seen all the same, so
+            that no number depends on them.
+
+    Raises:
+        ValueError: a map holds NaN or infinity; names the image.
+    """
+    clock = clock or Timer()
+    last = {sample.cls_name: index for index, sample in enumerate(samples)}
+    segmented = _classes_with_masks(samples)
+    pending: dict[tuple[int, str], _Pending] = {}
+    banks: dict[str, Sequence[Any]] = {}
+    done = skipped_images(loader)
+    hidden = None if accelerator.is_main_process else True
+    bar = tqdm(total=len(samples), initial=min(done, len(samples)), desc="score", unit="image", disable=hidden)
+    for length, batch in each_round(loader):
+        clock.start()
+        if batch is not None:
+            names, indices = batch["cls_name"], batch["index"].tolist()
+            banks.update({name: memories(name) for name in dict.fromkeys(names) if name not in banks})
+            regions = batch["regions"] if "regions" in batch else _regions(batch["mask"])
+            regions = regions.to(accelerator.device, non_blocking=True)
+            predictions = _predict(detector, batch["image"], names, settings, banks, accelerator, clock)
+            for setting, prediction in enumerate(predictions):
+                _check_finite(prediction, samples, indices)
+                for name, rows in _rows_by_name(names).items():
+                    if name in finished:
+                        continue
+                    state = pending.setdefault((setting, name), _Pending(PixelMetrics() if name in segmented else None))
+                    state.indices += indices[rows] if isinstance(rows, slice) else [indices[row] for row in rows]
+                    for key, term in prediction.score_components.items():
+                        state.score_components.setdefault(key, []).extend(term[rows].tolist())
+                    if state.pixels is not None:
+                        state.pixels.update(prediction.maps[rows].float(), regions[rows])
+                if keep_map is not None:
+                    for name, index, one in zip(names, indices, prediction.maps.float().cpu().numpy(), strict=True):
+                        if name not in finished:
+                            keep_map(setting, index, one)
+        done += length
+        bar.update(length)
+        for name in [name for name, index in last.items() if index < done]:
+            last.pop(name)
+            banks.pop(name, None)
+            if name in finished:
+                continue
+            found = [pending.pop((setting, name), _Pending(None)) for setting in range(len(settings))]
+            yield from _finish_class(detector, name, found, samples, accelerator)
+    bar.close()
+    clock.stop()
+
+
+@torch.no_grad()
+def infer(detector: Any, images: Tensor, name: str, memory: Any | None, accelerator: Accelerator) -> Any:
+    """The prediction for images of one class, (B, 3, S, S) uint8; memory: its references, None for zero-shot."""
+    tokens = encode(detector, images, accelerator, Timer())
+    return _fuse(detector, tokens, [name] * len(images), memory)
+
+
+def _fuse(detector: Any, tokens: Any, names: list[str], memory: Any | None) -> Any:
+    zero_shot = detector.zero_shot(tokens, names)
+    return zero_shot if memory is None else detector.few_shot(zero_shot, tokens, names, {names[0]: memory})
+
+
+@torch.no_grad()
+def leave_one_out(detector: Any, tokens: Any, count: int, name: str) -> Iterator[Any]:
+    """Predictions for the references themselves, each compared with all others: what normal images look like.
+
+    Args:
+        tokens: of the references, see `encode_all`.
+        count: how many references there are, two or more.
+    """
+    for row in range(count):
+        others = detector.build_memory(select_rows(tokens, [other for other in range(count) if other != row]))
+        yield _fuse(detector, select_rows(tokens, [row]), [name], others)
+
+
+@torch.no_grad()
+def _predict(detector, images: Tensor, names, settings, banks, accelerator: Accelerator, clock: Timer) -> Iterator[Any]:
+    """One prediction per setting from one pass of the backbone, and one comparison with each reference image."""
+    tokens = encode(detector, images, accelerator, clock)
+    zero_shot, found = detector.zero_shot(tokens, names), {}
+    for number, setting in enumerate(settings):
+        if setting.k_shot == 0:
+            yield zero_shot
+        else:
+            memories = {name: banks[name][number] for name in dict.fromkeys(names)}
+            yield detector.few_shot(zero_shot, tokens, names, memories, found)
+
+
+def _rows_by_name(names: Sequence[str]) -> dict[str, slice | list[int]]:
+    """Class name -> its rows in a batch; a slice, which copies nothing, where there is one class."""
+    if len(set(names)) == 1:
+        return {names[0]: slice(None)}
+    return {name: [row for row, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+
+
+def _finish_class(
+    detector: Any, name: str, found: Sequence[_Pending], samples: Sequence[Any], accelerator: Accelerator
+) -> list[ClassScores]:
+    """The results of a class under all settings, from what every process has seen of it. Each process computes those of
+    some settings, so that none waits for a single one."""
+    own = []
+    for setting, state in enumerate(found):
+        parts = gather_to(state, setting % accelerator.num_processes, accelerator)
+        if parts is not None:
+            own.append(_finish(detector, setting, name, parts, samples))
+    return sorted(flatten(gather(own, accelerator)), key=lambda result: result.setting)
+
+
+def _finish(detector, setting: int, name: str, parts: Sequence[_Pending], samples: Sequence[Any]) -> ClassScores:
+    """Merge what the processes have seen of a class, in the order of the samples."""
+    parts = [part for part in parts if part.indices]
+    indices = flatten(part.indices for part in parts)
+    order = sorted(range(len(indices)), key=indices.__getitem__)
+    joined = {key: flatten(part.score_components[key] for part in parts) for key in parts[0].score_components}
+    score_components = {key: [values[place] for place in order] for key, values in joined.items()}
+    scores = detector.image_scores({key: torch.tensor(values) for key, values in score_components.items()}).tolist()
+    pixels = parts[0].pixels or PixelMetrics()
+    for other in parts[1:]:
+        if other.pixels is not None:
+            pixels.merge(other.pixels)
+    indices = [indices[place] for place in order]
+    metrics = {**pixels.compute(), **image_metrics([samples[index].anomaly for index in indices], scores)}
+    return ClassScores(setting, name, metrics, indices, scores, score_components, pixels.curves())
+
+
+def _classes_with_masks(samples: Sequence[Any]) -> set[str]:
+    """Classes of which every anomalous image has a mask: the others have no pixel metrics."""
+    return {s.cls_name for s in samples} - {s.cls_name for s in samples if s.anomaly and not s.mask_path}
+
+
+def _check_finite(prediction: Any, samples: Sequence[Any], indices: Sequence[int]) -> None:
+    """Raises ValueError where a map or term holds NaN or infinity; names the image."""
+    ends = [
+        prediction.maps.amin((1, 2)),
+        prediction.maps.amax((1, 2)),
+        *prediction.score_components.values(),
+    ]  # NaN stays NaN
+    finite = torch.stack([end.float() for end in ends]).isfinite().all(0).cpu()  # (B,)
+    if not finite.all():
+        image = samples[indices[int((~finite).nonzero()[0])]].img_path
+        raise ValueError(
+            f"the anomaly map or score of {image} holds NaN or infinity; are the weights or the checkpoint broken?"
+        )

@@ -1,0 +1,117 @@
+"""What is known of the classes that a test has finished: kept until all are, so that an interrupted test goes on."""
+
+import base64
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
+
+from data.references import FewShotSetting
+from engine.evaluation import ClassScores
+from prompt_ensemble import load_prompts
+from report.gallery import SelectedImages
+from utils.files import file_digest, write_json
+from utils.logs import LOG
+from utils.provenance import provenance
+
+FOLDER = "finished"
+# Settings on which no result depends, or whose files are looked at instead.
+NEUTRAL_SETTINGS = (
+    "save_path", "save_memory", "resume", "num_workers", "feature_cache", "feature_cache_size", "meta_path",
+    "checkpoint_path", "references", "memory", "prompts",
+)  # fmt: skip
+
+
+class ClassResult(NamedTuple):
+    """A class under all settings: scores and metrics, and the pictures of report.html by setting."""
+
+    scores: list[ClassScores]
+    galleries: dict[int, SelectedImages]
+
+
+class FinishedClasses:
+    """The results of finished classes, a JSON file each, which appears when the last picture of the class is there.
+
+    Args:
+        folder: of the results.
+        identity: all that the results depend on, as JSON can hold it; results of anything else are not taken.
+        classes: the classes of the test, in order.
+    """
+
+    def __init__(self, folder: Path, identity: Any, classes: Sequence[str]):
+        self._folder, self._classes = folder / FOLDER, list(classes)
+        self.identity = sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+    def load(self, pictures: Mapping[str, Sequence[Path]]) -> dict[str, ClassResult]:
+        """Class -> what an interrupted test has kept of it; says in the log what cannot be used.
+
+        pictures: class -> the files that it has written besides, without which it is scored anew.
+        """
+        found = {}
+        for number, name in enumerate(self._classes):
+            path = self._file(number)
+            if not path.is_file():
+                continue
+            try:
+                held = json.loads(path.read_text(encoding="utf-8"))
+                if held["identity"] != self.identity:
+                    LOG.info("%s is of other settings, weights or images: '%s' is scored anew", path, name)
+                    continue
+                missing = next((path for path in pictures[name] if not path.is_file()), None)
+                if missing:
+                    LOG.info("%s is missing: '%s' is scored anew", missing, name)
+                    continue
+                galleries = {int(setting): _decoded(lists) for setting, lists in held["galleries"].items()}
+                found[name] = ClassResult([ClassScores(**one) for one in held["scores"]], galleries)
+            except (AttributeError, KeyError, OSError, TypeError, ValueError):
+                LOG.warning("%s is broken: '%s' is scored anew", path, name)
+        return found
+
+    def keep(self, name: str, finished: ClassResult) -> None:
+        held = {
+            "identity": self.identity,
+            "scores": [asdict(one) for one in finished.scores],
+            "galleries": {setting: _encoded(chosen) for setting, chosen in finished.galleries.items()},
+        }
+        write_json(self._file(self._classes.index(name)), held)
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number}.json"  # a class name may be no name for a file
+
+
+def file_stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """What tells whether files have changed, without reading them: path, bytes, time of the last change; those that are
+    there."""
+    stats = [(str(path), path.stat()) for path in paths if path.is_file()]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def _encoded(chosen: SelectedImages) -> list[list[dict[str, Any]]]:
+    return [[{**row, "picture": base64.b64encode(row["picture"]).decode()} for row in rows] for rows in chosen]
+
+
+def _decoded(lists: Sequence[Sequence[Mapping[str, Any]]]) -> SelectedImages:
+    return SelectedImages(*([{**row, "picture": base64.b64decode(row["picture"])} for row in rows] for rows in lists))
+
+
+def run_identity(settings, description, accelerator: Accelerator, samples, shots: Sequence[FewShotSetting]) -> dict:
+    """All that the results of a class depend on."""
+    own = {key: value for key, value in vars(settings).items() if key not in NEUTRAL_SETTINGS}
+    prompts = None if settings.prompts is None else load_prompts(settings.prompts)
+    held = {key: file_digest([path]) for key in ("checkpoint_path", "memory") if (path := getattr(settings, key))}
+    versions = {key: value for key, value in provenance().items() if key != "git"}
+    # Batches, and with them the last bits of results, follow from the number of processes and the device.
+    where = (accelerator.num_processes, accelerator.device.type)
+    images = {path for sample in samples for path in (sample.img_path, sample.mask_path) if path}
+    images |= {path for shot in shots for paths in shot.references.values() for path in paths}
+    files = file_stamps([Path(settings.data_path, path) for path in sorted(images)])
+    return {"settings": own, "prompts": prompts, "files": held, "description": description, "versions": versions,
+            "where": where, "samples": samples, "shots": shots, "images": files}  # fmt: skip

@@ -1,0 +1,77 @@
+"""Image metrics from labels and scores."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+from metrics.curves import Points, thinned
+
+IMAGE = ("auroc_sp", "f1_sp", "ap_sp")
+
+
+def image_metrics(labels: Any, scores: Any) -> dict[str, float | None]:
+    """AUROC, best F1 and average precision of image scores, by scikit-learn.
+
+    Args:
+        labels: (N,) any non-zero value is anomalous.
+        scores: (N,) higher is more anomalous.
+
+    Returns:
+        The `IMAGE` keys, fractions in [0, 1]; all None where only one label occurs.
+
+    Raises:
+        ValueError: the shapes differ or are not (N,); a score is NaN or infinite.
+    """
+    labels, scores = _checked(labels, scores)
+    if not labels.any() or labels.all():
+        return dict.fromkeys(IMAGE)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)  # 0 / 0 counts as 0
+    return {
+        "auroc_sp": float(roc_auc_score(labels, scores)),
+        "f1_sp": float(f1.max()),
+        "ap_sp": float(average_precision_score(labels, scores)),
+    }
+
+
+def image_curves(labels: Any, scores: Any) -> dict[str, Points]:
+    """Curves of image scores, thinned as `PixelMetrics.curves`.
+
+    Args, errors: as `image_metrics`.
+
+    Returns:
+        roc: true over false positive rate. pr: precision over recall, where each precision holds for the recalls from
+        the point before to its own, so that the area of the steps is the average precision. Nothing where only one
+        label occurs.
+    """
+    labels, scores = _checked(labels, scores)
+    if not labels.any() or labels.all():
+        return {}
+    fpr, tpr, _ = roc_curve(labels, scores)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    precision, recall = precision[::-1].copy(), recall[::-1]
+    precision[0] = precision[1]  # in place of scikit-learn's 1, which no threshold reaches
+    return {
+        "roc": thinned(fpr, tpr, fpr + tpr),
+        "pr": thinned(recall, precision, recall + np.linspace(0, 1, recall.size)),
+    }
+
+
+def _checked(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    labels, scores = as_array(labels) != 0, as_array(scores, np.float64)
+    if labels.ndim != 1 or labels.shape != scores.shape:
+        raise ValueError(f"labels and scores must share one shape (N,), got {labels.shape} and {scores.shape}")
+    finite = np.isfinite(scores)
+    if not finite.all():
+        raise ValueError(f"score {int(np.argmin(finite))} is {scores[np.argmin(finite)]}")
+    return labels, scores
+
+
+def as_array(values: Any, dtype: Any = None) -> np.ndarray:
+    if torch.is_tensor(values):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which the caller refuses
+        return np.asarray(values, dtype)

@@ -1,0 +1,170 @@
+"""Token streams of image towers: the patch tokens of chosen layers."""
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+
+def project(x: Tensor, projection: nn.Linear | Tensor) -> Tensor:
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+class ViTTaps(nn.Module):
+    """Token streams of a vision transformer."""
+
+    def __init__(self, visual: VisionTransformer):
+        super().__init__()
+        self.visual = visual
+        self.depth = len(visual.transformer.resblocks)
+        self.dual_attention = _dual_attention
+
+    def compile_blocks(self) -> None:
+        for block in self.visual.transformer.resblocks:
+            block.compile()
+            block.mlp.compile()  # which the path of CLIP-AD calls by itself
+        self.dual_attention = torch.compile(_dual_attention)
+
+    def width(self, layer: int) -> int:
+        return self.visual.transformer.width
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patch convolution, class token in front, position embedding added; before ln_pre. (B, 1 + N, W)"""
+        visual = self.visual
+        patches = visual.conv1(images).flatten(2).transpose(1, 2)  # (B, N, W)
+        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)  # (B, 1, W)
+        return torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+
+    def encode(self, tokens: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """All blocks. Returns the pooled embedding (B, D), not normalised, and the asked blocks' raw output, each
+        (B, 1 + N, W) with the class token at index 0."""
+        visual, outputs = self.visual, {}
+        x = visual.ln_pre(tokens)
+        for layer, block in enumerate(visual.transformer.resblocks, start=1):
+            x = block(x)
+            if layer in layers:
+                outputs[layer] = x
+        pooled, _ = visual._pool(x)
+        return (pooled if visual.proj is None else pooled @ visual.proj), outputs
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """As `encode`, the pooled embedding alone. It looks at the class token only, so the last block, which needs the
+        keys and values of all tokens, computes nothing else of the others."""
+        visual, (*blocks, last) = self.visual, self.visual.transformer.resblocks
+        if visual.pool_type != "tok" or visual.attn_pool is not None or type(last) is not ResidualAttentionBlock:
+            return self.encode(tokens, ())[0]
+        x = visual.ln_pre(tokens)
+        for block in blocks:
+            x = block(x)
+        everything = last.ln_1(x)
+        x = x[:, :1] + last.ls_1(last.attention(everything[:, :1], everything, everything))  # (B, 1, W)
+        x = visual.ln_post(x + last.ls_2(last.mlp(last.ln_2(x))))[:, 0]
+        return x if visual.proj is None else x @ visual.proj
+
+    def dual_path(self, tokens: Tensor, layers: Collection[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Both paths of CLIP-AD (arXiv 2311.00453), as the published program computes them.
+
+        On the ordinary path, x_i is the output of block i and r_i the residual of its attention; v_i is the residual of
+        value-to-value attention on the same input. The second path is the sum of v_i over a segment; segments begin at
+        the first block and wherever the depth is cut into whole quarters. The program hands out tensors that later
+        blocks still add to, and published adapters were trained on what comes of that, so it is the definition here:
+
+            ordinary path of layer i   x_i + r_(i+1); x_i for the last block
+            second path of layer i     the sum over the whole segment that holds block i
+
+        Returns:
+            Second path per layer, (B, 1 + N, D), and ordinary path without class token, (B, N, W).
+        """
+        visual, blocks = self.visual, self.visual.transformer.resblocks
+        ordinary, segments, segment_of = {}, [], {}
+        x = visual.ln_pre(tokens)
+        for index, block in enumerate(blocks):
+            residual, value_residual = self.dual_attention(block, block.ln_1(x))
+            x = x + residual
+            if index in layers:  # they count from 1: this is x_i + r_(i+1) of the layer before this block
+                ordinary[index] = x
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            if 4 * index % len(blocks) == 0:
+                segments.append(value_residual)
+            else:
+                segments[-1] = segments[-1] + value_residual
+            segment_of[index + 1] = len(segments) - 1
+        if len(blocks) in layers:
+            ordinary[len(blocks)] = x
+        values = {}
+        for layer in layers:
+            both = torch.cat([ordinary[layer][:, :1], segments[segment_of[layer]][:, 1:]], dim=1)  # (B, 1 + N, W)
+            both = visual.ln_post(both)
+            values[layer] = both if visual.proj is None else both @ visual.proj
+        return values, {layer: ordinary[layer][:, 1:] for layer in layers}
+
+    def forward(self, images: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Pooled embedding (B, D), and patch tokens per layer, (B, N, W)."""
+        pooled, outputs = self.encode(self.embed(images), layers)
+        return pooled, {layer: x[:, 1:] for layer, x in outputs.items()}
+
+
+def _dual_attention(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a block's attention adds to its input, x = ln_1(input) being (B, 1 + N, W): as usual, softmax(q k) v, and
+    with the values in the place of queries and keys, softmax(v v) v. One projection serves both."""
+    attention = block.attn
+    projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)  # (B, 1 + N, 3 W)
+    queries, keys, values = (
+        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1)
+    )  # each (B, heads, 1 + N, W / heads)
+
+    def add(queries: Tensor, keys: Tensor) -> Tensor:
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+
+    return add(queries, keys), add(values, values)
+
+
+class ResNetTaps(nn.Module):
+    """Token streams of a ResNet: the outputs of its four stages, each on its own grid."""
+
+    depth = 4
+
+    def __init__(self, visual: ModifiedResNet, image_size: int):
+        super().__init__()
+        self.visual = visual
+        pool = visual.attnpool
+        pool.positional_embedding = nn.Parameter(_resample_positions(pool.positional_embedding, image_size // 32))
+        visual.image_size = image_size
+
+    def compile_blocks(self) -> None:
+        self.stages = torch.compile(self.stages)
+
+    def width(self, layer: int) -> int:
+        return self.visual.layer1[-1].conv3.out_channels * 2 ** (layer - 1)
+
+    def forward(self, images: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """As `_ViTTaps.forward`."""
+        outputs = self.stages(images)
+        patches = {
+            layer: x.flatten(2).transpose(1, 2)  # (B, N, W)
+            for layer, x in enumerate(outputs, start=1)
+            if layer in layers
+        }
+        return self.visual.attnpool(outputs[-1]), patches
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The outputs of all stages, each (B, W, G, G)."""
+        visual, outputs = self.visual, [self.visual.stem(images)]
+        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            outputs.append(stage(outputs[-1]))
+        return outputs[1:]
+
+
+def _resample_positions(table: Tensor, grid: int) -> Tensor:
+    """Position table (1 + g * g, W) -> (1 + grid * grid, W): bicubic, antialias, the first entry kept."""
+    first, rest = table.detach()[:1].float(), table.detach()[1:].float()
+    side = round(len(rest) ** 0.5)
+    if side == grid:
+        return table.detach()
+    rest = rest.T.reshape(1, -1, side, side)  # (1, W, g, g)
+    rest = F.interpolate(rest, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([first, rest.flatten(2)[0].T])

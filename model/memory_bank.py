@@ -1,0 +1,161 @@
+"""The memory bank: the reference images' patch tokens, the distance of a token to its nearest one, and its file."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.interface import Memory, SimilarityCache
+
+Memories = dict[tuple[int, str], Memory]  # (number of the few-shot setting, class name) -> its memory
+# Similarities held at once; bounds the memory of a search whatever the size of the bank: to 16 MiB, near the caches, on
+# the CPU, and to 256 MiB on a GPU, which wants large products.
+_CHUNK = {"cpu": 1 << 22, "": 1 << 26}
+_BANK = 1 << 16  # bank tokens compared at once
+
+
+def build_bank(tokens: Tensor) -> Tensor:
+    """Pool the tokens of the reference images, (k, N, W), into one bank of unit vectors, (k * N, W), float32."""
+    return F.normalize(tokens.flatten(0, 1).float(), dim=-1)
+
+
+def nearest_distance(
+    tokens: Tensor, references: Tensor, images: Sequence[str] = (), found: dict[str, Tensor] | None = None
+) -> Tensor:
+    """Cosine distance of each token to its nearest reference token, clamped at 0.
+
+    Args:
+        tokens: (B, N, W), any length.
+        references: (M, W), unit length.
+        images: the images that the references are made of, in equal parts; only with found.
+        found: image -> (B * N,), the similarity of each token to its nearest one there, for these very tokens: images
+            that are in it are not compared again, others are added.
+
+    Returns:
+        (B, N), in [0, 2]
+    """
+    if found is None or not images:
+        best = _nearest(_unit(tokens), references)
+    else:
+        new = [number for number, image in enumerate(images) if image not in found]
+        if new:
+            each = references.unflatten(0, (len(images), -1))[new]  # (k, M / images, W)
+            found.update(zip((images[number] for number in new), _nearest_in_each(_unit(tokens), each), strict=True))
+        best = torch.stack([found[image] for image in images]).amax(0)
+    return (1 - best).clamp_min(0).unflatten(0, tokens.shape[:2])
+
+
+def cached_similarities(found: SimilarityCache | None, name: str, key: str) -> dict[str, Tensor] | None:
+    """The part of `SimilarityCache` that belongs to one bank of one class."""
+    return None if found is None else found.setdefault((name, key), {})
+
+
+def _unit(tokens: Tensor) -> Tensor:
+    """(B, N, W) -> (B * N, W) unit vectors, float32."""
+    return F.normalize(tokens.flatten(0, 1).float(), dim=-1)
+
+
+def _nearest(queries: Tensor, references: Tensor) -> Tensor:
+    """Largest similarity of each query, (Q, W), to references, (M, W): (Q,)."""
+    best = [
+        torch.cat([(part @ some.T).amax(1) for part in parts(queries, _at_once(queries) // len(some))])
+        for some in parts(references, _BANK)
+    ]
+    return functools.reduce(torch.maximum, best)
+
+
+def _nearest_in_each(queries: Tensor, references: Tensor) -> Tensor:
+    """The same for each of k images by itself: (Q, W), (k, n, W) -> (k, Q). One product serves many small images."""
+    best = []
+    for some in references.split(max(1, _BANK // references.shape[1])):  # (few, n, W)
+        if len(some) == 1:
+            best.append(_nearest(queries, some[0])[None])
+            continue
+        flat = some.flatten(0, 1)
+        products = (part @ flat.T for part in parts(queries, _at_once(queries) // len(flat)))
+        best.append(torch.cat([product.unflatten(1, some.shape[:2]).amax(2) for product in products]).T)
+    return torch.cat(best)
+
+
+def _at_once(queries: Tensor) -> int:
+    return _CHUNK.get(queries.device.type, _CHUNK[""])
+
+
+def parts(values: Tensor, rows: int) -> Sequence[Tensor]:
+    """Pieces of at most so many rows (one, at least), to bound what a loop over them holds at once.
+
+    A traced graph, whose batch has no fixed size, can have no such loop: there it is one piece.
+    """
+    return (values,) if torch.compiler.is_compiling() else values.split(max(1, rows))
+
+
+def rows_by_name(names: Sequence[str]) -> dict[str, list[int] | slice]:
+    """Class name -> the rows of a batch that are of that class; all of them where there is one name."""
+    if len(set(names)) == 1:
+        return {names[0]: slice(None)}
+    return {name: [row for row, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+
+
+def save(path: Path, memories: Mapping[tuple[int, str], Memory], header: Mapping[str, Any]) -> None:
+    """Write memories as safetensors; the header (JSON) says what they were made with and belongs to.
+
+    Raises:
+        OSError: not to be written, as on a full disk.
+    """
+    names = sorted({name for _, name in memories})
+    tensors = {
+        f"{setting}/{names.index(name)}/{key}": bank.cpu().contiguous()
+        for (setting, name), memory in memories.items()
+        for key, bank in memory.banks.items()
+    }
+    try:
+        save_file(tensors, path, {"header": json.dumps({**header, "classes": names})})
+    except SafetensorError as error:  # as it reports a full disk
+        raise OSError(error) from None
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Memories]:
+    """What `save` wrote: (header, memories).
+
+    Raises:
+        ValueError: missing, broken, or no file of memories; names it.
+    """
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            header = json.loads((file.metadata() or {})["header"])
+            if not isinstance(header["classes"], list) or not all(isinstance(name, str) for name in header["classes"]):
+                raise ValueError("its classes are no list of names")
+            banks: dict[tuple[int, str], dict[str, Tensor]] = {}
+            for entry in file.keys():  # noqa: SIM118 - no mapping
+                setting, name, key = entry.split("/", 2)
+                banks.setdefault((int(setting), header["classes"][int(name)]), {})[key] = file.get_tensor(entry)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"memory {path}: no such file") from None
+    except (SafetensorError, KeyError, IndexError, OSError, RecursionError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"memory {path}: no file that --save_memory wrote ({reason})") from None
+    return header, {place: Memory(bank) for place, bank in banks.items()}
+
+
+def check(path: str | Path, memories: Memories, widths: Mapping[str, int]) -> None:
+    """Refuse memories that a detector cannot use; widths: its `bank_widths`.
+
+    Raises:
+        ValueError: a missing bank, one of another shape, NaN or infinity; names the file, class and bank.
+    """
+    for (_, name), memory in memories.items():
+        for key, width in widths.items():
+            bank = memory.banks.get(key)
+            if bank is None or bank.dtype != torch.float32 or bank.shape != (max(1, len(bank)), width):
+                found = "absent" if bank is None else f"of shape {tuple(bank.shape)}, {bank.dtype}"
+                wanted = f"want (tokens, {width}), torch.float32"
+                raise ValueError(f"memory {path}: bank '{key}' of class '{name}' is {found}; {wanted}")
+            if not bank.isfinite().all():
+                raise ValueError(f"memory {path}: bank '{key}' of class '{name}' holds NaN or infinity")

@@ -1,0 +1,64 @@
+"""SIGINT (Ctrl-C) and SIGTERM: a run ends where it can go on from."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+
+class Stopped(KeyboardInterrupt):  # noqa: N818 - it is no error
+    """SIGINT (Ctrl-C) or SIGTERM ends the run.
+
+    number: which of them it was.
+    """
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+class HeldSignals:
+    """Within it the first SIGINT or SIGTERM is noted, so that the run can end where it can go on from; a second one
+    ends the process at once.
+
+    number: of the signal that was noted, 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "HeldSignals":
+        self._before = handle_signals(self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        restore_signals(self._before)
+
+    def _note(self, number: int, _) -> None:
+        self.number = number
+        restore_signals(dict.fromkeys(self._before, signal.SIG_DFL))
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """Within it signals end the run as they do outside; one that was noted does so now."""
+        self.__exit__()
+        if self.number:
+            raise Stopped(self.number)
+        yield
+        self.__enter__()
+
+
+def handle_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Returns what handled SIGINT and SIGTERM before; one that is ignored, as nohup or "&" want it, stays so."""
+    heard = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
+    return {one: signal.signal(one, handler) for one in heard}
+
+
+def restore_signals(before: Mapping[int, Any]) -> None:
+    for one, handler in before.items():
+        signal.signal(one, handler)
+
+
+def raise_stopped(number: int, _) -> None:
+    raise Stopped(number)
