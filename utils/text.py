@@ -1,4 +1,4 @@
-"""Text of unknown origin (names of classes and files, metadata), made safe for a terminal, a table and a spreadsheet."""
+"""Names of classes and files, metadata: text of unknown origin, made safe for terminals, tables and spreadsheets."""
 
 import re
 import unicodedata
