@@ -1,12 +1,16 @@
-"""Files that appear whole or not at all, and folders of results."""
+"""Files that appear whole or not at all, and folders of results, in which one run writes at a time."""
 
 import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import socket
+import stat
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,9 +18,35 @@ from typing import Any
 
 import numpy as np
 
+from utils.text import escape_controls
+
+try:
+    import fcntl
+except ImportError:  # Windows: `lock_folder` says so
+    fcntl = None  # type: ignore[assignment]
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_FULL_ADVICE = "; free some space, or write to another place"
+LOCK = ".lock"  # in a folder of results while a run writes there
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what a file system says that has none
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "FIFO (named pipe)"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}")  # names of `atomic_write`, without the suffix
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises ValueError where a path leads to anything but a file: to a FIFO, which would be waited for, to a device, a
+    socket or a folder. Opens nothing; a file that is missing is named by what opens it."""
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((name for test, name in _KINDS if test(mode)), "special file")
+            raise ValueError(f"{path}: is a {kind}, not a file")
 
 
 def result_folder(save_path: str) -> Path:
@@ -28,6 +58,84 @@ def result_folder(save_path: str) -> Path:
     if blocking and not os.access(blocking, os.W_OK):
         raise ValueError(f"results cannot go to '{save_path}': {blocking} is not writable; name another one")
     return path
+
+
+@contextlib.contextmanager
+def lock_folder(path: Path) -> Iterator[None]:
+    """Within it no other run writes into a folder, which is made if need be.
+
+    The operating system holds the lock and lets go when the process ends, however it ends. Of several processes of one
+    run the first takes it. Without fcntl (Windows) there is no lock; a file system without locks gets a warning.
+
+    Raises:
+        ValueError: another run has the lock; says which.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if fcntl is None or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    file = _locked(path)
+    _HELD.add(file)
+    try:
+        yield
+    finally:
+        _HELD.discard(file)
+        if _is_file(file, path / LOCK):
+            (path / LOCK).unlink(missing_ok=True)  # before the lock is let go: nobody else has this file yet
+        os.close(file)
+
+
+_HELD: set[int] = set()  # the descriptors of locks
+
+
+def _locked(folder: Path) -> int:
+    """The descriptor of a folder's lock file, locked, with who has it written into it."""
+    path = folder / LOCK
+    while True:
+        try:
+            check_regular(path)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise NotWrittenError(path, error) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_file(file, path):
+                break
+        except BlockingIOError:
+            owner = escape_controls(os.read(file, 200).decode(errors="replace").strip())
+            os.close(file)
+            raise ValueError(
+                f"{folder}: another run writes there{owner and f' ({owner})'}; wait for it, or name another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(file)
+                raise NotWrittenError(path, error) from None
+            logging.getLogger("vand").warning("%s: no locks here, so nothing keeps a second run out", folder)
+            break
+        os.close(file)  # of a run that has just ended and removed it
+    with contextlib.suppress(OSError):  # the lock holds on a full disk too, without a name
+        os.ftruncate(file, 0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode())
+    return file
+
+
+def _is_file(file: int, path: Path) -> bool:
+    """Whether an open file still has its name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False))
+    return False
+
+
+def _close_locks() -> None:
+    """In a worker that was forked off: it must not hold the lock longer than the run."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)
 
 
 def clear_results(save_path: Path, names: Sequence[str]) -> None:
@@ -59,10 +167,15 @@ def clear_leftovers(save_path: Path, folders: Sequence[str] = ()) -> None:
 
 
 class NotWrittenError(OSError):
-    """A file that could not be written, as on a full disk; libraries do not always say which."""
+    """A file that could not be written, as on a full disk; libraries do not always say which.
+
+    Args:
+        reason: the error, or a text; where it may be the disk, the message says what to do.
+    """
 
     def __init__(self, path: str | Path, reason: Any):
-        super().__init__(f"{path} is not written ({getattr(reason, 'strerror', None) or reason}){DISK_FULL_ADVICE}")
+        advice = DISK_FULL_ADVICE if getattr(reason, "errno", None) in (None, *DISK_FULL) else ""
+        super().__init__(f"{path} is not written ({getattr(reason, 'strerror', None) or reason}){advice}")
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
