@@ -3,14 +3,14 @@
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from data.images import load_image
+from data.images import load_image, result_names
 from dataset import UnlabeledImages
 from engine.evaluation import batches
 from inference.calibration import Calibration
@@ -66,6 +66,7 @@ def score_images(
     dataset = UnlabeledImages([path for path, _ in images], settings.image_size)
     loader = batches(dataset, settings.batch_size, settings.num_workers, accelerator)
     bar = tqdm(total=len(images), desc="predict", unit="image", disable=None if accelerator.is_main_process else True)
+    stems = result_names([name for _, name in images])
     with ExitStack() as stack:
         if accelerator.is_main_process:
             temporary = stack.enter_context(atomic_write(save_path / "scores.csv"))
@@ -90,9 +91,14 @@ def score_images(
             for index, (one, values) in found:
                 path, name = images[index]
                 if settings.save_maps:
-                    save_map(save_path / "maps", name, one)
+                    save_map(save_path / "maps", stems[name] + PurePosixPath(name).suffix, one)
                 if draw:
-                    draw.keep(path, name, one, f"score {values['score']:.3f} {values.get('verdict', '')}")
+                    draw.keep(
+                        path,
+                        stems[name] + PurePosixPath(name).suffix,
+                        one,
+                        f"score {values['score']:.3f} {values.get('verdict', '')}",
+                    )
             bar.update(length)
     bar.close()
     return skipped

@@ -15,7 +15,6 @@ from engine.build import load_detector
 from inference.calibration import Calibration, images_for
 from inference.predictor import Predictor, readable
 from model import METHODS, memory_bank
-from report.map_files import check_names
 from utils import memory_check
 from utils.files import clear_leftovers, clear_results, file_digest, result_folder
 from utils.logs import LOG, log_to
@@ -37,8 +36,6 @@ def inputs(settings) -> list[tuple[Path, str]]:
         LOG.info(
             "%d images below --save_path %s are results and left out", len(found) - len(images), settings.save_path
         )
-    if settings.save_maps or not settings.no_images:
-        check_names([name for _, name in images])
     result_folder(settings.save_path)
     return images
 
