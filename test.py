@@ -31,7 +31,7 @@ from utils.devices import make_accelerator
 from utils.distributed import gather, shutdown
 from utils.errors import run_script
 from utils.files import atomic_write, clear_leftovers, clear_results, result_folder
-from utils.logs import LOG, log_to
+from utils.logs import LOG, Lines, log_to
 from utils.provenance import write_config
 
 TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     resumes = settings.resume and accelerator.is_main_process
     if gather(resumes and is_whole(settings, finished.identity, pictures), accelerator)[0]:
         log_to(save_path, append=True, quiet=not accelerator.is_main_process)
-        table = (save_path / "table.md").read_text(encoding="utf-8")
+        table = Lines((save_path / "table.md").read_text(encoding="utf-8"))
         LOG.info("%s\nnothing to resume: these results are in %s", table, save_path)
         finished.remove()  # of a test that was killed after the last table
         shutdown(accelerator)
