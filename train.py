@@ -42,6 +42,7 @@ from utils.distributed import DistributedBatchSampler, isolate_signals, shutdown
 from utils.errors import run_script
 from utils.files import atomic_write, clear_leftovers, clear_results, result_folder
 from utils.logs import LOG, log_to
+from utils.packages import require
 from utils.provenance import write_config
 from utils.signals import HeldSignals, Stopped
 
@@ -53,6 +54,7 @@ RESUME_ADVICE = "the same command with --resume goes on"
 
 def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_train(train_parser(list(METHODS)).parse_args(argv))
+    require("train.py", ("tensorboard",), "requirements.txt")
     accelerator = make_accelerator(settings.device, settings.precision)
     samples = select(read(settings.train_data_path, settings.meta_path)["test"], settings.classes)
     check_masks(samples, settings.train_data_path)
