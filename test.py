@@ -41,7 +41,7 @@ from utils.devices import make_accelerator
 from utils.distributed import gather, shutdown
 from utils.errors import run_script
 from utils.files import atomic_write, clear_leftovers, clear_results, result_folder
-from utils.logs import LOG, log_to
+from utils.logs import LOG, Lines, log_to
 from utils.provenance import write_config
 
 TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
@@ -150,7 +150,7 @@ def begin(
     resumes = settings.resume and is_main
     if gather(resumes and is_whole(settings, finished.identity, pictures), accelerator)[0]:
         log_to(save_path, append=True, quiet=not is_main)
-        table = (save_path / "table.md").read_text(encoding="utf-8")
+        table = Lines((save_path / "table.md").read_text(encoding="utf-8"))
         LOG.info("%s\nnothing to resume: these results are in %s", table, save_path)
         finished.remove()  # of a test that was killed after the last table
         return None

@@ -9,7 +9,7 @@ from model import METHODS
 from report import html, tables
 from report.tables import METRICS, Run
 from utils.files import atomic_write, write_json
-from utils.logs import LOG
+from utils.logs import LOG, Lines
 
 
 def write_tables(save_path: Path, runs: Sequence[Run], settings: Mapping[str, Any], extra: Sequence[str] = ()) -> None:
@@ -59,4 +59,4 @@ def write_results(settings, description, shots, classes, results, rows, gallerie
     html.write_page(save_path / "report.html", runs, rows, results, galleries, extra)
     for name, missing in tables.absent(runs).items():
         LOG.warning("%s: %s cannot be computed (one label only, no masks, or constant maps)", name, ", ".join(missing))
-    LOG.info("\n%s\n\nresults are in %s", tables.markdown(runs, extra), save_path)
+    LOG.info("\n%s\n\nresults are in %s", Lines(tables.markdown(runs, extra)), save_path)
