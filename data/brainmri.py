@@ -8,9 +8,15 @@ All images are for testing; there are no masks, so only image metrics can be com
 for zero-shot. The full public set gives 253 test images, 155 of them with a tumor.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, images, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import images, relative
+from data.meta import Sample, Samples
+from data.script import run
 
 CLASS = "brain ct"
 KINDS = {"no": ("good", 0), "yes": ("tumor", 1)}

@@ -9,9 +9,15 @@ does not tell kinds of defect apart. The full public set gives 3 classes (01, 02
 images, 290 of them defect.
 """
 
+import sys
 from pathlib import Path
 
-from meta import SPLITS, Samples, class_folders, folders, mvtec_layout, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import class_folders, folders, mvtec_layout
+from data.meta import SPLITS, Samples
+from data.script import run
 
 NORMAL, DEFECT = "ok", "ko"
 

@@ -8,9 +8,15 @@ the two folders may lie in TIF/ or PNG/ instead, as in the archive that has both
 computed; there are no training images, so it is for zero-shot. The full public set gives 612 test images.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, images, match_masks, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import images, match_masks, relative
+from data.meta import Sample, Samples
+from data.script import run
 
 CLASS, SPECIE = "colon", "polyp"
 PLACES = ("", "TIF", "PNG")

@@ -11,9 +11,15 @@ images, 1054 of them defect. Masks are rough ellipses around the defects: mind t
 """
 
 import re
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, folders, images, match_masks, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import folders, images, match_masks, relative
+from data.meta import Sample, Samples
+from data.script import run
 
 
 def build(root: Path) -> Samples:

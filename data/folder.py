@@ -13,9 +13,15 @@ and writes DIR/meta.json. Files may be png, jpg, bmp, tif or webp. A class has m
 ground_truth/ at all; without masks only image metrics can be computed.
 """
 
+import sys
 from pathlib import Path
 
-from meta import SPLITS, Samples, class_samples, mvtec_layout, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import class_samples, mvtec_layout
+from data.meta import SPLITS, Samples
+from data.script import run
 
 
 def build(root: Path) -> Samples:

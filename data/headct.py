@@ -8,9 +8,15 @@ are no masks, so only image metrics can be computed, and no training images, so 
 gives 200 test images, 100 of them with a hemorrhage.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, csv_rows, images, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import csv_rows, images, relative
+from data.meta import Sample, Samples
+from data.script import run
 
 CLASS = "head ct"
 

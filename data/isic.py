@@ -8,9 +8,15 @@ with one class, "skin". All images are for testing and show a lesion, so only pi
 no training images, so it is for zero-shot. The full public set gives 379 test images.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, images, match_masks, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import images, match_masks, relative
+from data.meta import Sample, Samples
+from data.script import run
 
 CLASS, SPECIE = "skin", "lesion"
 DATA, TRUTH = "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"

@@ -10,9 +10,15 @@ public set gives 2085 training and 1004 test images, 110 of them defect (246 def
 holds train/10301 and its mask a second time, with " (copy)" in the name: these two files are passed over.
 """
 
+import sys
 from pathlib import Path
 
-from meta import SPLITS, Sample, Samples, images, match_masks, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import images, match_masks, relative
+from data.meta import SPLITS, Sample, Samples
+from data.script import run
 
 CLASS = "metal surface"
 COPIES = ("train/10301 (copy).png", "train/10301_GT (copy).png")

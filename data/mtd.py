@@ -9,9 +9,15 @@ every fifth is for testing, the others are for training, and all defects are for
 images without a region.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, folders, images, match_masks, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import folders, images, match_masks, relative
+from data.meta import Sample, Samples
+from data.script import run
 
 CLASS = "magnetic tile"
 

@@ -25,14 +25,21 @@ import itertools
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from meta import SPLITS, Sample, Samples, guard, missing, mvtec_layout, read, table, visa_layout, write
 from PIL import Image
 from tqdm import tqdm
+
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import mvtec_layout, visa_layout
+from data.meta import SPLITS, Sample, Samples, missing, read, write
+from data.script import guard, table
 
 LAYOUTS = {"mvtec": mvtec_layout, "visa": visa_layout}
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel whose zero is black

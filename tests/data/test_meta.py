@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from data import meta
+from data import meta, script
 from data.meta import Sample
 
 NORMAL = {"img_path": "a/0.png", "mask_path": "", "cls_name": "nut", "specie_name": "good", "anomaly": 0}
@@ -201,5 +201,5 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_table_counts(tmp_path):
     samples = {"train": [Sample(**NORMAL)] * 3, "test": [Sample(**NORMAL)] * 2 + [Sample(**DEFECT)]}
-    lines = [line.split() for line in meta.table(samples).splitlines()]
+    lines = [line.split() for line in script.table(samples).splitlines()]
     assert lines[1:] == [["nut", "3", "2", "1", "1"], ["all", "3", "2", "1", "1"]]
