@@ -1,5 +1,6 @@
 """Image files -> pixels and masks; which files of a folder are images."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,64 @@ _FOREIGN = {"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
 # Formats whose further frames are pictures of their own; those of an MPO or PSD are variants and layers of the first.
 _SERIES = {"GIF", "PNG", "WEBP", "TIFF", "AVIF", "FLI", "DCX"}
 _SUBFILE_TYPE = 254  # a TIFF tag; bit 0: a reduced copy, bit 2: a transparency mask
+# What operating systems and editors leave in folders of images; nobody misses it.
+_CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+def image_files(folder: Path, recursive: bool = True) -> tuple[list[Path], list[Path]]:
+    """The images in a folder, and what else is there: (images, passed over), both sorted.
+
+    A file is an image where its suffix, in any case, is one of a format that is read, or where its first bytes are;
+    `load_image` says what is wrong with one that turns out to be broken. Hidden files and folders (`._x.jpg`,
+    `.ipynb_checkpoints`), `__MACOSX`, Thumbs.db and desktop.ini appear in neither list. Passed over are all other
+    files, whatever is neither file nor folder, links to folders below `folder`, which are not followed, and folders
+    that may not be read.
+
+    Args:
+        recursive: look into the folders below, too; otherwise they appear in neither list.
+    """
+    suffixes = known_suffixes()
+    images, passed_over, folders = [], [], [folder]
+    while folders:
+        current = folders.pop()
+        try:
+            entries = list(os.scandir(current))
+        except OSError:
+            passed_over.append(current)
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower() in _CLUTTER:
+                continue
+            path = current / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders += [path] * recursive
+            elif entry.is_dir():
+                passed_over += [path] * recursive
+            else:
+                is_image = entry.is_file() and (path.suffix.lower() in suffixes or _begins_as_image(path))
+                (images if is_image else passed_over).append(path)
+    return sorted(images), sorted(passed_over)
+
+
+def known_suffixes() -> set[str]:
+    """Suffixes of the formats that are read, in lower case and with the dot."""
+    kinds = formats()
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
+
+
+def _begins_as_image(path: Path) -> bool:
+    """Whether the header of a regular file is that of a format which is known by its first bytes: TGA and a few others
+    are not, and almost any file could be one."""
+    kinds = [kind for kind in formats() if Image.OPEN[kind][1] is not None]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=kinds):
+                return True
+    except Image.DecompressionBombError:
+        return True  # which `load_image` refuses by name
+    except Exception:  # decoders raise what they like on what they do not know
+        return False
 
 
 def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
