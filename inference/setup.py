@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from config.settings import log_settings
-from data.images import find_images
+from data.images import find_images, passed_over_line
 from dataset import UnlabeledImages
 from engine import checkpoint
 from engine.build import load_detector
@@ -26,7 +26,10 @@ RESULTS = ("scores.csv", "skipped.csv", "calibration.json", "imgs", "maps")
 
 def inputs(settings) -> list[tuple[Path, str]]:
     """The images to score, without those in the folder of results; refuses what would make results go nowhere."""
-    found = find_images(settings.inputs)
+    found, passed_over = find_images(settings.inputs)
+    passed_over = [path for path in passed_over if not lies_in(path, settings.save_path)]
+    if passed_over:
+        LOG.info(passed_over_line(passed_over))
     images = [(path, name) for path, name in found if not lies_in(path, settings.save_path)]
     if not images:
         raise ValueError(f"--save_path {settings.save_path} holds the images themselves; name another folder")
@@ -47,7 +50,7 @@ def lies_in(path: Path, folder: str) -> bool:
 def normal_images(flag: str, settings) -> list[Path]:
     """The images that --references or --calibrate names; results of an earlier run are none (ValueError)."""
     given = getattr(settings, flag)
-    files = [path for path, _ in find_images([given])]
+    files = [path for path, _ in find_images([given]).images]
     if any(lies_in(path, settings.save_path) for path in files):
         raise ValueError(f"--{flag} {given} lies in --save_path {settings.save_path}; name another folder for results")
     return files
