@@ -94,7 +94,7 @@ def make(root: Path, name: str, times: int) -> None:
     partial.mkdir(parents=True)
     try:
         draw(partial, times)
-        samples = layout(partial)
+        samples = layout(partial).samples
         write(partial, samples)
         partial.rename(target)
     finally:

@@ -14,12 +14,11 @@ from pathlib import Path
 if not __package__:  # run as a script: the packages of the project lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.layouts import mvtec_layout
-from data.meta import Samples
+from data.layouts import DatasetFiles, mvtec_layout
 from data.script import run
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All classes under root, sorted by name."""
     return mvtec_layout(root)
 

@@ -14,12 +14,11 @@ from pathlib import Path
 if not __package__:  # run as a script: the packages of the project lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.layouts import visa_layout
-from data.meta import Samples
+from data.layouts import DatasetFiles, visa_layout
 from data.script import run
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All images that the split lists, in its order."""
     return visa_layout(root)
 

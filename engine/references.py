@@ -57,7 +57,7 @@ def drawn_settings(settings, meta: dict[str, list[Sample]], classes: Sequence[st
     """The few-shot settings asked for, from --references or drawn; zero-shot is one of them."""
     if settings.references is not None:
         everything = meta["train"] + meta["test"]
-        return load_shots(settings.references, everything, classes, settings.k_shot, settings.seed)
+        return load_shots(settings.references, everything, classes, settings.k_shot, settings.seed, meta["test"])
     return [ZERO_SHOT] * (0 in settings.k_shot) + [
         draw_shots(settings.dataset, meta["train"], classes, k_shot, seed)
         for k_shot in dict.fromkeys(settings.k_shot)
