@@ -125,17 +125,17 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float | None)
 
 
-def describe(detector: Any, settings: Any) -> dict[str, Any]:
+def describe(detector: Any, method: str, dataset: str) -> dict[str, Any]:
     """What identifies a run, for "meta" and for `restore`."""
     backbone = detector.backbone
     return {
-        "method": settings.method,
+        "method": method,
         "model": backbone.name,
         "pretrained": backbone.pretrained,
         "weights": backbone.fingerprint,
         "quick_gelu": backbone.quick_gelu,
         "image_size": backbone.image_size,
-        "dataset": settings.dataset,
+        "dataset": dataset,
         "version": VERSION,
         **detector.options,
     }

@@ -7,9 +7,9 @@ import torch
 from conftest import REFERENCE, assert_maps, load_case
 from dataset import AnomalyDataset, Sample
 from engine import checkpoint
-from engine.losses import dice, focal
 from engine.training import Step, train_epoch
 from model import build
+from model.losses import dice, focal
 
 SIZE = 96
 
