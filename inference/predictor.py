@@ -107,7 +107,9 @@ class Predictor:
 
         def leave_one_out() -> Iterator[list[ImageResult]]:
             for row in range(count):
-                others = self.detector.build_memory(select_rows(tokens, [other for other in range(count) if other != row]))
+                others = self.detector.build_memory(
+                    select_rows(tokens, [other for other in range(count) if other != row])
+                )
                 prediction, distance = self._compare(select_rows(tokens, [row]), 1, name, others)
                 if float(distance) < _NEAR_COPY:
                     near_copies.append(row)
