@@ -34,10 +34,10 @@ REFUSED = {
     "half.png": "unreadable image (",
     "text.jpg": "unreadable image (none of the formats",
     "program.eps": "unreadable image (none of the formats",
-    "moving_gif.gif": "3 pictures in one file; save the one that is meant",
-    "moving_png.png": "3 pictures in one file",
-    "moving_webp.webp": "3 pictures in one file",
-    "pages.tif": "2 pictures in one file",
+    "moving_gif.gif": "several pictures in one file; save the one that is meant",
+    "moving_png.png": "several pictures in one file",
+    "moving_webp.webp": "several pictures in one file",
+    "pages.tif": "several pictures in one file",
     "bomb.png": "too large, make it smaller (Image size (400000000 pixels)",
     "absurd.png": "too large, make it smaller (Image size (4611686014132420609 pixels)",
     "float.tif": "floating-point pixels",
@@ -197,8 +197,9 @@ def test_predict_scores_what_is_right_and_lists_the_rest(folder, tiny_a, tmp_pat
 
 
 def test_a_folder_is_searched_for_what_can_be_read(folder):
-    found = {name for _, name in find_images([str(folder)])}
-    assert found == (RIGHT.keys() | REFUSED.keys()) - {"no_suffix", "program.eps"}
+    found = find_images([str(folder)])
+    assert {name for _, name in found.images} == (RIGHT.keys() | REFUSED.keys()) - {"program.eps"}
+    assert {path.name for path in found.passed_over} - {"meta.json"} == {"program.eps"}
 
 
 def test_masks_of_any_colour_space(tmp_path):
