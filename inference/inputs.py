@@ -80,8 +80,8 @@ def _distinct(flag: str, folder: str, save_path: str, bits: int | None) -> dict[
 
 
 def distinct(files: Iterable[Path], bits: int | None) -> tuple[dict[str, Path], list[Path]]:
-    """(digest of the pixels -> the first file that has them, files whose picture an earlier one has). Raises ValueError:
-    a file that cannot be read."""
+    """(digest of the pixels -> the first file that has them, files that show what an earlier one shows). Raises
+    ValueError: a file that cannot be read."""
     first: dict[str, Path] = {}
     copies = []
     for path in files:
@@ -95,11 +95,8 @@ def log_scored_normal_images(images: Sequence[tuple[Path, str]], normal: NormalI
     for flag, files in (("references", normal.references), ("calibrate", normal.calibrate)):
         sizes = {path.stat().st_size for path in files.values()}
         own = {file_digest([path]) for path in files.values()}
-        same = [
-            name
-            for path, name in images
-            if path.is_file() and path.stat().st_size in sizes and file_digest([path]) in own
-        ]
+        near = [(path, name) for path, name in images if path.is_file() and path.stat().st_size in sizes]
+        same = [name for path, name in near if file_digest([path]) in own]
         if same:
             more = f" and {len(same) - _SHOWN} more" if len(same) > _SHOWN else ""
             LOG.warning(

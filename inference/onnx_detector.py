@@ -212,8 +212,8 @@ def _memory_limit(path: Path, most: float, advice: str = "") -> Iterator[None]:
         yield
     except MemoryError:
         raise ValueError(
-            f"{path}: needs more than {most / 1e9:.1f} GB of memory, which is more than is free or more than a detector "
-            f"of its size can need{advice}"
+            f"{path}: needs more than {most / 1e9:.1f} GB of memory, which is more than is free, or more than a "
+            f"detector of its size can need{advice}"
         ) from None
     finally:
         if before:

@@ -1,4 +1,4 @@
-"""A detector for one object as a function of images alone, its graph as an ONNX file, and the JSON that describes it."""
+"""A detector for one object as a function of images alone, its graph as an ONNX file, and the JSON beside it."""
 
 import contextlib
 import os

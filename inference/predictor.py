@@ -107,9 +107,8 @@ class Predictor:
 
         def leave_one_out() -> Iterator[list[ImageResult]]:
             for row in range(count):
-                others = self.detector.build_memory(
-                    select_rows(tokens, [other for other in range(count) if other != row])
-                )
+                rest = select_rows(tokens, [other for other in range(count) if other != row])
+                others = self.detector.build_memory(rest)
                 prediction, distance = self._compare(select_rows(tokens, [row]), 1, name, others)
                 if float(distance) < _NEAR_COPY:
                     near_copies.append(row)
@@ -127,11 +126,13 @@ class Predictor:
     def _compare(self, tokens: Any, count: int, name: str, memory: Memory | None) -> tuple[Prediction, Tensor]:
         """(the prediction for the tokens of images, the largest distance to the references in any of their maps)."""
         names = [name] * count
-        zero_shot = self.detector.zero_shot(tokens, names)
+        zero_shot = self.detector.zero_shot(tokens, names) if hasattr(self.detector, "zero_shot") else None
         if memory is None:
+            if zero_shot is None:
+                raise ValueError("this method requires normal images")
             return zero_shot, torch.tensor(torch.inf)
         few_shot = self.detector.few_shot(zero_shot, tokens, names, {name: memory})
-        return few_shot, (few_shot.maps - zero_shot.maps).amax()
+        return few_shot, (few_shot.maps if zero_shot is None else few_shot.maps - zero_shot.maps).amax()
 
     def _calibration(self, batches: Iterable[list[ImageResult]], source: str) -> Calibration:
         """From results of normal images without a scale. Of each the terms are kept, and of some pixels of the map:

@@ -30,16 +30,17 @@ class RequestGuard:
 
     Args:
         app: what answers the requests that pass.
-        hosts: names under which the page is reached, beside addresses, localhost and this machine's name.
+        host: that the server listens on.
+        allowed: names under which the page is reached besides, as through a proxy.
         folder: where uploads go; each reserves its bytes there.
         upload_bytes: most of one request.
     """
 
-    def __init__(self, app: App, hosts: Collection[str], folder: UploadFolder, upload_bytes: int):
+    def __init__(self, app: App, host: str, allowed: Collection[str], folder: UploadFolder, upload_bytes: int):
         self._app, self._folder, self._upload_bytes = app, folder, upload_bytes
-        own = {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
-        self._named = {host.lower() for host in hosts}
-        self._hosts = own | self._named
+        self._allowed = {name.lower() for name in allowed}
+        own = ("localhost", host, socket.gethostname(), socket.getfqdn())
+        self._hosts = self._allowed | {name.lower() for name in own}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -67,7 +68,7 @@ class RequestGuard:
         if origin is None:
             foreign = headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate"
             return "requests of other sites are refused" if foreign else None
-        same = urlsplit(origin).netloc.lower() == host.lower() or _host_name(origin) in self._named
+        same = urlsplit(origin).netloc.lower() == host.lower() or _host_name(origin) in self._allowed
         return None if same else f"requests of other sites are refused; this one comes from {origin[:100]}"
 
     async def _upload(

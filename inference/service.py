@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from config.settings import AppSettings
-from data.images import bits_hint, load_image, pictures_in
+from data.images import bits_hint, load_image
 from dataset import UnlabeledImages
 from engine.build import build_for_scoring
 from inference.calibration import Calibration
@@ -50,14 +50,12 @@ class InferenceService:
 
     def __init__(self, settings: AppSettings):
         accelerator = make_accelerator(settings.device, settings.precision)
-        built = build_for_scoring(
-            settings, settings.batch_size, settings.checkpoint_path, "own images", accelerator
-        )
+        built = build_for_scoring(settings, settings.batch_size, settings.checkpoint_path, "own images", accelerator)
         self.description = built.description
         self._predictor = Predictor(built.detector, accelerator, settings.fpr, built.description)
-        most = settings.max_references if capabilities(settings.method).few_shot else 0
-        self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, pictures_in)
         self._image_size, self._batch_size = int(built.description["image_size"]), built.batch_size
+        most = settings.max_references if capabilities(settings.method).few_shot else 0
+        self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, self._image_size)
         self._bits = settings.bits
         self._worker = ThreadPoolExecutor(1)  # torch's memory is that of one thread
         self._encoded: OrderedDict[tuple[str, ...], EncodedReferences] = OrderedDict()
@@ -111,14 +109,16 @@ class InferenceService:
             notes.append(f"{len(copies)} of the {count} normal images are copies of others and left out.")
         if encoded and encoded.near_copies:
             notes.append(
-                f"{len(encoded.near_copies)} of the normal images are nearly copies of others, so that the threshold is "
-                "too low; take each photograph anew."
+                f"{len(encoded.near_copies)} of the normal images are nearly copies of others, so that the threshold "
+                "is too low; take each photograph anew."
             )
         if references and distinct([*references, image], self._bits)[1]:
             notes.append("The image is one of the normal images, so that its score is too low.")
         hint = bits_hint([image, *references]) if self._bits is None else None
         if hint:
-            notes.append(f"The images seem to hold {hint.bits} bits in files of 16: start app.py with --bits {hint.bits}.")
+            notes.append(
+                f"The images seem to hold {hint.bits} bits in files of 16: start app.py with --bits {hint.bits}."
+            )
         return notes
 
     def _batches(self, files: Sequence[Path]) -> DataLoader[Any]:

@@ -1,4 +1,4 @@
-"""What predict.py and export.py do before they score or write: the detector for one object, its references, its scale."""
+"""What predict.py and export.py do before they score or write: a detector for one object, references, scale."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -180,7 +180,7 @@ def encode_normal_images(
 def _log_near_copies(files: Sequence[Path], count: int) -> None:
     if files:
         LOG.warning(
-            "%d of %d references are all but copies of others (%s is one), so that scale and threshold are too low; take "
-            "each photograph anew, or name normal images to --calibrate",
+            "%d of %d references are nearly copies of others (%s is one), so that scale and threshold are too low; "
+            "take each photograph anew, or name normal images to --calibrate",
             len(files), count, files[0],
         )  # fmt: skip
