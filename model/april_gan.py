@@ -15,8 +15,8 @@ from model import anomaly_map, memory_bank
 from model.adapters import Adapters, load_part
 from model.backbones.clip import Backbone
 from model.interface import Memory, Prediction, ScoreRange, SimilarityCache, Tokens
-from model.text_features import TextFeatures
-from prompt_ensemble import APRIL_GAN, Prompts, sentences
+from model.text_features import TextFeatures, encode_states
+from prompt_ensemble import APRIL_GAN, Prompts
 
 _SCALE = 100.0  # inverse temperature of every softmax over states
 _CHECKPOINT_KEY = "trainable_linearlayer"
@@ -70,7 +70,7 @@ class AprilGan(nn.Module):
 
     def _encode_name(self, name: str) -> Tensor:
         """Per state: mean of the unit embeddings of all its sentences, unit length again. Returns (D, 2)."""
-        states = [self.backbone.encode_text(texts) for texts in sentences(name, self.prompts)]  # each (n, D)
+        states = encode_states(self.backbone.text, name, self.prompts)  # each (n, D)
         means = [F.normalize(state, dim=-1).mean(0) for state in states]
         return F.normalize(torch.stack(means, dim=-1), dim=0)
 
