@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from model import anomaly_map
 from model.adapters import Adapters, load_part
-from model.interface import DualTokens, Prediction, ScoreRange
-from model.losses import LabeledBatch, segmentation_losses
+from model.interface import DualTokens, LabeledBatch, Prediction, ScoreRange
+from model.losses import segmentation_losses
 from model.options import FEATURES_LIST, MEDICAL_PROMPTS, ByDataset, Option, Preset, Training
 from model.text_features import TextFeatures, encode_states
 from prompt_ensemble import CLIP_AD, Prompts

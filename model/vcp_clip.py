@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from model import anomaly_map
 from model.adapters import Adapters, load_exactly, load_part
-from model.interface import Prediction, ScoreRange, Tokens
-from model.losses import LabeledBatch, segmentation_losses
+from model.interface import LabeledBatch, Prediction, ScoreRange, Tokens
+from model.losses import segmentation_losses
 from model.options import FEATURES_LIST, ByDataset, Option, Preset, Training, boolean, natural, positive, probability
 from prompt_ensemble import VCP_CLIP, Prompts, sentences
 
