@@ -3,7 +3,7 @@
 Importing it needs no CLIP library: command lines are read from what the methods say of themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model.april_gan import AprilGan
@@ -16,7 +16,7 @@ from prompt_ensemble import Prompts
 if TYPE_CHECKING:
     from model.backbones.clip import Backbone
 
-METHODS: Mapping[str, type] = {
+METHODS: Mapping[str, type[Detector]] = {
     "april_gan": AprilGan,
     "winclip": WinClip,
     "sdp": Sdp,
@@ -84,7 +84,8 @@ def build_on(backbone: "Backbone", method: str, *, prompts: Prompts | None = Non
     given = check_options(method, options)
     if prompts is not None:
         given["prompts"] = prompts
-    return METHODS[method](backbone, **given)
+    constructor: Callable[..., Detector] = METHODS[method]
+    return constructor(backbone, **given)
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
