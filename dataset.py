@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data.augment import augment
+from data.defects import resize_mask
 from data.images import check_size, load_image, load_mask, orientation
 from data.meta import Sample, read
 
@@ -191,8 +192,7 @@ def _image_tensor(image: Image.Image, size: int) -> Tensor:
 
 def _mask_tensor(mask: Image.Image, size: int) -> Tensor:
     """Stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8"""
-    pixels = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy((pixels > 127).astype(np.uint8))
+    return torch.from_numpy(resize_mask(mask, size))
 
 
 def _size(image: Image.Image) -> str:

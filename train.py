@@ -45,6 +45,7 @@ from utils.distributed import shutdown
 from utils.errors import run_script
 from utils.files import clear_leftovers, clear_results, result_folder
 from utils.logs import LOG, log_to
+from utils.packages import require
 from utils.provenance import write_config
 
 # Settings that a resumed training must share with what it resumes.
@@ -54,6 +55,7 @@ RESUME_ADVICE = "the same command with --resume goes on"
 
 def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_train(train_parser().parse_args(argv))
+    require("train.py", ("tensorboard",), "requirements.txt")
     accelerator = make_accelerator(settings.device, settings.precision)
     samples = select(read(settings.train_data_path, settings.meta_path)["test"], settings.classes)
     check_masks(samples, settings.train_data_path)

@@ -6,12 +6,15 @@ The methods' own flags come from what they say of themselves (OPTIONS).
 import argparse
 import difflib
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from metrics.names import VALIDATION_METRICS
 from model import METHODS
 from model.options import Option, natural, positive, probability
 from utils.devices import CPU_BATCH, PRECISIONS
+from utils.errors import MESSAGE_LIMIT
+from utils.text import escape_controls, shorten
 
 DATASETS = (
     "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri", "isic", "clinicdb", "folder",
@@ -22,11 +25,17 @@ DATASETS = (
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
-        wrong = next((word for word in message.split() if word.startswith("--") and word not in flags), "")
-        near = difflib.get_close_matches(wrong, flags, n=1)
-        hint = f"did you mean {near[0]}?" if near and "unrecognized" in message else "--help lists the flags"
-        print(f"error: {message}; {hint}", file=sys.stderr)
+        line = f"error: {escape_controls(message)}; {_hint(message, flags)}"
+        print(shorten(line, MESSAGE_LIMIT), file=sys.stderr)
         sys.exit(2)
+
+
+def _hint(message: str, flags: Sequence[str]) -> str:
+    """What to do about unknown flags: those that are meant, where they look alike."""
+    words = message.split() if "unrecognized" in message else []
+    unknown = [word.partition("=")[0] for word in words if word.startswith("--")]
+    near = [match for word in unknown for match in difflib.get_close_matches(word, flags, n=1, cutoff=0.75)]
+    return f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "--help lists the flags"
 
 
 def train_parser() -> argparse.ArgumentParser:

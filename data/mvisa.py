@@ -25,14 +25,21 @@ import itertools
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from meta import SPLITS, Sample, Samples, guard, missing, mvtec_layout, read, table, visa_layout, write
 from PIL import Image
 from tqdm import tqdm
+
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import mvtec_layout, visa_layout
+from data.meta import SPLITS, Sample, Samples, missing, read, read_settings, write
+from data.script import guard, table
 
 LAYOUTS = {"mvtec": mvtec_layout, "visa": visa_layout}
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel whose zero is black
@@ -53,10 +60,17 @@ def plan(name: str, source: Path) -> list[Copy]:
     """All images of a set. Raises FileNotFoundError or ValueError where the source is not whole."""
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such folder; unpack the dataset there or give its place with --{name}")
-    samples = read(source) if (source / "meta.json").is_file() else LAYOUTS[name](source)
+    samples = _described(source) if (source / "meta.json").exists() else LAYOUTS[name](source).samples
     if gone := missing(source, samples):
         raise ValueError(f"{source / gone[0]}: no such file; is meta.json up to date? ({len(gone)} missing in all)")
     return list(_copies(name, samples))
+
+
+def _described(source: Path) -> Samples:
+    """The samples of a meta.json. Raises ValueError for settings, which the tree's files could not follow."""
+    if settings := {key: value for key, value in read_settings(source)._asdict().items() if value}:
+        raise ValueError(f"{source / 'meta.json'}: has settings {settings}; the tree holds pixels as they are stored")
+    return read(source)
 
 
 def _copies(name: str, samples: Samples) -> Iterator[Copy]:

@@ -82,7 +82,7 @@ def few_shot_settings(
     k_shot, seed: of the draw; with a file they choose among its settings, None takes all.
     """
     if references is not None:
-        return load_shots(references, meta["train"] + meta["test"], classes, k_shot, seed)
+        return load_shots(references, meta["train"] + meta["test"], classes, k_shot, seed, meta["test"])
     k_shot, seed = list(k_shot or ()), list(seed or ())
     return [ZERO_SHOT] * (0 in k_shot) + [
         draw_shots(dataset, meta["train"], classes, one_k, one_seed)

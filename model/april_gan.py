@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from model import anomaly_map, memory_bank
 from model.adapters import Adapters, load_part
-from model.interface import Memory, Prediction, ScoreRange, SimilarityCache, Tokens
-from model.losses import LabeledBatch, segmentation_losses
+from model.interface import LabeledBatch, Memory, Prediction, ScoreRange, SimilarityCache, Tokens
+from model.losses import segmentation_losses
 from model.options import FEATURES_LIST, MEDICAL_PROMPTS, ByDataset, Option, Preset, Training
-from model.text_features import TextFeatures
-from prompt_ensemble import APRIL_GAN, Prompts, sentences
+from model.text_features import TextFeatures, encode_states
+from prompt_ensemble import APRIL_GAN, Prompts
 
 if TYPE_CHECKING:
     from model.backbones.clip import Backbone
@@ -99,7 +99,7 @@ class AprilGan(nn.Module):
 
     def _encode_name(self, name: str) -> Tensor:
         """Per state: mean of the unit embeddings of all its sentences, unit length again. Returns (D, 2)."""
-        states = [self.backbone.encode_text(texts) for texts in sentences(name, self.prompts)]  # each (n, D)
+        states = encode_states(self.backbone.text, name, self.prompts)  # each (n, D)
         means = [F.normalize(state, dim=-1).mean(0) for state in states]
         return F.normalize(torch.stack(means, dim=-1), dim=0)
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from model import anomaly_map
 from model.adapters import Adapters, load_part
-from model.interface import DualTokens, Prediction, ScoreRange
-from model.losses import LabeledBatch, segmentation_losses
+from model.interface import DualTokens, LabeledBatch, Prediction, ScoreRange
+from model.losses import segmentation_losses
 from model.options import FEATURES_LIST, MEDICAL_PROMPTS, ByDataset, Option, Preset, Training
-from model.text_features import TextFeatures
-from prompt_ensemble import CLIP_AD, Prompts, sentences
+from model.text_features import TextFeatures, encode_states
+from prompt_ensemble import CLIP_AD, Prompts
 
 if TYPE_CHECKING:
     from model.backbones.clip import Backbone
@@ -121,8 +121,9 @@ class Sdp(nn.Module):
     def _encode_name(self, name: str) -> Tensor:
         """Per state the representative vector of the unit embeddings of its sentences. (D, 2)"""
         vectors = []
-        for state, texts in zip(("normal", "abnormal"), sentences(name, self.prompts), strict=True):
-            embeddings = F.normalize(self.backbone.encode_text(texts), dim=-1).cpu()  # (n, D)
+        states = encode_states(self.backbone.text, name, self.prompts)
+        for state, texts in zip(("normal", "abnormal"), states, strict=True):
+            embeddings = F.normalize(texts, dim=-1).cpu()  # (n, D)
             if not embeddings.isfinite().all():
                 raise ValueError(f"the texts of '{name}' give NaN or infinity; are the weights broken?")
             vectors.append(self._representative(embeddings, f"{state} {name}"))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from model import anomaly_map, memory_bank
 from model.interface import Memory, Prediction, ScoreRange, SimilarityCache
 from model.options import MEDICAL_PROMPTS, Option, Preset, positive
-from model.text_features import TextFeatures
-from prompt_ensemble import WINCLIP, Prompts, sentences
+from model.text_features import TextFeatures, encode_states
+from prompt_ensemble import WINCLIP, Prompts
 from utils import memory_check
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class WinClip(nn.Module):
 
     def _encode_name(self, name: str) -> Tensor:
         """Per state: mean of the embeddings of all its sentences, each at its own length; then unit length. (D, 2)"""
-        states = [self.backbone.encode_text(texts).mean(0) for texts in sentences(name, self.prompts)]  # each (D,)
+        states = [texts.mean(0) for texts in encode_states(self.backbone.text, name, self.prompts)]  # each (D,)
         return F.normalize(torch.stack(states, dim=-1), dim=0)
 
     # --- images -----------------------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.images import load_image
 from data.meta import Sample
@@ -32,10 +33,10 @@ class WatchedMap(Protocol):
     def sample(self) -> Sample: ...
 
     @property
-    def map(self) -> np.ndarray: ...
+    def map(self) -> NDArray[Any]: ...
 
     @property
-    def mask(self) -> np.ndarray: ...
+    def mask(self) -> NDArray[Any]: ...
 
 
 class TensorBoardLogger:
