@@ -149,10 +149,13 @@ def without_copies(
         ValueError: as `load_image`.
     """
     first: dict[str, Path] = {}
-    copies = []
+    copies: list[Path] = []
     for path in paths:
-        if first.setdefault(pixel_digest(path, upright=upright, bits=bits), path) is not path:
+        digest = pixel_digest(path, upright=upright, bits=bits)
+        if digest in first:
             copies.append(path)
+        else:
+            first[digest] = path
     return list(first.values()), copies
 
 
@@ -282,8 +285,11 @@ def _is_lossy(image: Image.Image) -> bool:
         return image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
     if image.format == "WEBP":
         with open(image.filename, "rb") as file:
-            head = file.read(2**16)
-        return b"VP8 " in head and b"VP8L" not in head
+            file.seek(12)
+            while len(head := file.read(8)) == 8 and head[:4] not in (b"VP8 ", b"VP8L"):
+                length = int.from_bytes(head[4:], "little")
+                file.seek(length + length % 2, os.SEEK_CUR)
+        return head[:4] == b"VP8 "
     return image.format in _LOSSY
 
 

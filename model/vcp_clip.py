@@ -7,7 +7,7 @@ updated by what they find in the patches (Post-VCP). Each image has texts of its
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,15 @@ from torch import Tensor, nn
 
 from model import anomaly_map
 from model.adapters import Adapters, load_exactly, load_part
-from model.backbones.clip import Backbone
-from model.interface import Prediction, ScoreRange, Tokens
+from model.interface import LabeledBatch, Prediction, ScoreRange, Tokens
+from model.losses import segmentation_losses
+from model.options import FEATURES_LIST, ByDataset, Option, Preset, Training, boolean, natural, positive, probability
 from prompt_ensemble import VCP_CLIP, Prompts, sentences
 
+if TYPE_CHECKING:
+    from model.backbones.clip import Backbone
+
+_PROMPT_LEN, _DEEP_LEN, _DROPOUT = 2, 1, 0.1
 _POST_WEIGHT = 0.8  # of the Post-VCP map in the fusion; the rest is the raw map's
 _SIGMA = 8.0  # of the Gaussian filter, in pixels
 _TOP = 2000  # pixels that make the image score
@@ -46,31 +51,60 @@ class VcpClip(nn.Module):
         ValueError: another text tower, widths that do not fit, numbers out of range; one line.
     """
 
-    OPTIONS = ("features_list", "prompt_len", "deep_prompt_len", "total_d_layer_len", "use_global", "prompt_dropout")
-    TRAINABLE = True
-    FEW_SHOT = False
-    HALF_WEIGHTS = True
-    EXTRA_METRICS = ("iou_px", "threshold_px")
+    PRESET = Preset(
+        "ViT-L-14-336",
+        "openai",
+        518,
+        batch_size=8,
+        half_weights=True,
+        extra_metrics=("iou_px", "threshold_px"),
+        training=Training(
+            batch_size=32,
+            learning_rate=ByDataset(4e-5, {"mvtec": 2e-5}),
+            betas=(0.5, 0.999),
+            epoch=10,
+            aug_rate=ByDataset(0.0, {"mvtec": 0.2}),
+            mosaic_of="anomalies",
+            augment=True,
+            seed=333,
+        ),
+    )
+    OPTIONS = (
+        FEATURES_LIST,
+        Option("prompt_len", positive, "tokens that stand for the image (default: 2)", default=_PROMPT_LEN),
+        Option("deep_prompt_len", positive, "learned tokens after the start token (default: 1)", default=_DEEP_LEN),
+        Option("total_d_layer_len", natural, "later text blocks with tokens of their own: all (default), or 0"),
+        Option("use_global", boolean, "make tokens from the image, True (default) or False", default=True),
+        Option(
+            "prompt_dropout",
+            probability,
+            "of the learned tokens in training (default: 0.1)",
+            default=_DROPOUT,
+            scripts=("train",),
+        ),
+    )
+    needs_text = True
+    LOSSES = ("focal", "dice")
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: "Backbone",
         *,
         features_list: Sequence[int] | None = None,
-        prompt_len: int = 2,
-        deep_prompt_len: int = 1,
+        prompt_len: int = _PROMPT_LEN,
+        deep_prompt_len: int = _DEEP_LEN,
         total_d_layer_len: int | None = None,
         use_global: bool = True,
-        prompt_dropout: float = 0.1,
+        prompt_dropout: float = _DROPOUT,
         prompts: Prompts = VCP_CLIP,
     ):
         super().__init__()
-        backbone.check_text_tokens("vcp_clip")
+        backbone.text.check_learned_tokens("vcp_clip")
         features_list = sorted(features_list or backbone.default_layers())
         backbone.check_layers("features_list", features_list)
         widths = [backbone.width(layer) for layer in features_list]
         _check_widths(backbone, widths)
-        later = backbone.text_depth - 1
+        later = backbone.text.depth - 1
         if total_d_layer_len not in (None, 0, later):
             raise ValueError(
                 f"--total_d_layer_len {total_d_layer_len}: want {later}, all later blocks of the text tower of "
@@ -82,7 +116,7 @@ class VcpClip(nn.Module):
         self.pre_vcp = PreVcp(backbone.embed_dim, prompt_len)
         self.pre_vcp.prompt_linear1.requires_grad_(self.use_global)
         deep = later if total_d_layer_len is None else total_d_layer_len
-        self.text_prompts = TextPrompts(backbone.text_width, deep_prompt_len, deep, prompt_dropout)
+        self.text_prompts = TextPrompts(backbone.text.width, deep_prompt_len, deep, prompt_dropout)
         self.adapters = Adapters(widths, backbone.embed_dim)
         self.post_vcp = PostVcp(backbone.embed_dim, widths[0])
         self.sentences = _pieces(backbone, prompts, prompt_len + deep_prompt_len)
@@ -116,18 +150,18 @@ class VcpClip(nn.Module):
         longest = max(ends) + 1
         tokens = torch.cat([F.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts])  # (2 B, longest, D)
         tokens = self.text_prompts.insert(tokens)
-        tokens = self.backbone.run_text(tokens, self.text_prompts.exchange)
+        tokens = self.backbone.text.run(tokens, self.text_prompts.exchange)
         tokens = self.text_prompts.remove(tokens).unflatten(0, (2, -1))  # (2, B, longest, D)
         end_tokens = torch.stack([state[:, end] for state, end in zip(tokens, ends, strict=True)], dim=1)  # (B, 2, D)
-        return F.normalize(self.backbone.project_text(end_tokens), dim=-1).transpose(1, 2)
+        return F.normalize(self.backbone.text.project(end_tokens), dim=-1).transpose(1, 2)
 
     def _with_context(self, before: str, context: Tensor, after: str) -> Tensor:
         """Token embeddings of start, `before`, the image's tokens, `after`, end, with positions. (B, n, D)"""
         count = context.shape[0]
-        head = self.backbone.embed_text(before, start=True).expand(count, -1, -1)
-        tail = self.backbone.embed_text(after, end=True).expand(count, -1, -1)
+        head = self.backbone.text.embed(before, start=True).expand(count, -1, -1)
+        tail = self.backbone.text.embed(after, end=True).expand(count, -1, -1)
         text = torch.cat([head, context, tail], dim=1)
-        return text + self.backbone.text_positions(text.shape[1])
+        return text + self.backbone.text.positions(text.shape[1])
 
     # --- images -----------------------------------------------------------------------------------------------------
 
@@ -165,6 +199,9 @@ class VcpClip(nn.Module):
         return anomaly_map.rescale(score_components, "top", limits)
 
     # --- training ---------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        return segmentation_losses(self(batch.images, batch.names), batch.masks)
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         temperatures = [self.pre_vcp.prompt_temp, self.post_vcp.prompt_temp_l1]
@@ -268,10 +305,10 @@ class PostVcp(nn.Module):
         return F.normalize(found, dim=1)
 
 
-def _check_widths(backbone: Backbone, widths: Sequence[int]) -> None:
-    if backbone.text_width != backbone.embed_dim:
+def _check_widths(backbone: "Backbone", widths: Sequence[int]) -> None:
+    if backbone.text.width != backbone.embed_dim:
         raise ValueError(
-            f"vcp_clip cannot use {backbone.name}: its text tower is {backbone.text_width} wide, its joint embedding "
+            f"vcp_clip cannot use {backbone.name}: its text tower is {backbone.text.width} wide, its joint embedding "
             f"{backbone.embed_dim}, and image embeddings take the place of word embeddings"
         )
     if len(set(widths)) > 1 or widths[0] % _HEADS:
@@ -281,7 +318,7 @@ def _check_widths(backbone: Backbone, widths: Sequence[int]) -> None:
         )
 
 
-def _pieces(backbone: Backbone, prompts: Prompts, learned: int) -> list[tuple[str, str]]:
+def _pieces(backbone: "Backbone", prompts: Prompts, learned: int) -> list[tuple[str, str]]:
     """Per state, the text before and after the place of the image's tokens. learned: tokens that come in."""
     states = sentences("{}", prompts)
     if any(len(texts) != 1 for texts in states):
@@ -291,11 +328,11 @@ def _pieces(backbone: Backbone, prompts: Prompts, learned: int) -> list[tuple[st
         )
     pieces = [tuple(texts[0].split("{}")) for texts in states]
     for before, after in pieces:
-        length = len(backbone.embed_text(before, start=True)) + len(backbone.embed_text(after, end=True)) + learned
-        if length > backbone.context_length:
+        length = len(backbone.text.embed(before, start=True)) + len(backbone.text.embed(after, end=True)) + learned
+        if length > backbone.text.context_length:
             raise ValueError(
                 f"the prompt '{before}{{}}{after}' makes {length} tokens with the learned ones, and the text tower "
-                f"takes {backbone.context_length}; shorten it, --prompt_len or --deep_prompt_len"
+                f"takes {backbone.text.context_length}; shorten it, --prompt_len or --deep_prompt_len"
             )
     return pieces
 
