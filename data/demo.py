@@ -27,7 +27,9 @@ if not __package__:  # run as a script: the packages of the project lie one fold
 
 from data.layouts import mvtec_layout, visa_layout
 from data.meta import missing, read, write
-from data.script import guard, table
+from data.script import table
+from utils.errors import run_script
+from utils.logs import log_to
 
 try:
     from data.demo_scenes import OBJECTS, TEXTURES, defect_image, generator, normal_image
@@ -84,6 +86,12 @@ def make_objects(root: Path, times: int) -> None:
 SETS = {"demo_textures": (make_textures, mvtec_layout), "demo_objects": (make_objects, visa_layout)}
 
 
+def make_all(root: Path, times: int) -> None:
+    log_to(None)  # to the screen
+    for name in SETS:
+        make(root, name, times)
+
+
 def make(root: Path, name: str, times: int) -> None:
     """Build one set beside its final place and rename it there, so that it appears whole or not at all."""
     target, partial = root / name, root / f".{name}.{os.getpid()}"
@@ -107,7 +115,8 @@ def check(target: Path) -> int:
     try:
         samples = read(target)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{target} is not a whole set, remove it and run again ({error})") from None
+        reason = str(error).partition(";")[0]
+        raise ValueError(f"{target} is not a whole set, remove it and run again ({reason})") from None
     if gone := missing(target, samples):
         raise ValueError(f"{target} is not a whole set, remove it and run again (no file {gone[0]})")
     return sum(map(len, samples.values()))
@@ -120,13 +129,13 @@ def multiple(text: str) -> int:
     return int(text)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data/demo", metavar="DIR", help="where the sets go (default: data/demo)")
     parser.add_argument("--times", type=multiple, default=1, metavar="N", help="times as many test images (default: 1)")
     args = parser.parse_args(argv)
-    return guard(lambda: [make(Path(args.root), name, args.times) for name in SETS])
+    run_script(lambda: make_all(Path(args.root), args.times))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
