@@ -39,8 +39,10 @@ if [ "${small:-}" = yes ]; then
     echo "surfaces, few on objects. MODEL=ViT-L-14-336 PRETRAINED=openai sh quickstart.sh takes OpenAI's instead (a download)."
 fi
 
-case $METHOD in winclip | sdp) trains= ;; *) trains=yes ;; esac
-case $METHOD in april_gan | winclip) modes="zero few" last=few ;; *) modes=zero last=zero ;; esac # takes references or not
+abilities=$(PYTHONPATH=$here "$PYTHON" -m model "$METHOD") # sets trains, zero_shot and few_shot
+eval "$abilities"
+modes="${zero_shot:+zero} ${few_shot:+few}"
+last=${few_shot:+few} last=${last:-zero}
 
 cross() { # train on $1, test on $2; what the scripts print is in the log.txt of each folder
     if [ "$trains" ]; then

@@ -9,22 +9,32 @@ after an interruption the same command with --resume goes on there.
 """
 
 import utils.packages  # noqa: F401 - first of all
+from config.flags import test_parser
+
+if __name__ == "__main__":
+    test_parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 # isort: split
 import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from config.flags import test_parser
-from config.settings import log_settings, resolve_test
-from dataset import AnomalyDataset, read, select
-from engine.build import check_room, load_detector
+from accelerate import Accelerator
+
+from config.resolve import resolve_test
+from config.settings import TestSettings, log_settings
+from data.meta import Sample, read
+from data.references import FewShotSetting
+from dataset import AnomalyDataset, select
+from engine.build import Built, build_for_scoring, check_memories, check_room
 from engine.encoding import Timer
-from engine.evaluation import batches, score
-from engine.references import draw_memories, drawn_settings, keep_memories, stored_settings
+from engine.evaluation import ClassScores, batches, score
+from engine.feature_cache import FeatureCache
+from engine.references import KeptReferences, MemorySource, References, few_shot_settings, stored_settings
 from engine.resume import FOLDER, ClassResult, FinishedClasses, run_identity
-from model import METHODS, memory_bank
+from model import memory_bank
 from report.map_files import check_names, map_files, pictures_of
 from report.write import prediction_rows, write_results
 from utils.devices import make_accelerator
@@ -41,10 +51,7 @@ RESUME_ADVICE = "the classes that are done are kept, and the same command with -
 
 
 def main(argv: list[str] | None = None) -> None:
-    settings, sources = resolve_test(test_parser(list(METHODS)).parse_args(argv))
-    if settings.mode == "few_shot" and not METHODS[settings.method].FEW_SHOT:
-        able = ", ".join(name for name, method in METHODS.items() if method.FEW_SHOT)
-        raise ValueError(f"{settings.method} is zero-shot and takes no references; these methods do: {able}")
+    settings, sources = resolve_test(test_parser().parse_args(argv))
     accelerator = make_accelerator(settings.device, settings.precision)
     if sources["save_path"] == "default":
         check_owner(settings)
@@ -56,76 +63,38 @@ def main(argv: list[str] | None = None) -> None:
         check_names([sample.img_path for sample in samples])
     if settings.save_memory:
         result_folder(str(Path(settings.save_memory).parent))
-    stored = None if settings.memory is None else memory_bank.load(settings.memory, accelerator.device)
-    shots, held = (
-        stored_settings(settings, stored, classes) if stored else (drawn_settings(settings, meta, classes), {})
+    timer = Timer()
+    built, shots, memories = prepare(settings, accelerator, meta, samples, classes, timer)
+    decided = {**settings.as_dict(), **built.decided}
+    identity = run_identity(
+        decided, built.description, accelerator, settings.data_path, samples, shots, built.checkpoint, settings.memory
     )
-    detector, description = load_detector(settings, accelerator, stored)
-    check_room(settings, accelerator, detector, samples, [] if stored else shots, len(classes))
-
-    save_path.mkdir(parents=True, exist_ok=True)
-    finished = FinishedClasses(save_path, run_identity(settings, description, accelerator, samples, shots), classes)
-    pictures = pictures_of(settings, shots, samples)
-    resumes = settings.resume and accelerator.is_main_process
-    if gather(resumes and is_whole(settings, finished.identity, pictures), accelerator)[0]:
-        log_to(save_path, append=True, quiet=not accelerator.is_main_process)
-        table = (save_path / "table.md").read_text(encoding="utf-8")
-        LOG.info("%s\nnothing to resume: these results are in %s", table, save_path)
-        finished.remove()  # of a test that was killed after the last table
+    finished = FinishedClasses(save_path, identity, classes)
+    known = begin(settings, accelerator, finished, pictures_of(settings, shots, samples))
+    if known is None:
         shutdown(accelerator)
         return
-    known = finished.load(pictures) if resumes else {}
-    if accelerator.is_main_process:
-        clear_results(save_path, (*TABLES, *WAITING, *(() if known else PICTURES)))
-        clear_leftovers(save_path, PICTURES)
-    known = gather(known, accelerator)[0]  # nobody may write where the first process still clears
-    log_to(save_path, append=bool(known), quiet=not accelerator.is_main_process)
     if settings.resume:
         LOG.info("resumed: %d of %d classes are done", len(known), len(classes))
-    vars(settings).update(detector.options, image_size=description["image_size"])
-    log_settings(settings, sources)
+    log_settings(decided, sources)
     if accelerator.is_main_process:
-        write_config(save_path, settings, sources, {**description, "identity": finished.identity})
-
-    detector.encode_names(classes)
-    clock, kept = Timer(), {}
-    memories_of = draw_memories(settings, accelerator, detector, shots, clock)
-    if stored:
-        memories_of = lambda name: [held.get((number, name)) for number in range(len(shots))]  # noqa: E731
-    memories_of = keep_memories(memories_of, kept, settings)
-    images = AnomalyDataset(settings.data_path, samples, settings.image_size)
-    first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
-    loader = batches(images, settings.batch_size, settings.num_workers, accelerator, first=first)
-    results = [result for one in known.values() for result in one.scores]
-    galleries = {(setting, name): chosen for name, one in known.items() for setting, chosen in one.galleries.items()}
-    with map_files(settings, shots, samples, len(classes), accelerator) as files:
-        for result in score(detector, loader, samples, shots, memories_of, accelerator, files.keep, clock, known):
-            files.finish(result)
-            results.append(result)
-            if result.setting == len(shots) - 1:  # the last of its class
-                accelerator.wait_for_everyone()  # until each process has drawn its pictures
-                if accelerator.is_main_process:
-                    finished.keep(result.name, ClassResult(results[-len(shots) :], files.gallery(result.name)))
-    galleries |= files.galleries
+        write_config(save_path, decided, sources, {**built.description, "identity": finished.identity})
+    built.detector.encode_names(classes)
+    results, galleries, kept = score_classes(
+        settings, accelerator, built, samples, shots, memories, finished, known, timer
+    )
     rows = [row for result in results for row in prediction_rows(result, shots[result.setting], samples)]
-    if first < len(samples):
-        LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples) - first, *clock.seconds())
-    if detector.backbone.cache:
-        detector.backbone.cache.log()
     if accelerator.is_main_process:
         place = {(sample.cls_name, sample.img_path): number for number, sample in enumerate(samples)}
         rows.sort(key=lambda row: (row["k_shot"], row["seed"] or 0, place[row["cls_name"], row["img_path"]]))
-        write_results(settings, description, shots, classes, results, rows, galleries)
+        write_results(settings, built.description, shots, classes, results, rows, galleries)
         if settings.save_memory:
-            for name in set(classes) - {name for _, name in kept}:  # of which this process had no image
-                memories_of(name)
-            with atomic_write(settings.save_memory) as path:
-                memory_bank.save(path, kept, {**description, "shots": [shot._asdict() for shot in shots]})
+            save_memories(settings.save_memory, kept, classes, {**built.description, "shots": shots})
         finished.remove()
     shutdown(accelerator)
 
 
-def check_owner(settings) -> None:
+def check_owner(settings: TestSettings) -> None:
     """Raises ValueError where the folder, which no flag has named, holds results of other data of the same name."""
     try:
         config = json.loads(Path(settings.save_path, "config.json").read_text(encoding="utf-8"))
@@ -136,7 +105,65 @@ def check_owner(settings) -> None:
         raise ValueError(f"{settings.save_path} holds the results of {other}; name another place with --save_path")
 
 
-def is_whole(settings, identity: str, pictures: Mapping[str, Sequence[Path]]) -> bool:
+def prepare(
+    settings: TestSettings,
+    accelerator: Accelerator,
+    meta: Mapping[str, list[Sample]],
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    timer: Timer,
+) -> tuple[Built, list[FewShotSetting], MemorySource]:
+    """The detector, the few-shot settings, and the memories of their references."""
+    stored = None if settings.memory is None else memory_bank.load(settings.memory, accelerator.device)
+    if stored:
+        shots, memories = stored_settings(settings.memory, *stored, settings.k_shot, settings.seed, classes)
+    else:
+        shots = few_shot_settings(settings.references, settings.k_shot, settings.seed, settings.dataset, meta, classes)
+    cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
+    built = build_for_scoring(
+        settings, settings.batch_size, settings.checkpoint_path, settings.dataset, accelerator, cache
+    )
+    if stored:
+        check_memories(settings.memory, *stored, built)
+    check_room(built, accelerator, len(samples), [] if stored else shots, len(classes) if settings.save_memory else 0)
+    if not stored:
+        memories = References(
+            built.detector, shots, accelerator, root=settings.data_path, image_size=built.description["image_size"],
+            batch_size=built.batch_size, num_workers=settings.num_workers, timer=timer,
+        )  # fmt: skip
+    return built, shots, memories
+
+
+def begin(
+    settings: TestSettings,
+    accelerator: Accelerator,
+    finished: FinishedClasses,
+    pictures: Mapping[str, Sequence[Path]],
+) -> dict[str, ClassResult] | None:
+    """Prepare the folder and its log. Returns the results of classes that an interrupted test has finished; None where
+    the whole test has ended already, and its results are left as they are.
+
+    pictures: class -> the files that it is to have.
+    """
+    save_path, is_main = Path(settings.save_path), accelerator.is_main_process
+    save_path.mkdir(parents=True, exist_ok=True)
+    resumes = settings.resume and is_main
+    if gather(resumes and is_whole(settings, finished.identity, pictures), accelerator)[0]:
+        log_to(save_path, append=True, quiet=not is_main)
+        table = (save_path / "table.md").read_text(encoding="utf-8")
+        LOG.info("%s\nnothing to resume: these results are in %s", table, save_path)
+        finished.remove()  # of a test that was killed after the last table
+        return None
+    known = finished.load(pictures) if resumes else {}
+    if is_main:
+        clear_results(save_path, (*TABLES, *WAITING, *(() if known else PICTURES)))
+        clear_leftovers(save_path, PICTURES)
+    known = gather(known, accelerator)[0]  # nobody may write where the first process still clears
+    log_to(save_path, append=bool(known), quiet=not is_main)
+    return known
+
+
+def is_whole(settings: TestSettings, identity: str, pictures: Mapping[str, Sequence[Path]]) -> bool:
     """Whether a test of this identity has ended in --save_path, and all that it has written is there."""
     save_path = Path(settings.save_path)
     few_shot = settings.mode == "few_shot"
@@ -147,6 +174,49 @@ def is_whole(settings, identity: str, pictures: Mapping[str, Sequence[Path]]) ->
     except (KeyError, OSError, TypeError, ValueError):
         return False
     return done == identity and all(path.is_file() for path in chain(files, *pictures.values()))
+
+
+def score_classes(
+    settings: TestSettings,
+    accelerator: Accelerator,
+    built: Built,
+    samples: Sequence[Sample],
+    shots: Sequence[FewShotSetting],
+    memories: MemorySource,
+    finished: FinishedClasses,
+    known: Mapping[str, ClassResult],
+    timer: Timer,
+) -> tuple[list[ClassScores], dict[tuple[int, str], Any], KeptReferences]:
+    """The results of all classes, the pictures of the page by (setting, class), and the memories that were used."""
+    kept = KeptReferences(memories)
+    source = kept if settings.save_memory else memories
+    classes = list(dict.fromkeys(sample.cls_name for sample in samples))
+    images = AnomalyDataset(settings.data_path, samples, built.description["image_size"])
+    first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
+    loader = batches(images, built.batch_size, settings.num_workers, accelerator, first=first)
+    results = [result for one in known.values() for result in one.scores]
+    galleries = {(setting, name): chosen for name, one in known.items() for setting, chosen in one.galleries.items()}
+    with map_files(settings, shots, samples, len(classes), accelerator) as files:
+        for result in score(built.detector, loader, samples, shots, source, accelerator, files.keep, timer, known):
+            files.finish(result)
+            results.append(result)
+            if result.setting == len(shots) - 1:  # the last of its class
+                accelerator.wait_for_everyone()  # until each process has drawn its pictures
+                if accelerator.is_main_process:
+                    finished.keep(result.name, ClassResult(results[-len(shots) :], files.gallery(result.name)))
+    if first < len(samples):
+        LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples) - first, *timer.seconds())
+    if built.detector.backbone.cache:
+        built.detector.backbone.cache.log()
+    return results, galleries | files.galleries, kept
+
+
+def save_memories(path: str, kept: KeptReferences, classes: Sequence[str], header: Mapping[str, Any]) -> None:
+    for name in set(classes) - {name for _, name in kept.kept}:  # of which this process had no image
+        kept(name)
+    shots = [shot._asdict() for shot in header["shots"]]
+    with atomic_write(path) as temporary:
+        memory_bank.save(temporary, kept.kept, {**header, "shots": shots})
 
 
 if __name__ == "__main__":

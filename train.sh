@@ -4,7 +4,7 @@
 set -eu
 here=$(dirname "$0")
 
-METHOD=${METHOD:-april_gan} # or sdp_plus, vcp_clip
+METHOD=${METHOD:-april_gan} # or any other method that is trained, such as vcp_clip
 DATASET=${DATASET:-mvtec}
 DATA=${DATA:-./data/$DATASET}
 SAVE=${SAVE:-./exps/$METHOD/$DATASET}

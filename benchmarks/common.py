@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 
 from data.references import FewShotSetting
 from dataset import AnomalyDataset, Sample, read
@@ -145,16 +144,14 @@ def scoring_pass(
     accelerator = make_accelerator("auto", precision)
     detector.to(accelerator.device).eval()
 
-    def load(chosen: Sequence[Sample]) -> DataLoader:
-        return batches(AnomalyDataset(root, chosen, detector.backbone.image_size), batch, 2, accelerator)
-
-    clock = Timer()
+    timer, size = Timer(), detector.backbone.image_size
     references = References(
-        detector, shots, lambda paths: load([Sample(path, "", "", "", 0) for path in paths]), accelerator, clock
+        detector, shots, accelerator, root=root, image_size=size, batch_size=batch, num_workers=2, timer=timer
     )
     detector.encode_names(sorted({sample.cls_name for sample in samples}))
-    rows = list(score(detector, load(samples), samples, shots, references, accelerator, clock=clock))
-    return Pass(*clock.seconds(), rows)
+    loader = batches(AnomalyDataset(root, samples, size), batch, 2, accelerator)
+    rows = list(score(detector, loader, samples, shots, references, accelerator, timer=timer))
+    return Pass(*timer.seconds(), rows)
 
 
 def finish(command: Sequence[Any], **environment: str) -> tuple[float, str]:

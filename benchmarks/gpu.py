@@ -68,9 +68,9 @@ def outside(detector: Any, images: torch.Tensor, count: int, accelerator: Accele
     detector.encode_names(["nut"])
     shares = []
     for _ in range(4):
-        clock = Timer()
-        list(score(detector, batches, samples, [ZERO_SHOT], lambda _: [None], accelerator, clock=clock))
-        seconds, encoding = clock.seconds()
+        timer = Timer()
+        list(score(detector, batches, samples, [ZERO_SHOT], lambda _: [None], accelerator, timer=timer))
+        seconds, encoding = timer.seconds()
         shares.append(1 - encoding / seconds)
     return Row(f"april_gan, zero-shot, {model} at {size}, batch {batch}, {batch * count} images",
                "", f"{statistics.median(shares[1:]):.1%} outside", "<= 15%")  # fmt: skip

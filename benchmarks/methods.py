@@ -27,7 +27,7 @@ def measure(quick: bool) -> Iterator[Row]:
             # WinCLIP takes thirteen times as long.
             samples, train = one_class(root, max(16, count // 6) if method == "winclip" else count)
             detector = build_on(backbone, method)
-            for k_shot in (0, 4) if detector.FEW_SHOT else (0,):
+            for k_shot in (0, 4) if hasattr(detector, "few_shot") else (0,):
                 shots = [draw_shots("demo_textures", train, ["brick"], k_shot, 1)] if k_shot else [ZERO_SHOT]
                 scoring_pass(detector, root, samples[:16], shots, 16)  # warm
                 passes = [scoring_pass(detector, root, samples, shots, 16) for _ in range(turns)]

@@ -1,14 +1,17 @@
-"""Command lines: the flags of every script."""
+"""Command lines: the flags of every script. None means: not given, the method's preset decides.
+
+The methods' own flags come from what they say of themselves (OPTIONS).
+"""
 
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
-from engine import validation
-from engine.build import CPU_BATCH
-from utils.devices import PRECISIONS
+from metrics.names import VALIDATION_METRICS
+from model import METHODS
+from model.options import Option, natural, positive, probability
+from utils.devices import CPU_BATCH, PRECISIONS
 
 DATASETS = (
     "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri", "isic", "clinicdb", "folder",
@@ -26,9 +29,9 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+def train_parser() -> argparse.ArgumentParser:
     """Flags of train.py. None means: not given, the preset decides."""
-    parser = _parser("Fit a method's trainable parts on the test split of a dataset (it has the anomalies).", methods)
+    parser = _parser("Fit a method's trainable parts on the test split of a dataset (it has the anomalies).")
     add = parser.add_argument
     add("--train_data_path", help="root of the dataset (default ./data/DATASET)")
     add("--batch_size", type=positive, help="images of a step, in all processes together")
@@ -37,7 +40,7 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--aug_rate", type=probability, help="probability of a 2 x 2 mosaic instead of an image")
     add("--augment", action="store_true", default=None, help="turn, jitter and blur images (vcp_clip: default)")
     add("--no_augment", dest="augment", action="store_false", default=None, help="leave images as they are")
-    add("--prompt_dropout", type=probability, help="vcp_clip: of the learned tokens (default 0.1)")
+    _add_options(parser, "train")
     add("--print_freq", type=positive, help="epochs between two lines of the log")
     add("--save_freq", type=positive, help="epochs between two checkpoints; the last epoch is always saved")
     add("--seed", type=natural, help="of start weights, order and mosaics")
@@ -49,7 +52,7 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--val_meta_path", help="its meta.json, where it is not in the root")
     add(
         "--val_metric",
-        choices=validation.CHOICES,
+        choices=VALIDATION_METRICS,
         help="what makes a checkpoint the best, kept as best.pth (default ap_px)",
     )
     add("--resume", action="store_true", help="go on with the training that was interrupted in --save_path")
@@ -57,16 +60,17 @@ def train_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+def test_parser() -> argparse.ArgumentParser:
     """Flags of test.py. None means: not given, the preset decides."""
-    parser = _parser("Score the test split of a dataset, zero-shot or with a few normal reference images.", methods)
+    parser = _parser("Score the test split of a dataset, zero-shot or with a few normal reference images.")
     add = parser.add_argument
     add("--data_path", help="root of the dataset (default ./data/DATASET)")
-    add("--checkpoint_path", help="trained adapters, ours or published")
+    add("--checkpoint_path", help="trained adapters: a file, or a folder of train.py, whose latest epoch is taken")
+    add("--trained_on", metavar="DATASET", help="take ./exps/METHOD/DATASET as checkpoint, if the method is trained")
     add("--mode", choices=("zero_shot", "few_shot"), help="default: few_shot where --k_shot or --references is given")
     add("--k_shot", type=natural, nargs="+", help="numbers of references per class, all scored in one pass")
     add("--seed", type=natural, nargs="+", help="seeds of the references' draw, all scored in one pass")
-    _add_test_options(parser)
+    _add_options(parser, "test")
     _add_cache(parser)
     add("--save_memory", metavar="FILE", help="write the references' tokens of all classes and settings (.safetensors)")
     add("--memory", metavar="FILE", help="use the references of such a file instead of images")
@@ -78,7 +82,7 @@ def test_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def predict_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+def predict_parser() -> argparse.ArgumentParser:
     """Flags of predict.py. None means: not given, the preset decides."""
     parser = _Parser(description="Find anomalies in one's own images.", allow_abbrev=False)
     add = parser.add_argument
@@ -88,22 +92,22 @@ def predict_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--no_images", action="store_true", help="draw no overlays")
     _add_cache(parser)
     _add_object(parser)
-    _add_common(parser, methods)
+    _add_common(parser)
     _add_batch_size(parser)
     _add_device(parser)
     return parser
 
 
-def export_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+def export_parser() -> argparse.ArgumentParser:
     """Flags of export.py, those of predict.py that make the detector. None means: not given, the preset decides."""
     parser = _Parser(description="Write a detector for one object as an ONNX file.", allow_abbrev=False)
     _add_object(parser)
-    _add_common(parser, methods)
+    _add_common(parser)
     _add_batch_size(parser)
     return parser
 
 
-def app_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
+def app_parser() -> argparse.ArgumentParser:
     """Flags of app.py. None means: not given, the preset decides."""
     parser = _Parser(description="Find anomalies in a web page.", allow_abbrev=False)
     add = parser.add_argument
@@ -114,20 +118,20 @@ def app_parser(methods: Sequence[str]) -> argparse.ArgumentParser:
     add("--max_references", type=positive, help="normal images beside an image (default 8)")
     add("--checkpoint_path", help="trained parts, ours or published")
     _add_fpr(parser)
-    _add_test_options(parser)
-    _add_detector(parser, methods, "winclip, on the weights that ship unless others are named")
+    _add_options(parser, "test")
+    _add_detector(parser, "winclip, on the weights that ship unless others are named")
     _add_batch_size(parser)
     _add_device(parser)
     return parser
 
 
-def _parser(description: str, methods: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(description: str) -> argparse.ArgumentParser:
     parser = _Parser(description=description, allow_abbrev=False)
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="mvtec", help="its name (default mvtec)")
     add("--meta_path", help="the dataset's meta.json, where it is not in the root")
     add("--class", dest="classes", nargs="+", metavar="NAME", help="only these classes")
-    _add_common(parser, methods)
+    _add_common(parser)
     _add_device(parser)
     return parser
 
@@ -140,13 +144,7 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     add("--calibrate", metavar="FOLDER", help="normal images that fix scale and threshold (default: the references)")
     add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
     _add_fpr(parser)
-    _add_test_options(parser)
-
-
-def _add_test_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--few_shot_features", type=int, nargs="+", help="layers compared with the references (default features_list)")
-    add("--scales", type=positive, nargs="+", help="winclip: sides of the windows in patches (default 2 3)")
+    _add_options(parser, "test")
 
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
@@ -160,29 +158,42 @@ def _add_fpr(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fpr", type=probability, help=text)
 
 
-def _add_common(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
-    _add_detector(parser, methods, "april_gan")
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    _add_detector(parser, "april_gan")
     parser.add_argument("--save_path", help="folder of the results")
     parser.add_argument("--num_workers", type=natural, help="processes that read images")
 
 
-def _add_detector(parser: argparse.ArgumentParser, methods: Sequence[str], default: str) -> None:
+def _add_detector(parser: argparse.ArgumentParser, default: str) -> None:
     add = parser.add_argument
-    add("--method", choices=methods, help=f"default {default}")
+    add("--method", choices=list(METHODS), help=f"default {default}")
     add("--model", help="architecture of open_clip, or of --config_path")
     add("--pretrained", help="tag of open_clip (openai, laion400m_e31, ...) or file (.pt, .safetensors)")
     add("--config_path", help="architecture JSON that open_clip does not ship")
     add("--quick_gelu", choices=("auto", "on", "off"), help="activation; auto: what the architecture says")
     add("--image_size", type=positive, help="side of the square input in pixels")
-    add("--features_list", type=int, nargs="+", help="layers compared with the texts, from 1")
     add("--prompts", metavar="FILE", help="JSON of states and templates, or the name of prompts that ship")
-    add("--rep_vec", help="sdp, sdp_plus: how texts become one vector: mean, pca, kde, dbscan, mean_shift")
-    add("--dbscan", type=float, nargs=2, metavar=("EPS", "MIN"), help="sdp, sdp_plus: radius and neighbours of DBSCAN")
-    add("--smoothing", type=float, help="sdp, sdp_plus: sigma of the Gaussian filter over maps, in pixels")
-    add("--prompt_len", type=positive, help="vcp_clip: tokens that stand for the image (default 2)")
-    add("--deep_prompt_len", type=positive, help="vcp_clip: learned tokens after the start token (default 1)")
-    add("--total_d_layer_len", type=natural, help="vcp_clip: later text blocks with tokens of their own: all, or 0")
-    add("--use_global", type=boolean, help="vcp_clip: make tokens from the image, True (default) or False")
+
+
+def _add_options(parser: argparse.ArgumentParser, script: str) -> None:
+    """The flags of all methods; help texts begin with the methods that have them, unless all do."""
+    owners: dict[str, dict[str, Option]] = {}  # flag -> method -> its option
+    for method, cls in METHODS.items():
+        for option in cls.OPTIONS:
+            if script in option.scripts:
+                owners.setdefault(option.name, {})[method] = option
+    for name, options in owners.items():
+        option = next(iter(options.values()))
+        texts: dict[str, list[str]] = {}  # help text -> methods
+        for method, one in options.items():
+            texts.setdefault(one.help, []).append(method)
+        parser.add_argument(
+            f"--{name}",
+            type=option.type,
+            nargs=option.nargs,
+            metavar=option.metavar,
+            help="; ".join(f"{', '.join(methods)}: {text}" for text, methods in texts.items()),
+        )
 
 
 def _add_batch_size(parser: argparse.ArgumentParser) -> None:
@@ -197,38 +208,11 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", default=None, help="compile the image encoder (torch.compile)")
 
 
-# Types of flags: argparse names them in its messages.
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: want 1 or more")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: want 0 or more")
-    return int(text)
-
-
 def batch_size(text: str) -> int | str:
     return text if text == "auto" else positive(text)
 
 
-def boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text}: want True or False")
-    return text.lower() == "true"
-
-
 def rate(text: str) -> float:
     if not 0 < float(text) <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text}: want a number above 0, at most 1e6")
-    return float(text)
-
-
-def probability(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: want a probability from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0, at most 1e6")
     return float(text)

@@ -1,7 +1,9 @@
-"""Settings -> a detector with its checkpoint and its feature cache."""
+"""Settings -> a detector with its checkpoint, its stored memories checked, and its feature cache."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +12,9 @@ from data.references import FewShotSetting
 from engine import checkpoint
 from engine.encoding import Timer, encode
 from engine.feature_cache import FeatureCache
-from model import METHODS, build, memory_bank
+from model import METHODS, build, capabilities, memory_bank
+from model.interface import Detector
+from model.memory_bank import Memories
 from prompt_ensemble import load_prompts
 from utils import memory_check
 from utils.devices import CPU_BATCH, check_compiler
@@ -20,8 +24,156 @@ from utils.logs import LOG
 _LARGEST_BATCH = 128
 
 
+class BuildSettings(Protocol):
+    """What a detector is built from; `config.settings.DetectorSettings` is one."""
+
+    method: str
+    model: str
+    pretrained: str
+    config_path: str | None
+    image_size: int | None
+    quick_gelu: str
+    prompts: str | None
+    options: Mapping[str, Any]
+    compile: bool
+
+
+@dataclass(frozen=True)
+class Built:
+    """A detector ready to score images.
+
+    description: what identifies it, see `checkpoint.describe`.
+    batch_size: images at a time.
+    checkpoint: the file of its trained parts; None where there are none.
+    """
+
+    detector: Detector
+    description: Mapping[str, Any]
+    batch_size: int
+    checkpoint: Path | None
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """Settings that were decided while building, by name, for the log and config.json."""
+        sizes = {"image_size": self.description["image_size"], "batch_size": self.batch_size}
+        found = {"checkpoint_path": str(self.checkpoint)} if self.checkpoint else {}
+        return {**self.detector.options, **sizes, **found}
+
+
+def build_detector(settings: BuildSettings, accelerator: Accelerator) -> Detector:
+    """A detector on its device, without trained parts."""
+    prompts = None if settings.prompts is None else load_prompts(settings.prompts)
+    detector = build(
+        settings.method,
+        model=settings.model,
+        pretrained=settings.pretrained,
+        config_path=settings.config_path,
+        image_size=settings.image_size,
+        quick_gelu=settings.quick_gelu,
+        prompts=prompts,
+        **settings.options,
+    ).to(accelerator.device)
+    if settings.compile:
+        check_compiler(accelerator.device)
+        detector.backbone.compile_encoder()
+    return detector
+
+
+def build_for_training(
+    settings: BuildSettings,
+    batch_size: int,
+    images: int,
+    feature_cache: FeatureCache | None,
+    accelerator: Accelerator,
+) -> Detector:
+    """A detector to be trained on so many images; refuses batches that cannot fit into memory (ValueError)."""
+    detector = build_detector(settings, accelerator)
+    own = min(-(-batch_size // accelerator.num_processes), images)
+    detector.backbone.check_room(own, accelerator.device, f"--batch_size {batch_size}", "lower it, or --image_size")
+    detector.backbone.cache = feature_cache
+    return detector
+
+
+def build_for_scoring(
+    settings: BuildSettings,
+    batch_size: int | str,
+    checkpoint_path: str | None,
+    dataset: str,
+    accelerator: Accelerator,
+    feature_cache: FeatureCache | None = None,
+) -> Built:
+    """A detector with its checkpoint in it.
+
+    Args:
+        batch_size: "auto" takes `fitting_batch_size`.
+        dataset: name of what is scored, for the description.
+
+    Raises:
+        ValueError: no checkpoint for a method that needs one, or one for a method that has nothing to train; a
+            checkpoint that contradicts the settings.
+    """
+    trained = _load_checkpoint(settings.method, checkpoint_path)
+    detector = build_detector(settings, accelerator).eval()
+    if isinstance(batch_size, str):
+        batch_size = fitting_batch_size(detector, detector.backbone.image_size, accelerator)
+    detector.backbone.cache = feature_cache  # last: the images above are no images
+    description = checkpoint.describe(detector, settings.method, dataset)
+    if trained:
+        checkpoint.restore(trained, detector, description)
+    return Built(detector, description, batch_size, trained.path if trained else None)
+
+
+def _load_checkpoint(method: str, path: str | None) -> checkpoint.Checkpoint | None:
+    if not capabilities(method).trains:
+        if path is not None:
+            raise ValueError(f"{method} has nothing to train: drop --checkpoint_path {path}")
+        return None
+    if path is None:
+        others = ", ".join(name for name in METHODS if not capabilities(name).trains)
+        raise ValueError(
+            f"{method} requires --checkpoint_path: what train.py or its authors have trained; methods that need none: "
+            f"{others}"
+        )
+    trained = checkpoint.load(path)
+    origin = {key: trained.meta[key] for key in ("dataset", "epoch") if key in trained.meta}
+    LOG.info("checkpoint %s %s", trained.path, origin or "(a published file: does not say what it was trained on)")
+    return trained
+
+
+def check_memories(path: str, header: Mapping[str, Any], memories: Memories, built: Built) -> None:
+    """Refuse stored memories that were made with something else than the detector, or that it cannot use (ValueError).
+
+    header, memories: see `memory_bank.load`.
+    """
+    keys = ("method", "model", "weights", "quick_gelu", "image_size", *built.detector.options)
+    absent = dict.fromkeys(keys, "nothing known")  # a file that this toolkit wrote has all of them
+    checkpoint.check_compatible(f"memory {path} was made", absent | dict(header), built.description, keys)
+    memory_bank.check(path, memories, built.detector.bank_widths)
+
+
+def check_room(
+    built: Built, accelerator: Accelerator, images: int, shots: Sequence[FewShotSetting], classes_kept: int = 0
+) -> None:
+    """Refuse batches and references that cannot fit into memory.
+
+    Args:
+        images: how many are scored.
+        shots: few-shot settings whose references are encoded.
+        classes_kept: classes whose references stay in main memory until the end; 0 where none do.
+    """
+    batch = min(built.batch_size, images)
+    built.detector.backbone.check_room(batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size")
+    references = sum(shot.k_shot for shot in shots)
+    if references:
+        advice = "lower --k_shot or --image_size, or give fewer seeds"
+        memory_check.check_bank(built.detector, references, accelerator.device, "the references of a class", advice)
+        if classes_kept:
+            kept = classes_kept * references
+            memory_check.check_bank(built.detector, kept, "cpu", "--save_memory", f"{advice} or classes")
+
+
 @torch.no_grad()
-def fitting_batch_size(detector: Any, image_size: int, accelerator: Accelerator) -> int:
+def fitting_batch_size(detector: Detector, image_size: int, accelerator: Accelerator) -> int:
     """How many images go through the backbone at a time: on a GPU the largest power of two, up to 128, whose pass takes
     no more than half of the memory that is free, which leaves the rest to references, distances and maps; on the CPU
     CPU_BATCH."""
@@ -39,72 +191,3 @@ def fitting_batch_size(detector: Any, image_size: int, accelerator: Accelerator)
         size *= 2
     torch.cuda.empty_cache()
     return min(gather(size, accelerator))
-
-
-def load_detector(settings, accelerator: Accelerator, stored) -> tuple:
-    """(detector, its description), with the checkpoint in it; refuses what contradicts the run."""
-    trainable = METHODS[settings.method].TRAINABLE
-    if trainable and settings.checkpoint_path is None:
-        others = ", ".join(name for name, method in METHODS.items() if not method.TRAINABLE)
-        raise ValueError(
-            f"{settings.method} needs --checkpoint_path: what train.py or its authors have trained; by --method, these "
-            f"need none: {others}"
-        )
-    if not trainable and settings.checkpoint_path is not None:
-        raise ValueError(f"{settings.method} has nothing to train: drop --checkpoint_path {settings.checkpoint_path}")
-    trained = checkpoint.load(settings.checkpoint_path) if trainable else None
-    if trained:
-        settings.checkpoint_path = str(trained.path)
-        origin = {key: trained.meta[key] for key in ("dataset", "epoch") if key in trained.meta}
-        LOG.info("checkpoint %s %s", trained.path, origin or "(a published file: says nothing of its origin)")
-    prompts = None if settings.prompts is None else load_prompts(settings.prompts)
-    detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device).eval()
-    if settings.compile:
-        check_compiler(accelerator.device)
-        detector.backbone.compile_encoder()
-    if settings.batch_size == "auto":
-        settings.batch_size = fitting_batch_size(detector, detector.backbone.image_size, accelerator)
-    detector.backbone.cache = FeatureCache.wanted(settings, accelerator)  # last: the images above are no images
-    description = checkpoint.describe(detector, settings)
-    if trained:
-        checkpoint.restore(trained, detector, description)
-    if stored:
-        keys = ("method", "model", "weights", "quick_gelu", "image_size", *detector.options)
-        absent = dict.fromkeys(keys, "nothing known")  # a file of ours says all of them
-        checkpoint.check_compatible(f"memory {settings.memory} was made", absent | stored[0], description, keys)
-        memory_bank.check(settings.memory, stored[1], detector.bank_widths)
-    return detector, description
-
-
-def check_room(
-    settings, accelerator: Accelerator, detector, samples, shots: Sequence[FewShotSetting], classes: int
-) -> None:
-    """Refuse batches and references that cannot fit into memory."""
-    batch = min(settings.batch_size, len(samples))
-    detector.backbone.check_room(batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size")
-    images = sum(shot.k_shot for shot in shots)
-    if images:
-        advice = "lower --k_shot or --image_size, or give fewer seeds"
-        memory_check.check_bank(detector, images, accelerator.device, "the references of a class", advice)
-        if settings.save_memory:
-            memory_check.check_bank(detector, classes * images, "cpu", "--save_memory", f"{advice} or classes")
-
-
-def build_for_training(settings, accelerator, samples):
-    prompts = None if settings.prompts is None else load_prompts(settings.prompts)
-    detector = build(settings.method, prompts=prompts, **detector_settings(settings)).to(accelerator.device)
-    batch = min(-(-settings.batch_size // accelerator.num_processes), len(samples))
-    what = f"--batch_size {settings.batch_size}"
-    detector.backbone.check_room(batch, accelerator.device, what, "lower it, or --image_size")
-    if settings.compile:
-        check_compiler(accelerator.device)
-        detector.backbone.compile_encoder()
-    detector.backbone.cache = FeatureCache.wanted(settings, accelerator)
-    return detector
-
-
-def detector_settings(settings: Any) -> dict[str, Any]:
-    """The settings that `model.build` takes beside the method; options of other methods too, which it refuses."""
-    options = (option for method in METHODS.values() for option in method.OPTIONS)
-    keys = ("model", "pretrained", "config_path", "image_size", "quick_gelu", *options)
-    return {key: getattr(settings, key, None) for key in keys}

@@ -133,13 +133,13 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float | None)
 
 
-def describe(detector: Any, settings: Any) -> dict[str, Any]:
+def describe(detector: Any, method: str, dataset: str) -> dict[str, Any]:
     """What identifies a run, for "meta" and for `restore`."""
     backbone = detector.backbone
     return {
-        "method": settings.method,
+        "method": method,
         **backbone.description(),
-        "dataset": settings.dataset,
+        "dataset": dataset,
         "version": VERSION,
         **detector.options,
     }

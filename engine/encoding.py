@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from model.interface import Detector
+
 
 class Timer:
     """How long scoring takes, and how much of that the backbone: seconds of wall time from the first batch on.
@@ -49,19 +51,20 @@ class Timer:
         return self._stop - self._start, self._backbone + on_device
 
 
-def encode(detector: Any, images: Tensor, accelerator: Accelerator, clock: Timer) -> Any:
+def encode(detector: Detector, images: Tensor, accelerator: Accelerator, timer: Timer) -> Any:
+    """Tokens of a batch, (B, 3, S, S) uint8 RGB, in the precision of the run."""
     images = images.to(accelerator.device, non_blocking=True)
-    with clock.backbone(accelerator.device), accelerator.autocast():
+    with timer.backbone(accelerator.device), accelerator.autocast():
         return detector.encode(images)
 
 
 @torch.no_grad()
 def encode_all(
-    detector: Any, batches: Iterable[Mapping[str, Any]], accelerator: Accelerator, clock: Timer | None = None
+    detector: Detector, batches: Iterable[Mapping[str, Any]], accelerator: Accelerator, timer: Timer | None = None
 ) -> Any:
     """Tokens of all images of some batches, as one bundle."""
-    clock = clock or Timer()
-    return _join([encode(detector, batch["image"], accelerator, clock) for batch in batches])
+    timer = timer or Timer()
+    return _join([encode(detector, batch["image"], accelerator, timer) for batch in batches])
 
 
 def _join(bundles: Sequence[Any]) -> Any:

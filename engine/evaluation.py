@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
+from data.meta import Sample
+from data.references import FewShotSetting
 from engine.encoding import Timer, encode, select_rows
 from metrics.curves import Points
 from metrics.image import image_metrics
 from metrics.pixel import PixelMetrics, label_regions
+from model import memory_bank
+from model.interface import Detector, Memory, Prediction, SimilarityCache
 from utils.distributed import (
     DistributedBatchSampler,
     each_round,
@@ -28,7 +32,7 @@ from utils.distributed import (
 
 @dataclass(frozen=True)
 class ClassScores:
-    """One class under one setting: its metrics and, per image in the order of the samples, scores and their terms."""
+    """One class under one setting: metrics and, per image in the order of the samples, scores and their components."""
 
     setting: int  # index into the settings
     name: str
@@ -87,14 +91,14 @@ def _regions(masks: Tensor) -> Tensor:
 
 
 def score(
-    detector: Any,
-    loader: DataLoader,
-    samples: Sequence[Any],
-    settings: Sequence[Any],
-    memories: Callable[[str], Sequence[Any]],
+    detector: Detector,
+    loader: DataLoader[Any],
+    samples: Sequence[Sample],
+    settings: Sequence[FewShotSetting],
+    memories: Callable[[str], Sequence[Memory | None]],
     accelerator: Accelerator,
     keep_map: Callable[[int, int, np.ndarray], None] | None = None,
-    clock: Timer | None = None,
+    timer: Timer | None = None,
     finished: Collection[str] = (),
 ) -> Iterator[ClassScores]:
     """Score all samples under all settings in one backbone pass; yields a class's results when it is complete.
@@ -103,78 +107,115 @@ def score(
     seen, and every process yields the same results: consume them on all.
 
     Args:
-        detector: as `model.interface.Detector` says.
+        detector: see `model.interface.Detector`.
         loader: `batches` over the samples.
         samples: the samples; a class's follow each other.
         settings: few-shot settings; k_shot 0 is zero-shot.
         memories: class name -> a Memory per setting.
         accelerator: device, precision and processes.
         keep_map: called with (setting, index of the sample, map (S, S) float32) for every map of this process.
-        clock: measures.
+        timer: measures.
         finished: classes that need no results. Those of their images that the loader has are seen all the same, so
             that no number depends on them.
 
     Raises:
         ValueError: a map holds NaN or infinity; names the image.
     """
-    clock = clock or Timer()
-    last = {sample.cls_name: index for index, sample in enumerate(samples)}
-    segmented = _classes_with_masks(samples)
-    pending: dict[tuple[int, str], _Pending] = {}
-    banks: dict[str, Sequence[Any]] = {}
+    timer = timer or Timer()
+    classes = _Classes(samples, len(settings), finished)
+    banks: dict[str, Sequence[Memory | None]] = {}
     done = skipped_images(loader)
     hidden = None if accelerator.is_main_process else True
     bar = tqdm(total=len(samples), initial=min(done, len(samples)), desc="score", unit="image", disable=hidden)
     for length, batch in each_round(loader):
-        clock.start()
+        timer.start()
         if batch is not None:
             names, indices = batch["cls_name"], batch["index"].tolist()
             banks.update({name: memories(name) for name in dict.fromkeys(names) if name not in banks})
             regions = batch["regions"] if "regions" in batch else _regions(batch["mask"])
             regions = regions.to(accelerator.device, non_blocking=True)
-            predictions = _predict(detector, batch["image"], names, settings, banks, accelerator, clock)
+            predictions = _predict(detector, batch["image"], names, settings, banks, accelerator, timer)
             for setting, prediction in enumerate(predictions):
                 _check_finite(prediction, samples, indices)
-                for name, rows in _rows_by_name(names).items():
-                    if name in finished:
-                        continue
-                    state = pending.setdefault((setting, name), _Pending(PixelMetrics() if name in segmented else None))
-                    state.indices += indices[rows] if isinstance(rows, slice) else [indices[row] for row in rows]
-                    for key, term in prediction.score_components.items():
-                        state.score_components.setdefault(key, []).extend(term[rows].tolist())
-                    if state.pixels is not None:
-                        state.pixels.update(prediction.maps[rows].float(), regions[rows])
+                classes.add(setting, names, indices, prediction, regions)
                 if keep_map is not None:
                     for name, index, one in zip(names, indices, prediction.maps.float().cpu().numpy(), strict=True):
                         if name not in finished:
                             keep_map(setting, index, one)
         done += length
         bar.update(length)
-        for name in [name for name, index in last.items() if index < done]:
-            last.pop(name)
+        for name, pending in classes.complete(done):
             banks.pop(name, None)
-            if name in finished:
-                continue
-            found = [pending.pop((setting, name), _Pending(None)) for setting in range(len(settings))]
-            yield from _finish_class(detector, name, found, samples, accelerator)
+            if pending:
+                yield from _finish_class(detector, name, pending, samples, accelerator)
     bar.close()
-    clock.stop()
+    timer.stop()
+
+
+class _Classes:
+    """What this process has seen of the classes that are not complete yet.
+
+    Args:
+        samples: the samples; a class's follow each other.
+        settings: number of the few-shot settings.
+        finished: classes that need no results.
+    """
+
+    def __init__(self, samples: Sequence[Sample], settings: int, finished: Collection[str]):
+        self._last = {sample.cls_name: index for index, sample in enumerate(samples)}
+        self._segmented = _classes_with_masks(samples)
+        self._settings, self._finished = settings, finished
+        self._pending: dict[tuple[int, str], _Pending] = {}
+
+    def add(
+        self, setting: int, names: Sequence[str], indices: Sequence[int], prediction: Prediction, regions: Tensor
+    ) -> None:
+        """Count the maps of a batch, and keep its score components."""
+        for name, rows in memory_bank.rows_by_name(names).items():
+            if name in self._finished:
+                continue
+            pixels = PixelMetrics() if name in self._segmented else None
+            state = self._pending.setdefault((setting, name), _Pending(pixels))
+            state.indices += indices[rows] if isinstance(rows, slice) else [indices[row] for row in rows]
+            for key, component in prediction.score_components.items():
+                state.score_components.setdefault(key, []).extend(component[rows].tolist())
+            if state.pixels is not None:
+                state.pixels.update(prediction.maps[rows].float(), regions[rows])
+
+    def complete(self, done: int) -> Iterator[tuple[str, list[_Pending]]]:
+        """The classes whose last image is among the first `done`, with what was seen of them under each setting; with
+        nothing where they need no results."""
+        for name in [name for name, index in self._last.items() if index < done]:
+            self._last.pop(name)
+            if name in self._finished:
+                yield name, []
+            else:
+                yield name, [self._pending.pop((number, name), _Pending(None)) for number in range(self._settings)]
 
 
 @torch.no_grad()
-def infer(detector: Any, images: Tensor, name: str, memory: Any | None, accelerator: Accelerator) -> Any:
+def infer(detector: Detector, images: Tensor, name: str, memory: Memory | None, accelerator: Accelerator) -> Prediction:
     """The prediction for images of one class, (B, 3, S, S) uint8; memory: its references, None for zero-shot."""
     tokens = encode(detector, images, accelerator, Timer())
     return _fuse(detector, tokens, [name] * len(images), memory)
 
 
-def _fuse(detector: Any, tokens: Any, names: list[str], memory: Any | None) -> Any:
-    zero_shot = detector.zero_shot(tokens, names)
-    return zero_shot if memory is None else detector.few_shot(zero_shot, tokens, names, {names[0]: memory})
+def _fuse(detector: Detector, tokens: Any, names: list[str], memory: Memory | None) -> Prediction:
+    zero_shot = _zero_shot(detector, tokens, names)
+    if memory is not None:
+        return detector.few_shot(zero_shot, tokens, names, {names[0]: memory})
+    if zero_shot is None:
+        raise ValueError("this method requires reference images")
+    return zero_shot
+
+
+def _zero_shot(detector: Detector, tokens: Any, names: Sequence[str]) -> Prediction | None:
+    """None of a method that requires references."""
+    return detector.zero_shot(tokens, names) if hasattr(detector, "zero_shot") else None
 
 
 @torch.no_grad()
-def leave_one_out(detector: Any, tokens: Any, count: int, name: str) -> Iterator[Any]:
+def leave_one_out(detector: Detector, tokens: Any, count: int, name: str) -> Iterator[Prediction]:
     """Predictions for the references themselves, each compared with all others: what normal images look like.
 
     Args:
@@ -187,39 +228,42 @@ def leave_one_out(detector: Any, tokens: Any, count: int, name: str) -> Iterator
 
 
 @torch.no_grad()
-def _predict(detector, images: Tensor, names, settings, banks, accelerator: Accelerator, clock: Timer) -> Iterator[Any]:
+def _predict(
+    detector: Detector,
+    images: Tensor,
+    names: Sequence[str],
+    settings: Sequence[FewShotSetting],
+    banks: Mapping[str, Sequence[Memory | None]],
+    accelerator: Accelerator,
+    timer: Timer,
+) -> Iterator[Prediction]:
     """One prediction per setting from one pass of the backbone, and one comparison with each reference image."""
-    tokens = encode(detector, images, accelerator, clock)
-    zero_shot, found = detector.zero_shot(tokens, names), {}
+    tokens = encode(detector, images, accelerator, timer)
+    zero_shot, similarities = _zero_shot(detector, tokens, names), SimilarityCache()
     for number, setting in enumerate(settings):
         if setting.k_shot == 0:
             yield zero_shot
         else:
             memories = {name: banks[name][number] for name in dict.fromkeys(names)}
-            yield detector.few_shot(zero_shot, tokens, names, memories, found)
-
-
-def _rows_by_name(names: Sequence[str]) -> dict[str, slice | list[int]]:
-    """Class name -> its rows in a batch; a slice, which copies nothing, where there is one class."""
-    if len(set(names)) == 1:
-        return {names[0]: slice(None)}
-    return {name: [row for row, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+            yield detector.few_shot(zero_shot, tokens, names, memories, similarities)
 
 
 def _finish_class(
-    detector: Any, name: str, found: Sequence[_Pending], samples: Sequence[Any], accelerator: Accelerator
+    detector: Detector, name: str, pending: Sequence[_Pending], samples: Sequence[Sample], accelerator: Accelerator
 ) -> list[ClassScores]:
     """The results of a class under all settings, from what every process has seen of it. Each process computes those of
     some settings, so that none waits for a single one."""
     own = []
-    for setting, state in enumerate(found):
+    for setting, state in enumerate(pending):
         parts = gather_to(state, setting % accelerator.num_processes, accelerator)
         if parts is not None:
             own.append(_finish(detector, setting, name, parts, samples))
     return sorted(flatten(gather(own, accelerator)), key=lambda result: result.setting)
 
 
-def _finish(detector, setting: int, name: str, parts: Sequence[_Pending], samples: Sequence[Any]) -> ClassScores:
+def _finish(
+    detector: Detector, setting: int, name: str, parts: Sequence[_Pending], samples: Sequence[Sample]
+) -> ClassScores:
     """Merge what the processes have seen of a class, in the order of the samples."""
     parts = [part for part in parts if part.indices]
     indices = flatten(part.indices for part in parts)
@@ -236,12 +280,12 @@ def _finish(detector, setting: int, name: str, parts: Sequence[_Pending], sample
     return ClassScores(setting, name, metrics, indices, scores, score_components, pixels.curves())
 
 
-def _classes_with_masks(samples: Sequence[Any]) -> set[str]:
+def _classes_with_masks(samples: Sequence[Sample]) -> set[str]:
     """Classes of which every anomalous image has a mask: the others have no pixel metrics."""
     return {s.cls_name for s in samples} - {s.cls_name for s in samples if s.anomaly and not s.mask_path}
 
 
-def _check_finite(prediction: Any, samples: Sequence[Any], indices: Sequence[int]) -> None:
+def _check_finite(prediction: Prediction, samples: Sequence[Sample], indices: Sequence[int]) -> None:
     """Raises ValueError where a map or term holds NaN or infinity; names the image."""
     ends = [
         prediction.maps.amin((1, 2)),

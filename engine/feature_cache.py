@@ -16,7 +16,6 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -66,10 +65,9 @@ class FeatureCache:
             ) from None
 
     @classmethod
-    def wanted(cls, settings: Any, accelerator: Accelerator) -> "FeatureCache | None":
-        """The one that --feature_cache asks for; None where it is not given, or a script does not have it."""
-        folder = getattr(settings, "feature_cache", None)
-        return None if folder is None else cls(folder, settings.feature_cache_size, accelerator)
+    def of(cls, folder: str | None, size: float | None, accelerator: Accelerator) -> "FeatureCache | None":
+        """The one that --feature_cache and --feature_cache_size ask for; None where no folder is given."""
+        return None if folder is None or size is None else cls(folder, size, accelerator)
 
     def __call__(
         self,

@@ -1,6 +1,7 @@
 """Memories of every class and few-shot setting."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from data.references import ZERO_SHOT, FewShotSetting, choose_shots, draw_shots,
 from dataset import AnomalyDataset, Sample
 from engine.encoding import Timer, encode_all, select_rows
 from engine.evaluation import batches
+from model.interface import Detector, Memory
 from model.memory_bank import Memories
+
+MemorySource = Callable[[str], list[Memory | None]]  # class name -> a Memory per setting; None for zero-shot
 
 
 class References:
@@ -23,84 +27,118 @@ class References:
     Args:
         detector, accelerator: as for `score`.
         settings: few-shot settings with their references.
-        load: image paths -> batches of `dataset.AnomalyDataset` over them, in order.
-        clock: measures.
+        root: of the dataset.
+        image_size: side S in pixels.
+        batch_size, num_workers: see `evaluation.batches`.
+        timer: measures.
     """
 
     def __init__(
         self,
-        detector: Any,
-        settings: Sequence[Any],
-        load: Callable[[Sequence[str]], DataLoader],
+        detector: Detector,
+        settings: Sequence[FewShotSetting],
         accelerator: Accelerator,
-        clock: Timer | None = None,
+        *,
+        root: str | Path,
+        image_size: int,
+        batch_size: int,
+        num_workers: int,
+        timer: Timer | None = None,
     ):
-        self._detector, self._settings, self._load, self._accelerator = detector, settings, load, accelerator
-        self._clock = clock
+        self._detector, self._settings, self._accelerator, self._timer = detector, settings, accelerator, timer
+        self._root, self._image_size = root, image_size
+        self._batch_size, self._num_workers = batch_size, num_workers
 
     @torch.no_grad()
-    def __call__(self, name: str) -> list[Any]:
+    def __call__(self, name: str) -> list[Memory | None]:
         """One Memory per setting; None for zero-shot."""
         wanted = [list(setting.references.get(name, ())) for setting in self._settings]
         paths = list(dict.fromkeys(path for paths in wanted for path in paths))
         if not paths:
             return [None] * len(wanted)
-        tokens = encode_all(self._detector, self._load(paths), self._accelerator, self._clock)
+        tokens = encode_all(self._detector, self._load(paths), self._accelerator, self._timer)
         row = {path: number for number, path in enumerate(paths)}
         return [self._memory(select_rows(tokens, [row[p] for p in one]), one) if one else None for one in wanted]
 
-    def _memory(self, tokens: Any, paths: list[str]) -> Any:
+    def _load(self, paths: Sequence[str]) -> DataLoader[Any]:
+        images = [Sample(path, "", "", "", 0) for path in paths]
+        dataset = AnomalyDataset(self._root, images, self._image_size)
+        return batches(dataset, self._batch_size, self._num_workers, self._accelerator, shared=False)
+
+    def _memory(self, tokens: Any, paths: list[str]) -> Memory:
         return self._detector.build_memory(tokens)._replace(images=tuple(paths))
 
 
-def drawn_settings(settings, meta: dict[str, list[Sample]], classes: Sequence[str]) -> list[FewShotSetting]:
-    """The few-shot settings asked for, from --references or drawn; zero-shot is one of them."""
-    if settings.references is not None:
-        everything = meta["train"] + meta["test"]
-        return load_shots(settings.references, everything, classes, settings.k_shot, settings.seed)
-    return [ZERO_SHOT] * (0 in settings.k_shot) + [
-        draw_shots(settings.dataset, meta["train"], classes, k_shot, seed)
-        for k_shot in dict.fromkeys(settings.k_shot)
-        for seed in dict.fromkeys(settings.seed)
-        if k_shot > 0
+def few_shot_settings(
+    references: str | None,
+    k_shot: Sequence[int] | None,
+    seed: Sequence[int] | None,
+    dataset: str,
+    meta: Mapping[str, list[Sample]],
+    classes: Sequence[str],
+) -> list[FewShotSetting]:
+    """The settings asked for, from a file of --references or drawn; zero-shot is one of them.
+
+    k_shot, seed: of the draw; with a file they choose among its settings, None takes all.
+    """
+    if references is not None:
+        return load_shots(references, meta["train"] + meta["test"], classes, k_shot, seed)
+    k_shot, seed = list(k_shot or ()), list(seed or ())
+    return [ZERO_SHOT] * (0 in k_shot) + [
+        draw_shots(dataset, meta["train"], classes, one_k, one_seed)
+        for one_k in dict.fromkeys(k_shot)
+        for one_seed in dict.fromkeys(seed)
+        if one_k > 0
     ]
 
 
-def stored_settings(settings, stored, classes: Sequence[str]) -> tuple[list[FewShotSetting], Memories]:
-    """The settings of a file of memories that the flags ask for (all, where they say nothing), and their memories."""
-    header, memories = stored
+def stored_settings(
+    path: str,
+    header: Mapping[str, Any],
+    memories: Memories,
+    k_shot: Sequence[int] | None,
+    seed: Sequence[int] | None,
+    classes: Sequence[str],
+) -> tuple[list[FewShotSetting], "StoredReferences"]:
+    """The settings of a file of --save_memory that the flags ask for (all, where they are None), and their memories.
+
+    header, memories: see `memory_bank.load`.
+    """
     try:
         every = parse_shots(header["shots"])
     except (KeyError, ValueError):
-        raise ValueError(f"memory {settings.memory}: does not say which settings it holds") from None
-    shots = choose_shots(f"memory {settings.memory}", every, settings.k_shot, settings.seed)
-    held = {}
+        raise ValueError(f"memory {path}: does not say which settings it holds") from None
+    shots = choose_shots(f"memory {path}", every, k_shot, seed)
+    held: Memories = {}
     for new, shot in enumerate(shots):
         for name in classes if shot.k_shot > 0 else ():
-            held[new, name] = memories.get((every.index(shot), name))
-            if held[new, name] is None:
-                raise ValueError(f"memory {settings.memory}: holds no references of class '{name}'")
-    return shots, held
+            memory = memories.get((every.index(shot), name))
+            if memory is None:
+                raise ValueError(f"memory {path}: holds no references of class '{name}'")
+            held[new, name] = memory
+    return shots, StoredReferences(held, len(shots))
 
 
-def draw_memories(
-    settings, accelerator: Accelerator, detector, shots: Sequence[FewShotSetting], clock: Timer
-) -> References:
-    def load(paths: Sequence[str]) -> DataLoader:
-        images = [Sample(path, "", "", "", 0) for path in paths]
-        dataset = AnomalyDataset(settings.data_path, images, settings.image_size)
-        return batches(dataset, settings.batch_size, settings.num_workers, accelerator, shared=False)
+class StoredReferences:
+    """Memories out of a file, as `References` gives them."""
 
-    return References(detector, shots, load, accelerator, clock)
+    def __init__(self, held: Memories, settings: int):
+        self._held, self._settings = held, settings
+
+    def __call__(self, name: str) -> list[Memory | None]:
+        """One Memory per setting; None for zero-shot."""
+        return [self._held.get((number, name)) for number in range(self._settings)]
 
 
-def keep_memories(memories_of: Callable[[str], list], kept: dict, settings) -> Callable[[str], list]:
-    """`build_memory`, which keeps what it gave where --save_memory asks for it."""
+class KeptReferences:
+    """What another source gives, kept in main memory in `kept` for --save_memory."""
 
-    def kept_memories(name: str) -> list:
-        memories = memories_of(name)
-        if settings.save_memory:
-            kept.update({(number, name): one.cpu() for number, one in enumerate(memories) if one is not None})
+    def __init__(self, source: MemorySource):
+        self._source = source
+        self.kept: Memories = {}
+
+    def __call__(self, name: str) -> list[Memory | None]:
+        """One Memory per setting; None for zero-shot."""
+        memories = self._source(name)
+        self.kept.update({(number, name): one.cpu() for number, one in enumerate(memories) if one is not None})
         return memories
-
-    return kept_memories

@@ -1,4 +1,5 @@
-"""What is known of the classes that a test has finished: kept until all are, so that an interrupted test goes on."""
+"""Where an interrupted run resumes: a test after its finished classes, whose results are kept until all are there; a
+training after its last checkpoint."""
 
 import base64
 import json
@@ -9,10 +10,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from data.meta import Sample
 from data.references import FewShotSetting
+from engine import checkpoint
 from engine.evaluation import ClassScores
+from engine.loss_log import Step, parse_losses
 from prompt_ensemble import load_prompts
 from report.gallery import SelectedImages
 from utils.files import file_digest, write_json
@@ -23,7 +29,7 @@ FOLDER = "finished"
 # Settings on which no result depends, or whose files are looked at instead.
 NEUTRAL_SETTINGS = (
     "save_path", "save_memory", "resume", "num_workers", "feature_cache", "feature_cache_size", "meta_path",
-    "checkpoint_path", "references", "memory", "prompts",
+    "checkpoint_path", "trained_on", "references", "memory", "prompts",
 )  # fmt: skip
 
 
@@ -102,16 +108,67 @@ def _decoded(lists: Sequence[Sequence[Mapping[str, Any]]]) -> SelectedImages:
     return SelectedImages(*([{**row, "picture": base64.b64decode(row["picture"])} for row in rows] for rows in lists))
 
 
-def run_identity(settings, description, accelerator: Accelerator, samples, shots: Sequence[FewShotSetting]) -> dict:
-    """All that the results of a class depend on."""
-    own = {key: value for key, value in vars(settings).items() if key not in NEUTRAL_SETTINGS}
-    prompts = None if settings.prompts is None else load_prompts(settings.prompts)
-    held = {key: file_digest([path]) for key in ("checkpoint_path", "memory") if (path := getattr(settings, key))}
+def run_identity(
+    settings: Mapping[str, Any],
+    description: Mapping[str, Any],
+    accelerator: Accelerator,
+    root: str,
+    samples: Sequence[Sample],
+    shots: Sequence[FewShotSetting],
+    checkpoint_path: Path | None,
+    memory: str | None,
+) -> dict[str, Any]:
+    """All that the results of a class depend on.
+
+    settings: by name; those of NEUTRAL_SETTINGS are passed over.
+    """
+    own = {key: value for key, value in settings.items() if key not in NEUTRAL_SETTINGS}
+    prompts = None if settings["prompts"] is None else load_prompts(settings["prompts"])
+    files = {"checkpoint_path": checkpoint_path, "memory": memory}
+    held = {key: file_digest([path]) for key, path in files.items() if path}
     versions = {key: value for key, value in provenance().items() if key != "git"}
     # Batches, and with them the last bits of results, follow from the number of processes and the device.
     where = (accelerator.num_processes, accelerator.device.type)
     images = {path for sample in samples for path in (sample.img_path, sample.mask_path) if path}
     images |= {path for shot in shots for paths in shot.references.values() for path in paths}
-    files = file_stamps([Path(settings.data_path, path) for path in sorted(images)])
+    stamps = file_stamps([Path(root, path) for path in sorted(images)])
     return {"settings": own, "prompts": prompts, "files": held, "description": description, "versions": versions,
-            "where": where, "samples": samples, "shots": shots, "images": files}  # fmt: skip
+            "where": where, "samples": samples, "shots": shots, "images": stamps}  # fmt: skip
+
+
+def resume_training(
+    last: checkpoint.Checkpoint, optimizer: torch.optim.Optimizer, run: Mapping[str, Any], names: Sequence[str]
+) -> tuple[int, list[Step]]:
+    """Restore the optimiser; returns the epoch that is done and the steps so far.
+
+    Args:
+        run: settings that must be as they were.
+        names: of the parts of the loss.
+
+    Raises:
+        ValueError: another setting, or a broken file; names both.
+    """
+    checkpoint.check_compatible(f"checkpoint {last.path} was trained", last.meta, run, run)
+    if "optimizer" not in last.meta:
+        raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
+    done = last.meta.get("epoch")
+    try:
+        optimizer.load_state_dict(last.meta["optimizer"])
+        fits = (
+            type(done) is int
+            and last.path.name in (f"epoch_{done}.pth", checkpoint.UNFINISHED)
+            and all(
+                isinstance(moments["step"], Tensor)
+                and moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape
+                for parameter, moments in optimizer.state.items()
+            )
+        )
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"checkpoint {last.path}: its optimiser or epoch is broken; pass it by --init_checkpoint")
+    if "losses" in last.meta:
+        return done, parse_losses(last.path, last.meta["losses"], names)
+    path = last.path.parent / "losses.csv"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return done, [step for step in parse_losses(path, text, names) if step.epoch <= done]

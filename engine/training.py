@@ -1,103 +1,252 @@
-"""One epoch of training; knows a detector by its protocol alone."""
+"""Training: its epochs, and what is saved, validated and shown after them. Knows a detector by its protocol alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
-from engine.losses import dice, focal
-from utils.distributed import each_round
+from data.meta import Sample
+from dataset import AnomalyDataset, EpochSampler
+from engine import checkpoint
+from engine.epoch import train_epoch
+from engine.evaluation import infer
+from engine.loss_log import Step, losses_text, write_losses
+from engine.validation import Validation
+from model.interface import Detector
+from utils.devices import set_seed
+from utils.distributed import DistributedBatchSampler, isolate_signals, shutdown
+from utils.logs import LOG
+from utils.signals import HeldSignals, Stopped
+
+_WATCHED = 4  # anomalous images whose maps are shown after each saved epoch
+
+
+class WatchedMap(NamedTuple):
+    """What the detector in training makes of an image, zero-shot."""
+
+    sample: Sample
+    map: np.ndarray  # (S, S) float32
+    mask: np.ndarray  # (S, S) uint8, 1 = defect
+
+
+class TrainingObserver(Protocol):
+    """Who is told of a training, on the main process. `report.tensorboard.TensorBoardLogger` is one."""
+
+    def epoch(self, steps: Sequence[Step], rates: Sequence[float]) -> None:
+        """The steps of an epoch, and the learning rate of each group of parameters."""
+
+    def validation(self, row: Mapping[str, float | None]) -> None:
+        """Metrics of the validation dataset after the last step."""
+
+    def maps(self, maps: Sequence[WatchedMap]) -> None:
+        """Maps of a few images after the last step."""
+
+    def flush(self) -> None:
+        """Nothing of what was told may be lost when the training is killed now."""
+
+    def close(self) -> None:
+        """Nothing more follows."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """The losses of one training step; loss is what was minimised, the sum of the parts over all maps."""
+class TrainingPlan:
+    """How a training runs; see `config.settings.TrainSettings` for the fields of these names.
 
+    root: of the dataset.
+    """
+
+    root: str
     epoch: int
-    step: int
-    loss: float
-    focal: float
-    dice: float
+    batch_size: int
+    num_workers: int
+    seed: int
+    aug_rate: float
+    mosaic_of: str
+    augment: bool
+    no_shuffle: bool
+    print_freq: int
+    save_freq: int
 
 
-def train_epoch(
-    detector: torch.nn.Module,
-    loader: Any,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    epoch: int,
-    *,
-    first: int = 1,
-    before_step: Callable[[int], None] = lambda step: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[list[Step], bool]:
-    """One pass over the data; the trainable parts minimise focal + dice, summed over the detector's maps.
-
-    Of several processes each takes its part of every batch. Losses are means over images, so a part counts by its share
-    of the images, and losses and gradients, added up, are those of the whole batch in one process.
+class Trainer:
+    """A training under way: its epochs, and what is written and shown after them.
 
     Args:
-        loader: on `distributed.DistributedBatchSampler`; with one process, batches of any kind.
-        first: number of the first step; the loader leaves out the batches before it.
-        before_step: called with the number of the step that comes; seeds what is drawn in it.
-        stop: asked in each step whether it is the last one; one process that says so stops all.
-
-    Returns:
-        The steps, and whether `stop` has ended them; the same on all processes.
-
-    Raises:
-        ValueError: the loss is NaN or infinite; the weights are those before that step.
+        detector, optimizer: the optimiser holds the detector's trainable parts.
+        plan: how it runs.
+        samples: what it learns from.
+        folder: of checkpoints and losses.csv.
+        meta: of the checkpoints.
+        observer: told on this process; None on all but the main one.
+        validate: scores another dataset after each checkpoint; None where none is wanted.
+        done: epochs that are behind it.
+        history: all steps so far; those of the epoch in which it was interrupted among them.
     """
-    detector.train()
-    steps, stopping = [], 0.0
-    bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=None if accelerator.is_main_process else True)
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, (length, batch) in enumerate(each_round(loader), start=first):
-        before_step(number)
-        if batch is None:  # takes part in the sums all the same
-            parts = torch.stack([0 * sum(parameter.sum() for parameter in trained)] * 3)
-        else:
-            parts = _losses(detector, batch, accelerator) * (len(batch["cls_name"]) / length)
-        told = torch.cat([parts.detach(), parts.new_tensor([stop()])])  # (4,)
-        *shown, stopping = accelerator.reduce(told, "sum").tolist()
-        steps.append(Step(epoch, number, *shown))
-        if not np.isfinite(steps[-1].loss):
-            raise ValueError(
-                f"the loss is {steps[-1].loss} at epoch {epoch}, step {number}; lower --learning_rate or use "
-                "--precision fp32"
-            )
-        optimizer.zero_grad()
-        accelerator.backward(parts[0])
-        _add_up_gradients(trained, accelerator)
-        optimizer.step()
-        bar.update()
-        bar.set_postfix(loss=f"{steps[-1].loss:.3f}")
-        if stopping:
-            break
-    bar.close()
-    return steps, stopping > 0
+
+    def __init__(
+        self,
+        detector: Detector,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        plan: TrainingPlan,
+        samples: Sequence[Sample],
+        folder: Path,
+        meta: Mapping[str, Any],
+        *,
+        observer: TrainingObserver | None = None,
+        validate: Validation | None = None,
+        done: int = 0,
+        history: Sequence[Step] = (),
+    ):
+        self._detector, self._accelerator, self._plan, self._samples = detector, accelerator, plan, samples
+        self._folder, self._meta, self._observer, self._validate = folder, meta, observer, validate
+        self._done, self._history = done, list(history)
+        self._dataset = AnomalyDataset(
+            plan.root,
+            samples,
+            meta["image_size"],
+            mosaic_rate=plan.aug_rate,
+            mosaic_of=plan.mosaic_of,
+            augmented=plan.augment,
+            seed=plan.seed,
+        )
+        self._sampler = EpochSampler(len(self._dataset), plan.seed, shuffle=not plan.no_shuffle)
+        # --batch_size is that of all processes together, so that the same command gives the same losses on any number.
+        self._rounds = DistributedBatchSampler(
+            self._sampler, plan.batch_size, accelerator.process_index, accelerator.num_processes
+        )
+        self._loader = DataLoader(
+            self._dataset,
+            batch_sampler=self._rounds,
+            num_workers=plan.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=isolate_signals,
+        )
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._optimizer = accelerator.prepare(optimizer)
+        self._known = [step for step in history if step.epoch > done]  # of an epoch that was interrupted
+
+    def fit(self) -> None:
+        """Run the epochs that are left. Raises Stopped, with last.pth written, where a signal ends them."""
+        self._make_up()
+        with HeldSignals() as signals:
+            for epoch in range(self._done + 1, self._plan.epoch + 1):
+                self._run(epoch, signals)
+        if self._observer:
+            self._observer.close()
+
+    def _make_up(self) -> None:
+        """Do what an interrupted training had still to do after its last checkpoint."""
+        scored = self._validate.resume(self._done) if self._validate and (self._done or self._known) else None
+        if not resumes_after_epoch(self._done, self._history):
+            return
+        if self._observer:
+            self._observer.epoch(self._history[-1:], self._rates)
+        self._show_maps()
+        if self._validate:
+            self._show_validation(scored or self._validate(self._detector.trainable_state(), self._done))
+
+    def _run(self, epoch: int, signals: HeldSignals) -> None:
+        plan = self._plan
+        self._dataset.epoch = self._sampler.epoch = epoch
+        known, self._known = self._known, []
+        self._rounds.skip = len(known)
+        left = len(self._rounds.lengths())
+        steps, stopped = train_epoch(
+            self._detector,
+            self._loader,
+            self._optimizer,
+            self._accelerator,
+            epoch,
+            first=len(known) + 1,
+            before_step=partial(_seed_step, plan.seed, epoch, self._accelerator.process_index),
+            stop=lambda: signals.number > 0,
+        )
+        self._history += steps
+        if stopped and (len(steps) < left or epoch < plan.epoch):
+            self._stop(steps[-1], signals.number or signal.SIGTERM)
+        steps = known + steps
+        if self._observer:
+            self._observer.epoch(steps, self._rates)
+        if epoch % plan.print_freq == 0:
+            LOG.info("epoch [%d/%d], loss:%.4f", epoch, plan.epoch, sum(step.loss for step in steps) / len(steps))
+        if epoch % plan.save_freq == 0 or epoch == plan.epoch:
+            self._save_epoch(epoch)
+            self._show_maps()
+            if self._validate:
+                with signals.released():  # which takes long, and is done again by --resume
+                    self._show_validation(self._validate(self._detector.trainable_state(), epoch))
+
+    def _stop(self, last: Step, number: int) -> None:
+        path = self._folder / checkpoint.UNFINISHED
+        if self._accelerator.is_main_process:
+            self._save(path, epoch=last.epoch - 1, losses=losses_text(self._history, self._detector.LOSSES))
+        LOG.info("saved %s after step %d of epoch %d", path, last.step, last.epoch)
+        if self._observer:
+            self._observer.close()
+        shutdown(self._accelerator)
+        raise Stopped(number)
+
+    def _save_epoch(self, epoch: int) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        if self._observer:
+            self._observer.flush()  # before the checkpoint: a training that resumes after it does not draw them again
+        path = self._folder / f"epoch_{epoch}.pth"
+        self._save(path, epoch=epoch)
+        write_losses(self._folder / "losses.csv", self._history, self._detector.LOSSES)
+        (self._folder / checkpoint.UNFINISHED).unlink(missing_ok=True)
+        LOG.info("saved %s", path)
+
+    def _save(self, path: Path, **progress: Any) -> None:
+        meta = {**self._meta, **progress, "optimizer": self._optimizer.state_dict()}
+        checkpoint.save(path, self._detector.trainable_state(), meta)
+
+    def _show_validation(self, row: Mapping[str, float | None]) -> None:
+        if self._observer:
+            self._observer.validation(row)
+
+    def _show_maps(self) -> None:
+        if self._observer:
+            self._observer.maps(_watched_maps(self._detector, self._accelerator, self._plan.root, self._samples))
 
 
-def _losses(detector: torch.nn.Module, batch: Mapping[str, Any], accelerator: Accelerator) -> Tensor:
-    """(3,): their sum, focal, dice."""
-    images, masks = (batch[key].to(accelerator.device, non_blocking=True) for key in ("image", "mask"))
-    with accelerator.autocast():
-        probabilities = detector(images, batch["cls_name"])  # each (B, 2, S, S)
-    focal_loss = torch.stack([focal(p.float(), masks) for p in probabilities]).sum()
-    dice_loss = torch.stack([dice(p[:, 1].float(), masks) for p in probabilities]).sum()
-    return torch.stack([focal_loss + dice_loss, focal_loss, dice_loss])
+def resumes_after_epoch(done: int, history: Sequence[Step]) -> bool:
+    """Whether a training resumes right after a saved epoch. What was shown after that may be lost, and is shown again.
+
+    done, history: see `Trainer`.
+    """
+    return done > 0 and not any(step.epoch > done for step in history)
 
 
-def _add_up_gradients(parameters: Sequence[Tensor], accelerator: Accelerator) -> None:
-    """Over all processes, in one message."""
-    if accelerator.num_processes == 1:
-        return
-    own = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-    total = accelerator.reduce(torch.cat([one.flatten() for one in own]), "sum")
-    for one, part in zip(parameters, total.split([one.numel() for one in parameters]), strict=True):
-        one.grad = part.view_as(one).clone()
+def shown_steps(done: int, history: Sequence[Step]) -> int:
+    """Steps of an interrupted training that an observer is not told of again."""
+    return sum(step.epoch <= done for step in history) - resumes_after_epoch(done, history)
+
+
+def _watched_maps(
+    detector: Detector, accelerator: Accelerator, root: str, samples: Sequence[Sample]
+) -> list[WatchedMap]:
+    """Of a few anomalous images, evenly spread."""
+    anomalous = [sample for sample in samples if sample.anomaly]
+    detector.eval()
+    maps = []
+    for sample in anomalous[:: max(1, len(anomalous) // _WATCHED)][:_WATCHED]:
+        (item,) = AnomalyDataset(root, [sample], detector.backbone.image_size)
+        prediction = infer(detector, item["image"][None], sample.cls_name, None, accelerator)
+        maps.append(WatchedMap(sample, prediction.maps[0].float().cpu().numpy(), item["mask"].numpy()))
+    return maps
+
+
+def _seed_step(seed: int, epoch: int, rank: int, step: int) -> None:
+    """What is drawn in a step (dropout; images have draws of their own) must not depend on how it was reached; each
+    process draws for images of its own."""
+    set_seed(random.Random(f"{seed}/{epoch}/{step}/{rank}").getrandbits(32))

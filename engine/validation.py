@@ -10,14 +10,17 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 import metrics
+from data.meta import Sample
+from data.references import ZERO_SHOT
 from engine.evaluation import score
 from metrics.image import IMAGE
+from metrics.names import VALIDATION_METRICS
 from metrics.pixel import PIXEL
+from model.interface import Detector
 from utils.files import atomic_write
 from utils.logs import LOG
 
 FILES = ("validation.csv", "best.pth")
-CHOICES = tuple(key for key in PIXEL + IMAGE if key != "threshold_px")
 _COLUMNS = ("epoch", "dataset", *PIXEL, *IMAGE)
 
 
@@ -29,10 +32,9 @@ class Validation:
         detector: of the method that is trained, with the options that the dataset wants; takes the trained parts over.
         folder: where the checkpoints are.
         dataset: name of the dataset that is scored.
-        metric: one of CHOICES, higher is better.
+        metric: one of `metrics.names.VALIDATION_METRICS`, higher is better.
         samples: the dataset's samples; a class's follow each other.
         load: samples -> `engine.evaluation.batches` over them.
-        zero_shot: the setting without references.
         accelerator: device, precision and processes.
 
     Raises:
@@ -41,19 +43,18 @@ class Validation:
 
     def __init__(
         self,
-        detector: Any,
+        detector: Detector,
         folder: Path,
         dataset: str,
         metric: str,
-        samples: Sequence[Any],
-        load: Callable[[Sequence[Any]], DataLoader],
-        zero_shot: Any,
+        samples: Sequence[Sample],
+        load: Callable[[Sequence[Sample]], DataLoader[Any]],
         accelerator: Accelerator,
     ):
         self._check_metric(dataset, metric, samples)
         self._detector = detector.eval()
         self._folder, self._dataset, self._metric, self._load = folder, dataset, metric, load
-        self._zero_shot, self._accelerator = zero_shot, accelerator
+        self._accelerator = accelerator
         self._samples = samples
         self._rows: dict[int, dict[str, Any]] = {}
         self._kept: int | None = None  # the epoch of best.pth
@@ -74,14 +75,14 @@ class Validation:
             self._detector,
             self._load(self._samples),
             self._samples,
-            [self._zero_shot],
+            [ZERO_SHOT],
             lambda _: [None],
             self._accelerator,
         )
         mean = metrics.mean([result.metrics for result in every])
         self._rows[epoch] = {"epoch": epoch, "dataset": self._dataset, **mean}
         best = " (best so far)" if self._best() == epoch else ""
-        shown = ", ".join(f"{key} {100 * mean[key]:.1f}" for key in CHOICES if mean[key] is not None)
+        shown = ", ".join(f"{key} {100 * mean[key]:.1f}" for key in VALIDATION_METRICS if mean[key] is not None)
         LOG.info("epoch %d on %s: %s%s", epoch, self._dataset, shown, best)
         if mean[self._metric] is None:
             LOG.warning("epoch %d on %s: %s cannot be computed", epoch, self._dataset, self._metric)
@@ -114,7 +115,7 @@ class Validation:
             self._kept = best
 
     @staticmethod
-    def _check_metric(dataset: str, metric: str, samples: Sequence[Any]) -> None:
+    def _check_metric(dataset: str, metric: str, samples: Sequence[Sample]) -> None:
         """A class allows pixel metrics where its anomalous images have masks, image metrics where both labels occur."""
         for name in dict.fromkeys(sample.cls_name for sample in samples):
             anomalous = [sample for sample in samples if sample.cls_name == name and sample.anomaly]

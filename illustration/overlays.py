@@ -1,7 +1,7 @@
 """Draw the README's picture from the overlays of a quickstart.
 
-    python illustration/overlays.py results/quickstart/demo_objects/few_shot/imgs/k4_seed1 \\
-        printed_page/Data/Images/Anomaly/003.png retina/Data/Images/Anomaly/002.png
+    python illustration/overlays.py results/quickstart/demo_textures/few_shot/imgs/k4_seed1 \\
+        wood/test/hole/000.png brick/test/hole/001.png
 
 Writes illustration/overlay.png: the given overlays, one below the other.
 """
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
+WIDTH = 780  # pixels
+
 
 def main(folder: str, *names: str) -> None:
     pictures = [Image.open(Path(folder, name)).convert("RGB") for name in names]
-    width = min(picture.width for picture in pictures)
-    pictures = [picture.resize((width, round(picture.height * width / picture.width))) for picture in pictures]
-    whole = Image.new("RGB", (width, sum(picture.height for picture in pictures)), "white")
+    pictures = [picture.resize((WIDTH, round(picture.height * WIDTH / picture.width))) for picture in pictures]
+    whole = Image.new("RGB", (WIDTH, sum(picture.height for picture in pictures)), "white")
     top = 0
     for picture in pictures:
         whole.paste(picture, (0, top))

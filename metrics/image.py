@@ -1,14 +1,15 @@
-"""Image metrics from labels and scores."""
+"""Image metrics from labels and scores.
+
+scikit-learn takes seconds to import, so it is imported where it is used: flags need only the names of the metrics.
+"""
 
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from metrics.curves import Points, thinned
-
-IMAGE = ("auroc_sp", "f1_sp", "ap_sp")
+from metrics.names import IMAGE
 
 
 def image_metrics(labels: Any, scores: Any) -> dict[str, float | None]:
@@ -24,6 +25,8 @@ def image_metrics(labels: Any, scores: Any) -> dict[str, float | None]:
     Raises:
         ValueError: the shapes differ or are not (N,); a score is NaN or infinite.
     """
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
     labels, scores = _checked(labels, scores)
     if not labels.any() or labels.all():
         return dict.fromkeys(IMAGE)
@@ -46,6 +49,8 @@ def image_curves(labels: Any, scores: Any) -> dict[str, Points]:
         the point before to its own, so that the area of the steps is the average precision. Nothing where only one
         label occurs.
     """
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
     labels, scores = _checked(labels, scores)
     if not labels.any() or labels.all():
         return {}

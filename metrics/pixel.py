@@ -21,8 +21,8 @@ from metrics.curves import (
 )
 from metrics.histogram import KeyTable, merge_sorted, sort_pixels, split_pixels, to_keys
 from metrics.image import as_array
+from metrics.names import PIXEL
 
-PIXEL = ("auroc_px", "f1_px", "ap_px", "aupro", "aupro_200", "iou_px", "threshold_px")
 NORMAL_CAPACITY = 1_000_000  # keys, 12 bytes each
 DEFECT_CAPACITY = 500_000  # keys, 20 bytes each
 BUFFER_BYTES = 6_000_000  # pixels that wait to be sorted together

@@ -6,6 +6,7 @@ texts of two states; few-shot adds the distance of the raw tokens to a memory ba
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,14 @@ from torch import Tensor, nn
 
 from model import anomaly_map, memory_bank
 from model.adapters import Adapters, load_part
-from model.backbones.clip import Backbone
-from model.interface import Memory, Prediction, ScoreRange, SimilarityCache, Tokens
+from model.interface import LabeledBatch, Memory, Prediction, ScoreRange, SimilarityCache, Tokens
+from model.losses import segmentation_losses
+from model.options import FEATURES_LIST, MEDICAL_PROMPTS, ByDataset, Option, Preset, Training
 from model.text_features import TextFeatures, encode_states
 from prompt_ensemble import APRIL_GAN, Prompts
+
+if TYPE_CHECKING:
+    from model.backbones.clip import Backbone
 
 _SCALE = 100.0  # inverse temperature of every softmax over states
 _CHECKPOINT_KEY = "trainable_linearlayer"
@@ -32,15 +37,39 @@ class AprilGan(nn.Module):
         prompts: states and templates.
     """
 
-    OPTIONS = ("features_list", "few_shot_features")
-    TRAINABLE = True
-    FEW_SHOT = True
-    HALF_WEIGHTS = False
-    EXTRA_METRICS = ()
+    PRESET = Preset(
+        "ViT-L-14-336",
+        "openai",
+        518,
+        batch_size=8,
+        k_shot=(4,),
+        seed=(42,),
+        prompts=MEDICAL_PROMPTS,
+        training=Training(
+            batch_size=8,
+            learning_rate=1e-3,
+            betas=(0.5, 0.999),
+            epoch=ByDataset(15, {"mvtec": 3}),
+            aug_rate=ByDataset(0.0, {"mvtec": 0.2}),
+            seed=111,
+        ),
+    )
+    OPTIONS = (
+        FEATURES_LIST,
+        Option(
+            "few_shot_features",
+            int,
+            "layers whose tokens are compared with the references (default: features_list)",
+            nargs="+",
+            scripts=("test",),
+        ),
+    )
+    needs_text = True
+    LOSSES = ("focal", "dice")
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: "Backbone",
         *,
         features_list: Sequence[int] | None = None,
         few_shot_features: Sequence[int] | None = None,
@@ -148,6 +177,9 @@ class AprilGan(nn.Module):
         return 0.5 * (score_components["text"] + anomaly_map.rescale(score_components, "map_max", limits))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        return segmentation_losses(self(batch.images, batch.names), batch.masks)
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         return [{"params": list(self.adapters.parameters()), "lr": learning_rate}]

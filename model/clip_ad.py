@@ -8,27 +8,49 @@ embedding without being trained for it. They are compared with one representativ
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import DBSCAN, MeanShift
-from sklearn.decomposition import PCA
-from sklearn.neighbors import KernelDensity
 from torch import Tensor, nn
 
 from model import anomaly_map
 from model.adapters import Adapters, load_part
-from model.backbones.clip import Backbone
-from model.interface import DualTokens, Prediction, ScoreRange
+from model.interface import DualTokens, LabeledBatch, Prediction, ScoreRange
+from model.losses import segmentation_losses
+from model.options import FEATURES_LIST, MEDICAL_PROMPTS, ByDataset, Option, Preset, Training
 from model.text_features import TextFeatures, encode_states
 from prompt_ensemble import CLIP_AD, Prompts
+
+if TYPE_CHECKING:
+    from model.backbones.clip import Backbone
 
 _LOG = logging.getLogger("vand")
 _SCALE = 100.0  # inverse temperature of the image score and of the adapters' maps
 _CHECKPOINT_KEY = "linear_layers"
-_REP_VEC, _DBSCAN, _SIGMA = "dbscan", (0.5, 15), 8.0  # published for most datasets
+_DBSCAN = ByDataset((0.5, 15), {"visa": (1.5, 25)})
+_SIGMA = 8.0
+_SIGMA_PLUS = ByDataset(_SIGMA, {"visa": 2.0})
+_BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31", 240)
 REP_VECS = ("mean", "pca", "kde", "dbscan", "mean_shift")
+_REP_VEC = "dbscan"
+_TEXT_OPTIONS = (
+    FEATURES_LIST,
+    Option(
+        "rep_vec",
+        str,
+        f"how the texts of a state become one vector: {', '.join(REP_VECS)} (default: {_REP_VEC})",
+        default=_REP_VEC,
+    ),
+    Option(
+        "dbscan",
+        float,
+        "radius and neighbours of --rep_vec dbscan (default: 1.5 25 on visa, else 0.5 15)",
+        default=_DBSCAN,
+        nargs=2,
+        metavar=("EPS", "MIN"),
+    ),
+)
 
 
 class Sdp(nn.Module):
@@ -46,19 +68,20 @@ class Sdp(nn.Module):
         ValueError: a ResNet or another transformer than CLIP's; an unknown rep_vec; parameters out of range.
     """
 
-    OPTIONS = ("features_list", "rep_vec", "dbscan", "smoothing")
-    TRAINABLE = False
-    FEW_SHOT = False
-    HALF_WEIGHTS = False
-    EXTRA_METRICS = ()
+    PRESET = Preset(*_BACKBONE, batch_size=16, prompts=MEDICAL_PROMPTS)
+    OPTIONS = (
+        *_TEXT_OPTIONS,
+        Option("smoothing", float, "sigma of the Gaussian filter over maps, in pixels (default: 8)", default=_SIGMA),
+    )
+    needs_text = True
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: "Backbone",
         *,
         features_list: Sequence[int] | None = None,
         rep_vec: str = _REP_VEC,
-        dbscan: Sequence[float] = _DBSCAN,
+        dbscan: Sequence[float] = _DBSCAN.default,
         smoothing: float = _SIGMA,
         prompts: Prompts = CLIP_AD,
     ):
@@ -163,19 +186,31 @@ class SdpPlus(nn.Module):
     The arguments are those of `Sdp`.
     """
 
-    OPTIONS = Sdp.OPTIONS
-    TRAINABLE = True
-    FEW_SHOT = False
-    HALF_WEIGHTS = False
-    EXTRA_METRICS = ()
+    PRESET = Preset(
+        *_BACKBONE,
+        batch_size=16,
+        prompts=MEDICAL_PROMPTS,
+        training=Training(batch_size=8, learning_rate=1e-4, betas=(0.9, 0.999), epoch=5, seed=42, no_shuffle=True),
+    )
+    OPTIONS = (
+        *_TEXT_OPTIONS,
+        Option(
+            "smoothing",
+            float,
+            "sigma of the Gaussian filter over maps, in pixels (default: 2 on visa, else 8)",
+            default=_SIGMA_PLUS,
+        ),
+    )
+    needs_text = True
+    LOSSES = ("focal", "dice")
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: "Backbone",
         *,
         features_list: Sequence[int] | None = None,
         rep_vec: str = _REP_VEC,
-        dbscan: Sequence[float] = _DBSCAN,
+        dbscan: Sequence[float] = _DBSCAN.default,
         smoothing: float = _SIGMA,
         prompts: Prompts = CLIP_AD,
     ):
@@ -186,7 +221,7 @@ class SdpPlus(nn.Module):
         self.adapters = Adapters([backbone.width(layer) for layer in self.sdp.features_list], backbone.embed_dim)
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> "Backbone":
         return self.sdp.backbone
 
     @property
@@ -217,6 +252,9 @@ class SdpPlus(nn.Module):
             tokens.patches, tokens.grids, self.sdp.texts(names), _SCALE, self.backbone.image_size
         )
 
+    def loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        return segmentation_losses(self(batch.images, batch.names), batch.masks)
+
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         return [{"params": list(self.adapters.parameters()), "lr": learning_rate}]
 
@@ -237,6 +275,11 @@ def representative(embeddings: Tensor, rep_vec: str, eps: float, min_samples: in
             largest cluster.
         eps, min_samples: of DBSCAN.
     """
+    # Here, since scikit-learn takes seconds to import, and --help needs this file's options.
+    from sklearn.cluster import DBSCAN, MeanShift
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import KernelDensity
+
     points = embeddings.numpy()
     match rep_vec:
         case "mean":

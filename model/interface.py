@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from model.options import Option, Preset
+
 
 class Tokens(NamedTuple):
     """What the backbone makes of a batch of images; knows nothing of classes or references."""
@@ -183,9 +185,11 @@ class Detector(Protocol):
 
     All methods have what stands here. What else a method can do it says by defining it, and what it cannot do it does
     not define: `TextDetector`, `ZeroShotDetector`, `FewShotDetector` and `TrainableDetector` list what belongs
-    together. It has a zero-shot or a few-shot part, or both. Its PRESET and OPTIONS are in model/options.py's terms.
+    together. It has a zero-shot or a few-shot part, or both.
     """
 
+    PRESET: Preset  # its published settings
+    OPTIONS: tuple[Option, ...]  # its own settings: keywords of the constructor, and flags
     needs_text: bool  # whether it compares images with texts: it has `encode_names`, and its backbone a text tower
 
     @property
@@ -253,6 +257,8 @@ class FewShotDetector(Detector, Protocol):
 
 class TrainableDetector(Detector, Protocol):
     """A method with parts to train."""
+
+    LOSSES: tuple[str, ...]  # names of the parts of its loss
 
     def loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
         """The parts of the loss by name, each a scalar; their sum is minimised, and each is logged."""

@@ -7,7 +7,7 @@ updated by what they find in the patches (Post-VCP). Each image has texts of its
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,15 @@ from torch import Tensor, nn
 
 from model import anomaly_map
 from model.adapters import Adapters, load_exactly, load_part
-from model.backbones.clip import Backbone
-from model.interface import Prediction, ScoreRange, Tokens
+from model.interface import LabeledBatch, Prediction, ScoreRange, Tokens
+from model.losses import segmentation_losses
+from model.options import FEATURES_LIST, ByDataset, Option, Preset, Training, boolean, natural, positive, probability
 from prompt_ensemble import VCP_CLIP, Prompts, sentences
 
+if TYPE_CHECKING:
+    from model.backbones.clip import Backbone
+
+_PROMPT_LEN, _DEEP_LEN, _DROPOUT = 2, 1, 0.1
 _POST_WEIGHT = 0.8  # of the Post-VCP map in the fusion; the rest is the raw map's
 _SIGMA = 8.0  # of the Gaussian filter, in pixels
 _TOP = 2000  # pixels that make the image score
@@ -46,22 +51,51 @@ class VcpClip(nn.Module):
         ValueError: another text tower, widths that do not fit, numbers out of range; one line.
     """
 
-    OPTIONS = ("features_list", "prompt_len", "deep_prompt_len", "total_d_layer_len", "use_global", "prompt_dropout")
-    TRAINABLE = True
-    FEW_SHOT = False
-    HALF_WEIGHTS = True
-    EXTRA_METRICS = ("iou_px", "threshold_px")
+    PRESET = Preset(
+        "ViT-L-14-336",
+        "openai",
+        518,
+        batch_size=8,
+        half_weights=True,
+        extra_metrics=("iou_px", "threshold_px"),
+        training=Training(
+            batch_size=32,
+            learning_rate=ByDataset(4e-5, {"mvtec": 2e-5}),
+            betas=(0.5, 0.999),
+            epoch=10,
+            aug_rate=ByDataset(0.0, {"mvtec": 0.2}),
+            mosaic_of="anomalies",
+            augment=True,
+            seed=333,
+        ),
+    )
+    OPTIONS = (
+        FEATURES_LIST,
+        Option("prompt_len", positive, "tokens that stand for the image (default: 2)", default=_PROMPT_LEN),
+        Option("deep_prompt_len", positive, "learned tokens after the start token (default: 1)", default=_DEEP_LEN),
+        Option("total_d_layer_len", natural, "later text blocks with tokens of their own: all (default), or 0"),
+        Option("use_global", boolean, "make tokens from the image, True (default) or False", default=True),
+        Option(
+            "prompt_dropout",
+            probability,
+            "of the learned tokens in training (default: 0.1)",
+            default=_DROPOUT,
+            scripts=("train",),
+        ),
+    )
+    needs_text = True
+    LOSSES = ("focal", "dice")
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: "Backbone",
         *,
         features_list: Sequence[int] | None = None,
-        prompt_len: int = 2,
-        deep_prompt_len: int = 1,
+        prompt_len: int = _PROMPT_LEN,
+        deep_prompt_len: int = _DEEP_LEN,
         total_d_layer_len: int | None = None,
         use_global: bool = True,
-        prompt_dropout: float = 0.1,
+        prompt_dropout: float = _DROPOUT,
         prompts: Prompts = VCP_CLIP,
     ):
         super().__init__()
@@ -166,6 +200,9 @@ class VcpClip(nn.Module):
 
     # --- training ---------------------------------------------------------------------------------------------------
 
+    def loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        return segmentation_losses(self(batch.images, batch.names), batch.masks)
+
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         temperatures = [self.pre_vcp.prompt_temp, self.post_vcp.prompt_temp_l1]
         others = [p for p in self.parameters() if p.requires_grad and not any(p is t for t in temperatures)]
@@ -268,7 +305,7 @@ class PostVcp(nn.Module):
         return F.normalize(found, dim=1)
 
 
-def _check_widths(backbone: Backbone, widths: Sequence[int]) -> None:
+def _check_widths(backbone: "Backbone", widths: Sequence[int]) -> None:
     if backbone.text.width != backbone.embed_dim:
         raise ValueError(
             f"vcp_clip cannot use {backbone.name}: its text tower is {backbone.text.width} wide, its joint embedding "
@@ -281,7 +318,7 @@ def _check_widths(backbone: Backbone, widths: Sequence[int]) -> None:
         )
 
 
-def _pieces(backbone: Backbone, prompts: Prompts, learned: int) -> list[tuple[str, str]]:
+def _pieces(backbone: "Backbone", prompts: Prompts, learned: int) -> list[tuple[str, str]]:
     """Per state, the text before and after the place of the image's tokens. learned: tokens that come in."""
     states = sentences("{}", prompts)
     if any(len(texts) != 1 for texts in states):

@@ -8,20 +8,24 @@ those of normal reference images.
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import anomaly_map, memory_bank
-from model.backbones.clip import Backbone
 from model.interface import Memory, Prediction, ScoreRange, SimilarityCache
+from model.options import MEDICAL_PROMPTS, Option, Preset, positive
 from model.text_features import TextFeatures, encode_states
 from prompt_ensemble import WINCLIP, Prompts
 from utils import memory_check
 
+if TYPE_CHECKING:
+    from model.backbones.clip import Backbone
+
 _TEMPERATURE = 0.07
+_SCALES = (2, 3)
 # Tokens in one call of the encoder; bounds its memory (about 1.5 GiB with ViT-L) whatever image size and scales.
 _TOKENS_AT_ONCE = 1 << 15
 
@@ -46,13 +50,28 @@ class WinClip(nn.Module):
         ValueError: a ResNet, or a window that does not fit into the grid.
     """
 
-    OPTIONS = ("scales",)
-    TRAINABLE = False
-    FEW_SHOT = True
-    HALF_WEIGHTS = False
-    EXTRA_METRICS = ()
+    PRESET = Preset(
+        "ViT-B-16-plus-240",
+        "laion400m_e31",
+        240,
+        batch_size=8,
+        k_shot=(4,),
+        seed=(42,),
+        prompts=MEDICAL_PROMPTS,
+    )
+    OPTIONS = (
+        Option(
+            "scales",
+            positive,
+            "sides of the square windows, in patches (default: 2 3)",
+            default=_SCALES,
+            nargs="+",
+            scripts=("test",),
+        ),
+    )
+    needs_text = True
 
-    def __init__(self, backbone: Backbone, *, scales: Sequence[int] = (2, 3), prompts: Prompts = WINCLIP):
+    def __init__(self, backbone: "Backbone", *, scales: Sequence[int] = _SCALES, prompts: Prompts = WINCLIP):
         super().__init__()
         if backbone.grid is None:
             raise ValueError(f"winclip needs a ViT: {backbone.name} is a ResNet, whose patches cannot be left out")

@@ -3,60 +3,87 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
+from data.images import load_image
+from data.meta import Sample
+from report.overlays import overlay
 from utils.files import NotWrittenError
 
 FOLDER = "tensorboard"
+
+
+class Step(Protocol):
+    """See `engine.loss_log.Step`."""
+
+    @property
+    def loss(self) -> float: ...
+
+    @property
+    def parts(self) -> Mapping[str, float]: ...
+
+
+class WatchedMap(Protocol):
+    """See `engine.training.WatchedMap`."""
+
+    @property
+    def sample(self) -> Sample: ...
+
+    @property
+    def map(self) -> np.ndarray: ...
+
+    @property
+    def mask(self) -> np.ndarray: ...
 
 
 class TensorBoardLogger:
     """Losses and learning rates per step, validation metrics and maps per saved epoch.
 
     Args:
-        folder: of the training; the curves go to a subfolder. None draws nothing (all processes but the first).
-        done: steps of an interrupted training that goes on; what it had drawn after them is taken back.
+        folder: of the training; the curves go to a subfolder.
+        root: of the dataset, whose images are shown.
+        done: steps of an interrupted training that is resumed; what it had drawn after them is taken back.
     """
 
-    def __init__(self, folder: Path | None, done: int):
-        self._writer, self._step = None, done
-        if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter  # seconds to import, and training alone needs it
+    def __init__(self, folder: Path, root: Path, done: int):
+        from torch.utils.tensorboard import SummaryWriter  # seconds to import, and training alone needs it
 
-            self._writer = SummaryWriter(folder / FOLDER, purge_step=done + 1)
+        self._writer, self._root, self._step = SummaryWriter(folder / FOLDER, purge_step=done + 1), root, done
 
     def close(self) -> None:
-        if self._writer:
-            with self._named():
-                self._writer.close()
+        """Nothing more follows."""
+        with self._named():
+            self._writer.close()
 
     def flush(self) -> None:
         """Write what has been drawn, so that it is not lost when the training is killed."""
-        if self._writer:
-            with self._named():
-                self._writer.flush()
+        with self._named():
+            self._writer.flush()
 
-    def epoch(self, steps: Sequence[Any], rates: Sequence[float]) -> None:
-        """The steps of an epoch (`engine.training.Step`), and the learning rate of each group of parameters."""
+    def epoch(self, steps: Sequence[Step], rates: Sequence[float]) -> None:
+        """The steps of an epoch, and the learning rate of each group of parameters."""
         for step in steps:
             self._step += 1
-            values = {f"loss/{part}": getattr(step, part) for part in ("loss", "focal", "dice")}
-            self._scalars({**values, **{f"learning_rate/group_{n}": rate for n, rate in enumerate(rates)}})
+            losses = {f"loss/{name}": value for name, value in {"loss": step.loss, **step.parts}.items()}
+            self._scalars({**losses, **{f"learning_rate/group_{n}": rate for n, rate in enumerate(rates)}})
 
     def validation(self, row: Mapping[str, float | None]) -> None:
         """Metrics after the last step; those that cannot be computed are left out."""
         self._scalars({f"validation/{key}": value for key, value in row.items() if value is not None})
 
-    def pictures(self, pictures: Mapping[str, np.ndarray]) -> None:
-        """Pictures after the last step, each (H, W, 3) uint8."""
-        for name, picture in pictures.items() if self._writer else ():
+    def maps(self, maps: Sequence[WatchedMap]) -> None:
+        """Original | anomaly map | ground truth of some images after the last step; each map has its own scale."""
+        for one in maps:
+            heat = (one.map - one.map.min()) / max(np.ptp(one.map), 1e-6)
+            image = load_image(self._root / one.sample.img_path)
+            picture = overlay(image, heat, one.mask, (one.sample.img_path, "anomaly map", "ground truth"))
             with self._named():
-                self._writer.add_image(name, picture, self._step, dataformats="HWC")
+                self._writer.add_image(one.sample.img_path, picture, self._step, dataformats="HWC")
 
     def _scalars(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items() if self._writer else ():
+        for name, value in values.items():
             with self._named():
                 self._writer.add_scalar(name, value, self._step)
 

@@ -54,7 +54,7 @@ def write_results(settings, description, shots, classes, results, rows, gallerie
     if few:
         write_json(save_path / "k_shot.json", few)
     write_predictions(save_path / "predictions.csv", rows)
-    extra = METHODS[settings.method].EXTRA_METRICS
+    extra = METHODS[settings.method].PRESET.extra_metrics
     write_tables(save_path, runs, {**description, "mode": settings.mode}, extra)
     html.write_page(save_path / "report.html", runs, rows, results, galleries, extra)
     for name, missing in tables.absent(runs).items():

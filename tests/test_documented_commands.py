@@ -1,4 +1,4 @@
-"""Every command in the README and the shell scripts parses, and published command lines run unchanged."""
+"""README, docs/ and the files beside them: commands parse, links lead somewhere, facts are those of the code."""
 
 import os
 import re
@@ -6,40 +6,50 @@ import shlex
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+import yaml
 
+import config.flags
+import config.settings
 import engine.build
 import predict as predict_script
 import test as test_script
 import train as train_script
-from config.flags import app_parser, export_parser, predict_parser, test_parser, train_parser
-from config.settings import resolve_app, resolve_export, resolve_onnx, resolve_predict, resolve_test, resolve_train
 from conftest import REFERENCE, ROOT
 from model import METHODS, build
 from model.backbones.architectures import register_architecture
 
 
-def resolve_predict_or_onnx(args):
+def resolve_predict(args):
     """As predict.py: with --onnx the file says what the detector is, here WinCLIP for screws."""
-    said = {"method": "winclip", "class_name": "screw", "image_size": 240}
-    return resolve_predict(args) if args.onnx is None else resolve_onnx(args, said)
+    known = {"method": "winclip", "class_name": "screw", "image_size": 240}
+    return config.settings.resolve_predict(args) if args.onnx is None else config.settings.resolve_onnx(args, known)
 
 
 PARSERS = {
-    "predict.py": (predict_parser, resolve_predict_or_onnx),
-    "export.py": (export_parser, resolve_export),
-    "app.py": (app_parser, resolve_app),
-    "train.py": (train_parser, resolve_train),
-    "test.py": (test_parser, resolve_test),
+    "predict.py": (config.flags.predict_parser, resolve_predict),
+    "export.py": (config.flags.export_parser, config.settings.resolve_export),
+    "app.py": (config.flags.app_parser, config.settings.resolve_app),
+    "train.py": (config.flags.train_parser, config.settings.resolve_train),
+    "test.py": (config.flags.test_parser, config.settings.resolve_test),
 }
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip() and not line.startswith("#")
-]
+README = ROOT / "README.md"
+PAGES = {path: path.read_text(encoding="utf-8") for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
+PROGRAMS = r"(?:python|sh|pip|torchrun|tensorboard)"
+
+
+def commands_of(page: str) -> list[str]:
+    """The lines of its shell blocks, and what stands in a sentence as `python ...` or the like."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    lines = [*blocks.splitlines(), *re.findall(rf"`({PROGRAMS} [^`]+)`", prose)]
+    commands = [line.partition("  #")[0].strip() for line in lines]
+    return [command for command in commands if command and not command.startswith("#")]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES.values() for command in commands_of(page)))
 
 
 def settings_of(script: str, flags: list[str]):
@@ -61,7 +71,7 @@ def printed(script: str, *flags: str, **environment: str) -> tuple[str, list[str
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_readme_command(command):
+def test_documented_command(command):
     words = shlex.split(command)
     environment = {}
     while "=" in words[0]:
@@ -71,6 +81,10 @@ def test_readme_command(command):
         assert (ROOT / words[1]).is_file()
         text = (ROOT / words[1]).read_text() + (ROOT / "train.sh").read_text()
         assert all(f"${{{name}:-" in text for name in environment)
+    elif words[0] == ".":
+        assert words == [".", ".venv/bin/activate"]
+    elif words[0] == "tensorboard":
+        assert words == ["tensorboard", "--logdir", "exps"]
     elif words[:3] == ["pip", "install", "-r"]:
         assert (ROOT / words[3]).is_file()
     elif "pip-audit" in words:  # a tool of others, which the tests do not install
@@ -80,15 +94,16 @@ def test_readme_command(command):
             words[:3] = ["python"]
         assert words[0] == "python"
         if words[1] == "-m":
-            assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file()
+            module = ROOT / words[2].replace(".", "/")
+            assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
         elif words[1] in PARSERS:
             settings_of(words[1], words[2:])
         else:
             assert (ROOT / words[1]).is_file()
 
 
-def test_readme_has_commands():
-    assert len(COMMANDS) > 10
+def test_there_are_commands():
+    assert len(commands_of(PAGES[README])) > 8 and len(COMMANDS) > 40
 
 
 def test_shell_defaults_are_the_published_settings():
@@ -176,17 +191,31 @@ def test_published_config_path_means_the_shipped_architecture(monkeypatch, mini_
     assert asked["features_list"] == asked["few_shot_features"] == [6, 12, 18, 24]
 
 
-def test_readme_example_runs(tiny_a, mini_mvtec):
-    """The Python block of the README, on small weights and data."""
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_python_examples_run(tiny_a, mini_mvtec):
+    """The Python blocks of docs/python.md, the first on small weights and data."""
+    block, metrics_block = re.findall(r"```python\n(.*?)```", PAGES[ROOT / "docs/python.md"], re.DOTALL)
+    exec(compile(metrics_block, "docs/python.md", "exec"), names := {})
+    assert names["row"]["auroc_px"] == names["row"]["auroc_sp"] == 1
     block = block.replace('"./data/mvtec"', "root")
     block, count = re.subn(r'build\("winclip".*\)', "detector_of_test", block)
     assert count == 1
     detector = build("winclip", model=tiny_a.model, pretrained=tiny_a.pretrained, config_path=tiny_a.config_path,
                      image_size=224)  # fmt: skip
     names = {"root": str(mini_mvtec), "detector_of_test": detector}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "docs/python.md", "exec"), names)
     assert names["few_shot"].maps.shape == (4, 224, 224)
+
+
+def test_readme_command_for_photographs_runs(tmp_path, monkeypatch):
+    """The one on the small CLIP that ships, which needs no download."""
+    command = next(line for line in commands_of(PAGES[README]) if "predict.py" in line and "quickstart-clip" in line)
+    bricks = REFERENCE / "data/mini_mvtec/brick"
+    folders = {"photos": bricks / "test", "good_screws": bricks / "train/good", "exps": ROOT / "exps"}
+    for name, source in folders.items():
+        (tmp_path / name).symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    assert predict_script.main([*shlex.split(command)[2:], "--num_workers", "0"]) in (0, None)
+    assert {"scores.csv", "imgs", "calibration.json"} <= {path.name for path in Path("results/screws").iterdir()}
 
 
 def test_every_flag_has_help():
@@ -198,34 +227,32 @@ def test_every_flag_has_help():
 # --- flags, files, versions -----------------------------------------------------------------------------------------
 
 
-def test_every_flag_that_the_readme_names_is_there():
-    """In code and in prose; those of tools that are not ours stand in `others`."""
-    scripts = [
-        *ROOT.glob("data/*.py"),
-        *ROOT.glob("tools/*.py"),
-        *ROOT.glob("tests/stress/*.py"),
-        ROOT / "report/compare.py",
-    ]
+def test_every_flag_that_the_docs_name_is_there():
+    """In code and in prose; those of other tools stand in `others`."""
+    rooms = ("data", "tools", "report", "benchmarks", "tests/stress")
+    scripts = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
     declared = {flag for path in scripts for flag in re.findall(r'"(--[a-z_]+)"', path.read_text(encoding="utf-8"))}
     declared |= {f"--{name}" for name in ("mvtec", "visa", "help")}  # data/mvisa.py makes its flags in a loop
     for parser, _ in PARSERS.values():
         declared |= {flag for action in parser(list(METHODS))._actions for flag in action.option_strings}
     others = {"--logdir", "--nproc_per_node", "--path"}
-    assert set(re.findall(r"(?<![\w-])--[a-z_]+", README)) - declared - others == set()
+    named = {flag for page in PAGES.values() for flag in re.findall(r"(?<![\w-])--[a-z_]+", page)}
+    assert named - declared - others == set()
 
 
 def files_of_table(heading: str) -> set[str]:
-    """The names in the first column of the table of files after some words."""
-    table = README[README.index(heading) :].split("| file | what it holds |")[1].split("\n\n")[0]
+    """The names in the first column of the table of files after some words of docs/results.md."""
+    page = PAGES[ROOT / "docs/results.md"]
+    table = page[page.index(heading) :].split("| file | what it holds |")[1].split("\n\n")[0]
     rows = table.splitlines()[2:]
     return {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
 
 
-def test_the_files_of_a_run_are_those_that_the_readme_lists(tiny_a, mini_mvtec, tmp_path):
+def test_the_files_of_a_run_are_those_that_the_docs_list(tiny_a, mini_mvtec, tmp_path):
     argv = [*tiny_a.flags, "--data_path", mini_mvtec, "--class", "brick", "--method", "winclip", "--image_size", 96,
             "--num_workers", 0, "--k_shot", 1, "--save_maps", "--save_path", tmp_path]  # fmt: skip
     test_script.main([str(word) for word in argv])
-    assert {path.name for path in tmp_path.iterdir()} == files_of_table("A run fills `--save_path`")
+    assert {path.name for path in tmp_path.iterdir()} == files_of_table("`test.py` fills `--save_path`")
 
 
 def test_the_files_of_training_and_prediction_are_those_that_are_named(tiny_a, mini_mvtec, tmp_path):
@@ -260,3 +287,85 @@ def test_constraints_pin_what_the_tests_install():
             assert name in pinned, f"{name} of {file}"
             if sys.version_info >= (3, 11):
                 assert metadata.version(name).partition("+")[0] == pinned[name], name
+
+
+# --- pages ----------------------------------------------------------------------------------------------------------
+
+
+def slugs(page: str) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    headings = re.findall(r"^#+ +(.+?) *$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(path: Path) -> list[tuple[str, str]]:
+    """(target, anchor) of every relative link and picture of a page."""
+    prose = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose)
+    return [target.partition("#")[::2] for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+def test_slugs_are_those_of_github():
+    assert slugs("# CLIP-AD: SDP and SDP+\n```sh\n# none\n```\n## After `x`, y") == {"clip-ad-sdp-and-sdp", "after-x-y"}
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(path):
+    for target, anchor in links(path):
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), f"{path.name}: {target}"
+        assert not anchor or anchor in slugs(file.read_text(encoding="utf-8")), f"{path.name}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_files_of_the_checkout_that_are_named_are_there(path):
+    named = set(re.findall(r"`((?:data|model|report|tests|exps)/[\w/-]+\.(?:py|json))`", PAGES[path]))
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_readme_is_a_page_that_leads_to_every_other():
+    assert len(PAGES[README].splitlines()) <= 200
+    linked = {(ROOT / target).resolve() for target, _ in links(README)}
+    assert {path.resolve() for path in PAGES} - {README.resolve()} <= linked
+
+
+def test_readme_table_says_what_each_method_can_do():
+    rows = {}
+    for line in PAGES[README].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 8 and cells[1].strip("`") in METHODS:
+            rows[cells[1].strip("`")] = cells
+    assert list(rows) == list(METHODS)
+    for method, (_, _, _, few_shot, trains, backbone, _, _) in rows.items():
+        kind, default = METHODS[method], settings_of("test.py", ["--method", method]).model
+        assert (few_shot != "no", trains != "no") == (kind.FEW_SHOT, kind.TRAINABLE), method
+        assert f"({default})" in backbone, method
+
+
+def version() -> str:
+    """VERSION, which one file of utils/ declares."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "utils").glob("*.py"))
+    (number,) = re.findall(r'^VERSION = "([\d.]+)"', text, re.MULTILINE)
+    return number
+
+
+def test_citation_names_version_licence_and_the_papers_of_the_readme():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys() and citation["cff-version"] == "1.2.0"
+    assert (citation["version"], citation["license"], citation["type"]) == (version(), "MIT", "software")
+    for entry in citation["references"]:
+        assert {"type", "title", "authors", "year", "url"} <= entry.keys() and entry["authors"], entry
+    cited = {entry["url"] for entry in citation["references"]}
+    assert set(re.findall(r"https://arxiv.org/abs/[\d.]+", PAGES[README])) <= cited
+
+
+def test_licence_is_mit():
+    lines = (ROOT / "LICENSE").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "MIT License" and lines[2] == "Copyright (c) 2026 The VAND Kit authors"
+    assert "WITHOUT WARRANTY OF ANY KIND" in "".join(lines)
+
+
+def test_changelog_has_the_current_version_below_unreleased():
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[:2] == ["Unreleased", version()]

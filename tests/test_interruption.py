@@ -11,8 +11,8 @@ import time
 import pytest
 import torch
 
+import engine.epoch
 import engine.evaluation
-import engine.training
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
@@ -35,7 +35,7 @@ def kill(script: str, count: int, *argv) -> None:
 
 def interrupt(monkeypatch, place: str, call: int, number: int, main, *argv) -> tuple[int, str]:
     """Send a signal in the given call of a function of the engine; returns the exit code."""
-    module = engine.training if hasattr(engine.training, place) else engine.evaluation
+    module = engine.epoch if hasattr(engine.epoch, place) else engine.evaluation
     original, calls = getattr(module, place), []
 
     def counted(*args):

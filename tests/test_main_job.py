@@ -16,8 +16,8 @@ import train as train_script
 from conftest import REFERENCE, ROOT, assert_maps, load_case
 from dataset import AnomalyDataset, read
 from engine import checkpoint
-from engine.losses import dice, focal
 from model import build
+from model.losses import dice, focal
 
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
 FAST = ["--image_size", 96, "--num_workers", 0]

@@ -14,9 +14,11 @@ VERSION = "0.1.0"
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
-def write_config(save_path: Path, settings: Any, sources: Mapping[str, str], description: Mapping[str, Any]) -> None:
+def write_config(
+    save_path: Path, settings: Mapping[str, Any], sources: Mapping[str, str], description: Mapping[str, Any]
+) -> None:
     """config.json: every setting and where it comes from, what identifies the run, and what it was made with."""
-    value = {"settings": vars(settings), "sources": sources, "description": description, **provenance()}
+    value = {"settings": settings, "sources": sources, "description": description, **provenance()}
     write_json(save_path / "config.json", value)
 
 

@@ -7,9 +7,10 @@ import torch
 from conftest import REFERENCE, assert_maps, load_case
 from dataset import AnomalyDataset, Sample
 from engine import checkpoint
-from engine.losses import dice, focal
-from engine.training import Step, train_epoch
+from engine.epoch import train_epoch
+from engine.loss_log import Step
 from model import build
+from model.losses import dice, focal
 
 SIZE = 96
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from conftest import REFERENCE, assert_maps, load_case, reference_images
 from engine import checkpoint
-from engine.training import train_epoch
+from engine.epoch import train_epoch
 from model import build
 from model.clip_ad import representative
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from conftest import REFERENCE, load_case, reference_images
 from engine import checkpoint
-from engine.losses import dice, focal
 from model import build
 from model.backbones.clip import Backbone
 from model.backbones.text_tower import TextTower
+from model.losses import dice, focal
 from prompt_ensemble import Prompts
 
 TRAINED = REFERENCE / "cases/vcp_four_steps_mvtec/after4.pth"

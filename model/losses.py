@@ -1,9 +1,25 @@
 """Segmentation losses on state probabilities; pure functions."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 _SMOOTH = 1e-5
+
+
+def segmentation_losses(probabilities: Sequence[Tensor], masks: Tensor) -> dict[str, Tensor]:
+    """{"focal", "dice"}, each summed over the maps, in single precision.
+
+    Args:
+        probabilities: per map (B, 2, S, S), each pixel's probabilities of (normal, abnormal).
+        masks: (B, S, S), 1 = defect.
+    """
+    with torch.autocast(masks.device.type, enabled=False):
+        return {
+            "focal": torch.stack([focal(one.float(), masks) for one in probabilities]).sum(),
+            "dice": torch.stack([dice(one[:, 1].float(), masks) for one in probabilities]).sum(),
+        }
 
 
 def focal(probabilities: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:

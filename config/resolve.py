@@ -1,0 +1,263 @@
+"""Command line -> settings: what no flag gives comes from the method's published preset; contradictions are refused.
+
+Every function returns the settings and, by name, where each value comes from. It raises ValueError with one line where
+flags contradict each other.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from config.settings import (
+    QUICKSTART,
+    AppSettings,
+    ObjectSettings,
+    OnnxSettings,
+    PredictSettings,
+    Sources,
+    TestSettings,
+    TrainSettings,
+)
+from model import METHODS, capabilities
+from model.options import Option, Preset, for_dataset
+from utils.devices import CPU_BATCH, default_precision
+
+Settings = TypeVar("Settings")
+
+OPTIONS = tuple(dict.fromkeys(option.name for method in METHODS.values() for option in method.OPTIONS))
+_COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "num_workers": 2, "compile": False}
+_APP = {"host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8}
+_CACHE_SIZE = 50.0  # GB
+_FPR = 0.05
+_OWN_IMAGES = "own images"  # stands for the dataset where there is none
+# Flags of predict.py that --onnx can be combined with; they say nothing of the detector.
+_WITH_ONNX = ("inputs", "onnx", "save_path", "save_maps", "no_images", "batch_size", "num_workers")
+
+
+def resolve_train(args: argparse.Namespace) -> tuple[TrainSettings, Sources]:
+    if not capabilities(args.method or _COMMON["method"]).trains:
+        raise ValueError(f"--method {args.method} has nothing to train; test.py runs it as it is")
+    values = _Values(args, "train", args.dataset)
+    preset = values.preset
+    training = preset.training
+    for name in ("batch_size", "learning_rate", "betas", "epoch", "aug_rate", "mosaic_of", "augment", "no_shuffle",
+                 "print_freq", "save_freq", "seed"):  # fmt: skip
+        values.default(name, for_dataset(getattr(training, name), args.dataset), values.preset_label)
+    values.default("train_data_path", f"./data/{args.dataset}")
+    if args.val_dataset is None:
+        for key in ("val_data_path", "val_meta_path", "val_metric"):
+            if getattr(args, key) is not None:
+                raise ValueError(f"--{key} {getattr(args, key)}: requires --val_dataset")
+    else:
+        values.default("val_data_path", f"./data/{args.val_dataset}")
+        values.default("val_metric", "ap_px")
+    values.default("save_path", f"./exps/{values['method']}/{args.dataset}")
+    dataset = args.val_dataset or args.dataset
+    values["val_options"] = values.options_of("test", dataset)
+    values["val_prompts"] = args.prompts or for_dataset(preset.prompts, dataset)
+    return values.settings(TrainSettings)
+
+
+def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
+    file = args.references if args.references is not None else args.memory
+    few = args.k_shot is not None or file is not None
+    if args.mode == "zero_shot" and few:
+        raise ValueError(
+            "--mode zero_shot takes no --k_shot, --references or --memory; drop them or use --mode few_shot"
+        )
+    if args.references is not None and args.memory is not None:
+        raise ValueError("--references and --memory both name the references; give one of them")
+    if args.save_memory and not few:
+        raise ValueError("--save_memory: zero-shot has no references to save; give --k_shot")
+    values = _Values(args, "test", args.dataset)
+    preset, mode = values.preset, args.mode or ("few_shot" if few else "zero_shot")
+    method, able = values["method"], [name for name in METHODS if capabilities(name).few_shot]
+    if mode == "few_shot" and method not in able:
+        raise ValueError(f"{method} is zero-shot and takes no references; these methods do: {', '.join(able)}")
+    if mode == "zero_shot" and not capabilities(method).zero_shot:
+        raise ValueError(f"{method} requires references; give --k_shot")
+    if mode == "zero_shot":
+        values.decide("k_shot", [0], "zero-shot has none")
+        values.decide("seed", [], "zero-shot has none")
+    elif file is not None:  # it says which settings there are; the flags choose among them
+        for key in ("k_shot", "seed"):
+            values.decide(key, getattr(args, key), "flag" if getattr(args, key) else file)
+    else:
+        values.default("k_shot", list(preset.k_shot), values.preset_label)
+        values.default("seed", list(preset.seed), values.preset_label)
+    if args.mode is None:
+        values.decide("mode", mode, "follows from the other flags")
+    if args.checkpoint_path is None and args.trained_on is not None and capabilities(method).trains:
+        values.decide("checkpoint_path", f"./exps/{method}/{args.trained_on}", "--trained_on")
+    values.default("batch_size", preset.batch_size, values.preset_label)
+    values.default("data_path", f"./data/{args.dataset}")
+    values.default("save_path", f"./results/{method}/{args.dataset}/{mode}")
+    return values.settings(TestSettings)
+
+
+def resolve_predict(args: argparse.Namespace) -> tuple[PredictSettings, Sources]:
+    values = _object_values(args)
+    values.default("save_path", f"./results/{values['method']}/predict")
+    return values.settings(PredictSettings)
+
+
+def resolve_export(args: argparse.Namespace) -> tuple[ObjectSettings, Sources]:
+    values = _object_values(args)
+    for key, value in (("device", "cpu"), ("precision", "fp32"), ("compile", False)):
+        values.decide(key, value, "export.py")
+    values.default("save_path", f"./exps/{values['method']}/export")
+    return values.settings(ObjectSettings)
+
+
+def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tuple[OnnxSettings, Sources]:
+    """Settings of predict.py --onnx.
+
+    Args:
+        made_with: what the exported detector was made with; method, class_name and image_size are in it.
+
+    Raises:
+        ValueError: a flag that contradicts it, or that cannot be compared with it; names both.
+    """
+    if made_with["method"] not in METHODS:
+        raise ValueError(
+            f"--onnx {args.onnx}: made by unknown method '{made_with['method']}'; known: {', '.join(METHODS)}"
+        )
+    compared = ("method", "class_name", "image_size", "model", "pretrained", "prompts", *OPTIONS)
+    fixed = {**{key: made_with[key] for key in compared if key in made_with}, "device": "cpu", "precision": "fp32"}
+    given = {key: value for key, value in vars(args).items() if value is not None and key not in _WITH_ONNX}
+    for key, value in given.items():
+        text = _words(value)
+        if key not in fixed:
+            raise ValueError(f"--{key} {text}: {args.onnx} has its own, which export.py fixed; drop --{key}")
+        if fixed[key] != value:
+            raise ValueError(f"--{key} {text}: {args.onnx} is fixed to {_words(fixed[key])}; drop --{key}")
+    values: dict[str, Any] = {key: getattr(args, key) for key in _WITH_ONNX}
+    sources = {key: "flag" for key, value in values.items() if value is not None}
+    for key in ("method", "class_name", "image_size"):
+        values[key], sources[key] = fixed[key], str(args.onnx)
+    for key, value, source in (
+        ("num_workers", _COMMON["num_workers"], "default"),
+        ("batch_size", METHODS[values["method"]].PRESET.batch_size, "preset"),
+        ("save_path", f"./results/{values['method']}/predict", "default"),
+    ):
+        if values[key] is None:
+            values[key], sources[key] = value, source
+    if values["batch_size"] == "auto":
+        values["batch_size"], sources["batch_size"] = CPU_BATCH, "auto"
+    return OnnxSettings(**values), sources
+
+
+def resolve_app(args: argparse.Namespace) -> tuple[AppSettings, Sources]:
+    """Where no flag names a method or a model: WinCLIP on the weights that ship, if any."""
+    shipped = {}
+    if not any((args.method, args.model, args.config_path, args.pretrained)) and QUICKSTART.is_file():
+        shipped = {"config_path": str(QUICKSTART.with_suffix(".json")), "pretrained": str(QUICKSTART)}
+    method = args.method or "winclip"
+    values = _own_image_values(argparse.Namespace(**{**vars(args), **shipped, "method": method}))
+    values.sources |= dict.fromkeys(shipped, "default")
+    for key, value in _APP.items():
+        values.default(key, value)
+    if args.method is None:
+        values.sources["method"] = "default"
+    return values.settings(AppSettings)
+
+
+def _object_values(args: argparse.Namespace) -> "_Values":
+    """Of a detector for one object."""
+    if args.calibrate is not None and args.calibration is not None:
+        raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
+    if args.calibration is not None and args.fpr is not None:
+        raise ValueError(f"--fpr {args.fpr:g}: the threshold of --calibration {args.calibration} has its own; drop one")
+    if not (args.class_name or "").strip():
+        raise ValueError("--class_name is missing: say what the images show, as in --class_name screw")
+    return _own_image_values(argparse.Namespace(**{**vars(args), "class_name": args.class_name.strip()}))
+
+
+def _own_image_values(args: argparse.Namespace) -> "_Values":
+    """Of one's own images, which belong to no dataset."""
+    values = _Values(args, "test", _OWN_IMAGES)
+    calibrated = getattr(args, "calibration", None) is not None
+    values.default("fpr", _FPR, "default; --calibration has its own" if calibrated else "default")
+    if not 0 < values["fpr"] < 1:
+        raise ValueError(f"--fpr {values['fpr']:g}: must be a rate between 0 and 1")
+    values.default("batch_size", values.preset.batch_size, values.preset_label)
+    return values
+
+
+class _Values:
+    """Settings in the making: the flags, filled up.
+
+    Args:
+        args: of the command line; None means: not given.
+        script: "train" or "test", see `Option.scripts`.
+        dataset: that the presets are for.
+    """
+
+    def __init__(self, args: argparse.Namespace, script: str, dataset: str):
+        self._args, self._values = args, dict(vars(args))
+        self.sources = {key: "flag" for key, value in vars(args).items() if value is not None and value is not False}
+        for key, value in _COMMON.items():
+            self.default(key, value)
+        self.preset_label = f"{self['method']} preset"
+        if args.config_path is not None:
+            self.default("model", Path(args.config_path).stem, "--config_path")
+        self.default("precision", *default_precision(self["device"]))
+        # The published size and weights belong to the published architecture; another has its own.
+        if self["model"] in (None, self.preset.model):
+            for key in ("model", "pretrained", "image_size"):
+                self.default(key, getattr(self.preset, key), self.preset_label)
+        if self["pretrained"] is None:
+            raise ValueError(f"--model {self['model']} requires --pretrained: a tag of open_clip or a weights file")
+        self.default("prompts", for_dataset(self.preset.prompts, dataset), self.preset_label)
+        self._cache_size()
+        if self._values.get("batch_size") == "auto":
+            self.sources["batch_size"] = "auto"  # a number as soon as the detector is there
+        self["options"] = self.options_of(script, dataset)
+        for name, value in self["options"].items():
+            if value is not None and name not in self.sources:
+                self.sources[name] = self.preset_label
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._values[key] = value
+
+    @property
+    def preset(self) -> Preset:
+        preset: Preset = METHODS[self["method"]].PRESET
+        return preset
+
+    def default(self, key: str, value: Any, source: str = "default") -> None:
+        """Take a value where there is none."""
+        if self._values.get(key) is None:
+            self.decide(key, value, source)
+
+    def decide(self, key: str, value: Any, source: str) -> None:
+        """Take a value whatever there is."""
+        self._values[key] = value
+        if value is not None or key in self.sources:
+            self.sources[key] = source
+
+    def options_of(self, script: str, dataset: str) -> dict[str, Any]:
+        """The method's options on a dataset. Given ones that the method lacks stay in, since building refuses them."""
+        given = {name: value for name in OPTIONS if (value := getattr(self._args, name, None)) is not None}
+        own: Sequence[Option] = METHODS[self["method"]].OPTIONS
+        defaults = {one.name: for_dataset(one.default, dataset) for one in own if script in one.scripts}
+        return defaults | given
+
+    def settings(self, kind: type[Settings]) -> tuple[Settings, Sources]:
+        """The finished object; flags that it has no field for are the method's options, which it holds together."""
+        names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+        return kind(**{key: self._values[key] for key in names}), self.sources
+
+    def _cache_size(self) -> None:
+        if self._values.get("feature_cache") is not None:
+            self.default("feature_cache_size", _CACHE_SIZE)
+        elif self._values.get("feature_cache_size") is not None:
+            raise ValueError(f"--feature_cache_size {self['feature_cache_size']:g}: requires --feature_cache")
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,139 @@
+"""What a method says of itself as data: its own settings and its published ones. Needs no PyTorch."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ByDataset(Generic[T]):
+    """A published setting that differs between datasets.
+
+    default: of all datasets that are not named in `others`.
+    """
+
+    default: T
+    others: Mapping[str, T]
+
+    def of(self, dataset: str) -> T:
+        return self.others.get(dataset, self.default)
+
+
+def for_dataset(value: T | ByDataset[T], dataset: str) -> T:
+    """A setting that may differ between datasets, for one of them."""
+    return value.of(dataset) if isinstance(value, ByDataset) else value
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a method: a keyword of its constructor, and the flag, log line, checkpoint entry and ONNX metadata
+    of that name.
+
+    type: reads one word of the command line; raises ValueError or argparse.ArgumentTypeError.
+    help: a line for --help; {default} stands for the default.
+    default: what the constructor takes where nothing is given; None: the constructor says what follows from the
+        backbone.
+    nargs, metavar: as argparse takes them.
+    scripts: "train" and "test" (which stands for all scripts that score images) have the flag.
+    """
+
+    name: str
+    type: Callable[[str], Any]
+    help: str
+    default: Any = None
+    nargs: int | Literal["+"] | None = None
+    metavar: str | tuple[str, ...] | None = None
+    scripts: tuple[str, ...] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Published settings of a method's training.
+
+    learning_rate, betas: of Adam.
+    epoch: how many.
+    aug_rate: probability of a 2 x 2 mosaic instead of an image; mosaic_of: see `dataset.AnomalyDataset`.
+    augment: turn, jitter and blur images.
+    no_shuffle: samples in the order of meta.json.
+    """
+
+    batch_size: int
+    learning_rate: float | ByDataset[float]
+    betas: tuple[float, float]
+    epoch: int | ByDataset[int]
+    seed: int
+    aug_rate: float | ByDataset[float] = 0.0
+    mosaic_of: Literal["all", "anomalies"] = "all"
+    augment: bool = False
+    no_shuffle: bool = False
+    print_freq: int = 1
+    save_freq: int = 1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The published settings of a method.
+
+    model, pretrained, image_size: of the backbone, for every dataset.
+    batch_size: of a test.
+    k_shot, seed: of the few-shot setting that a test takes where none is named; empty for zero-shot methods.
+    training: None where there is nothing to train.
+    prompts: name or file of other words than the method's own; None takes these.
+    half_weights: whether the published program rounds the backbone's weights to half precision.
+    extra_metrics: what the method's table shows beside the usual metrics.
+    """
+
+    model: str
+    pretrained: str
+    image_size: int
+    batch_size: int
+    k_shot: tuple[int, ...] = ()
+    seed: tuple[int, ...] = ()
+    training: Training | None = None
+    prompts: str | None | ByDataset[str | None] = None
+    half_weights: bool = False
+    extra_metrics: tuple[str, ...] = ()
+
+
+# Medical datasets have words of their own, which ship with prompt_ensemble.py.
+MEDICAL_PROMPTS: ByDataset[str | None] = ByDataset(
+    None, {name: name for name in ("headct", "brainmri", "isic", "clinicdb")}
+)
+
+
+# Types of options and flags. argparse names them in its messages.
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
+    return int(text)
+
+
+def boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text}: must be True or False")
+    return text.lower() == "true"
+
+
+def probability(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a probability from 0 to 1")
+    return float(text)
+
+
+FEATURES_LIST = Option(
+    "features_list",
+    int,
+    "layers whose tokens are compared with the texts, counted from 1 (default: four evenly spaced ones)",
+    nargs="+",
+)
