@@ -12,7 +12,7 @@ from data.references import ZERO_SHOT, FewShotSetting, choose_shots, draw_shots,
 from dataset import AnomalyDataset, Sample
 from engine.encoding import Timer, encode_all, select_rows
 from engine.evaluation import batches
-from model.interface import Detector, Memory
+from model.interface import Memory, ScoringDetector
 from model.memory_bank import Memories
 
 MemorySource = Callable[[str], list[Memory | None]]  # class name -> a Memory per setting; None for zero-shot
@@ -35,7 +35,7 @@ class References:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: ScoringDetector,
         settings: Sequence[FewShotSetting],
         accelerator: Accelerator,
         *,

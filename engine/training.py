@@ -20,7 +20,7 @@ from engine.epoch import train_epoch
 from engine.evaluation import infer
 from engine.loss_log import Step, losses_text, write_losses
 from engine.validation import Validation
-from model.interface import Detector
+from model.interface import TrainableDetector
 from utils.devices import set_seed
 from utils.distributed import DistributedBatchSampler, isolate_signals, shutdown
 from utils.logs import LOG
@@ -93,7 +93,7 @@ class Trainer:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: TrainableDetector,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         plan: TrainingPlan,
@@ -233,7 +233,7 @@ def shown_steps(done: int, history: Sequence[Step]) -> int:
 
 
 def _watched_maps(
-    detector: Detector, accelerator: Accelerator, root: str, samples: Sequence[Sample]
+    detector: TrainableDetector, accelerator: Accelerator, root: str, samples: Sequence[Sample]
 ) -> list[WatchedMap]:
     """Of a few anomalous images, evenly spread."""
     anomalous = [sample for sample in samples if sample.anomaly]

@@ -40,7 +40,7 @@ class Validation:
 
     def __init__(
         self,
-        detector: Scorable,
+        detector: ScoringDetector,
         folder: Path,
         dataset: str,
         metric: str,

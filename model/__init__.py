@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
-from model.interface import Detector
+from model.interface import Detector, ScoringDetector
 from model.vcp_clip import VcpClip
 from model.winclip import WinClip
 from prompt_ensemble import Prompts
@@ -49,7 +49,7 @@ def build(
     quick_gelu: str = "auto",
     prompts: Prompts | None = None,
     **options: Any,
-) -> Detector:
+) -> ScoringDetector:
     """A detector on a frozen CLIP.
 
     Args:
@@ -79,12 +79,12 @@ def build(
     return build_on(backbone, method, prompts=prompts, **options)
 
 
-def build_on(backbone: "Backbone", method: str, *, prompts: Prompts | None = None, **options: Any) -> Detector:
+def build_on(backbone: "Backbone", method: str, *, prompts: Prompts | None = None, **options: Any) -> ScoringDetector:
     """As `build`, on a backbone that exists already."""
     given = check_options(method, options)
     if prompts is not None:
         given["prompts"] = prompts
-    constructor: Callable[..., Detector] = METHODS[method]
+    constructor: Callable[..., ScoringDetector] = METHODS[method]
     return constructor(backbone, **given)
 
 

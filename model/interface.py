@@ -186,7 +186,7 @@ class Detector(Protocol):
 
     All methods have what stands here. What else a method can do it says by defining it, and what it cannot do it does
     not define: `TextDetector`, `ZeroShotDetector`, `FewShotDetector` and `TrainableDetector` list what belongs
-    together. It has a zero-shot or a few-shot part, or both. Its PRESET and OPTIONS are in model/options.py's terms.
+    together. It has a zero-shot or a few-shot part, or both.
     """
 
     PRESET: ClassVar[Preset]
@@ -265,7 +265,11 @@ class FewShotDetector(Detector, Protocol):
         """
 
 
-class TrainableDetector(Detector, Protocol):
+class ScoringDetector(ZeroShotDetector, FewShotDetector, TextDetector, Protocol):
+    """What the engine scores images with: it asks `capabilities` before it calls what a method may lack."""
+
+
+class TrainableDetector(ScoringDetector, Protocol):
     """A method with parts to train."""
 
     LOSSES: ClassVar[tuple[str, ...]]  # names of the parts of `loss`, in the order of losses.csv
