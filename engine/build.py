@@ -25,17 +25,34 @@ _LARGEST_BATCH = 128
 
 
 class BuildSettings(Protocol):
-    """What a detector is built from; `config.settings.DetectorSettings` is one."""
+    """What a detector is built from; `config.settings.DetectorSettings` has these fields."""
 
-    method: str
-    model: str
-    pretrained: str
-    config_path: str | None
-    image_size: int | None
-    quick_gelu: str
-    prompts: str | None
-    options: Mapping[str, Any]
-    compile: bool
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def pretrained(self) -> str: ...
+
+    @property
+    def config_path(self) -> str | None: ...
+
+    @property
+    def image_size(self) -> int | None: ...
+
+    @property
+    def quick_gelu(self) -> str: ...
+
+    @property
+    def prompts(self) -> str | None: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+    @property
+    def compile(self) -> bool: ...
 
 
 @dataclass(frozen=True)

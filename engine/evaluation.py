@@ -79,7 +79,7 @@ def batches(
 
 
 def _collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    batch = default_collate(items)
+    batch: dict[str, Any] = default_collate(list(items))
     if "mask" in batch:
         batch["regions"] = _regions(batch["mask"])
     return batch

@@ -14,6 +14,7 @@ from data.meta import Sample
 from data.references import ZERO_SHOT
 from engine.evaluation import score
 from metrics.names import IMAGE, PIXEL, VALIDATION_METRICS
+from model.interface import TrainableDetector
 from utils.files import atomic_write
 from utils.logs import LOG
 
@@ -40,7 +41,7 @@ class Validation:
 
     def __init__(
         self,
-        detector: ScoringDetector,
+        detector: TrainableDetector,
         folder: Path,
         dataset: str,
         metric: str,

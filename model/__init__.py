@@ -4,7 +4,7 @@ Importing it needs no CLIP library: command lines are read from what the methods
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
@@ -84,7 +84,7 @@ def build_on(backbone: "Backbone", method: str, *, prompts: Prompts | None = Non
     given = check_options(method, options)
     if prompts is not None:
         given["prompts"] = prompts
-    constructor: Callable[..., ScoringDetector] = METHODS[method]
+    constructor = cast(Callable[..., ScoringDetector], METHODS[method])  # which know their own arguments
     return constructor(backbone, **given)
 
 
