@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = make_accelerator(settings.device, settings.precision)
     if sources["save_path"] == "default":
         check_owner(settings)
-    meta = read(settings.data_path, settings.meta_path)
+    meta = read(settings.data_path, settings.meta_path, follow_links=settings.follow_links)
     samples = select(meta["test"], settings.classes)
     classes = list(dict.fromkeys(sample.cls_name for sample in samples))
     save_path = result_folder(settings.save_path)

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_train(train_parser().parse_args(argv))
     require("train.py", ("tensorboard",), "requirements.txt")
     accelerator = make_accelerator(settings.device, settings.precision)
-    samples = select(read(settings.train_data_path, settings.meta_path)["test"], settings.classes)
+    source = read(settings.train_data_path, settings.meta_path, follow_links=settings.follow_links)
+    samples = select(source["test"], settings.classes)
     check_masks(samples, settings.train_data_path)
     save_path = result_folder(settings.save_path)
     last = checkpoint.to_resume(save_path) if settings.resume else None
@@ -127,7 +128,7 @@ def validator(settings: TrainSettings, trained: Detector, accelerator: Accelerat
     if settings.val_dataset is None or settings.val_data_path is None or settings.val_metric is None:
         return None
     root, backbone = settings.val_data_path, trained.backbone
-    samples = read(root, settings.val_meta_path)["test"]
+    samples = read(root, settings.val_meta_path, follow_links=settings.follow_links)["test"]
     prompts = None if settings.val_prompts is None else load_prompts(settings.val_prompts)
     detector = build_on(backbone, settings.method, prompts=prompts, **settings.val_options).to(accelerator.device)
 
