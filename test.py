@@ -148,8 +148,7 @@ def prepare(
     )
     if not stored:
         memories = References(
-            built.detector, shots, accelerator, root=settings.data_path, image_size=built.description["image_size"],
-            batch_size=built.batch_size, num_workers=settings.num_workers, pixels=data.pixels, timer=timer,
+            built.detector, shots, accelerator, root=settings.data_path, batch_size=built.batch_size, num_workers=settings.num_workers, pixels=data.pixels, timer=timer,
         )  # fmt: skip
     return built, shots, memories
 
@@ -210,8 +209,8 @@ def score_classes(
     """The results of all classes, and the memories that were used; files: takes the maps."""
     kept = KeptReferences(memories)
     source = kept if settings.save_memory else memories
-    samples, size = data.samples, built.description["image_size"]
-    images = AnomalyDataset(settings.data_path, samples, size, bits=data.pixels.bits, upright=data.pixels.exif)
+    samples, spec = data.samples, built.detector.input_spec
+    images = AnomalyDataset(settings.data_path, samples, spec, bits=data.pixels.bits, upright=data.pixels.exif)
     first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
     loader = batches(images, built.batch_size, settings.num_workers, accelerator, first=first)
     results = [result for one in known.values() for result in one.scores]

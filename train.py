@@ -164,7 +164,7 @@ def validator(settings: TrainSettings, trained: Detector, accelerator: Accelerat
     detector = build_on(backbone, settings.method, prompts=prompts, **settings.val_options).to(accelerator.device)
 
     def load(samples: Sequence[Sample]) -> DataLoader[Any]:
-        dataset = AnomalyDataset(root, samples, backbone.image_size, bits=pixels.bits, upright=pixels.exif)
+        dataset = AnomalyDataset(root, samples, detector.input_spec, bits=pixels.bits, upright=pixels.exif)
         return batches(dataset, settings.batch_size, settings.num_workers, accelerator)
 
     folder, name, metric = Path(settings.save_path), settings.val_dataset, settings.val_metric

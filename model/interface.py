@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from data.input_spec import InputSpec
 from model.options import Option, Preset
 
 
@@ -196,6 +197,10 @@ class Detector(Protocol):
     @property
     def backbone(self) -> ImageTower:
         """The frozen image tower that it stands on."""
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """How pictures become the images that `encode` takes."""
 
     @property
     def options(self) -> dict[str, Any]:

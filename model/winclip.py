@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map, memory_bank
 from model.interface import Memory, Prediction, ScoreRange, SimilarityCache
 from model.options import MEDICAL_PROMPTS, Option, Preset, positive
@@ -98,6 +99,10 @@ class WinClip(nn.Module):
             # A buffer, since the exporter to ONNX writes a number in single precision, where this one is infinite.
             largest = torch.tensor(torch.finfo(torch.float64).max / len(members), dtype=torch.float64)
             self.register_buffer(f"largest{scale}", largest, persistent=False)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, list[int]]:
