@@ -45,7 +45,6 @@ class DataSettings:
 
     dataset: str
     meta_path: str | None
-    follow_links: bool
     classes: Sequence[str] | None
     follow_links: bool
     save_path: str

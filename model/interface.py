@@ -72,9 +72,25 @@ class LabeledBatch(NamedTuple):
 
 # Computes features of images: some images (b, 3, S, S) -> name of the feature -> (b, ...).
 Encoder = Callable[[Tensor], Mapping[str, Tensor]]
-# Keeps features of images: images (B, 3, S, S), what the features depend on besides (see `ImageTower.identity`), names
-# of the features, what computes them -> name -> (B, ...).
-Cache = Callable[[Tensor, Mapping[str, str], Sequence[str], Encoder], Mapping[str, Tensor]]
+
+
+class Cache(Protocol):
+    """Keeps features of images."""
+
+    def __call__(
+        self, images: Tensor, identity: Mapping[str, str], names: Sequence[str], encode: Encoder
+    ) -> Mapping[str, Tensor]:
+        """name -> (B, ...).
+
+        Args:
+            images: (B, 3, S, S).
+            identity: what the features depend on besides, see `ImageTower.identity`.
+            names: of the features.
+            encode: computes them.
+        """
+
+    def log(self) -> None:
+        """Say in the log how many images it had."""
 
 
 class ImageTower(Protocol):
