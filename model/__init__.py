@@ -4,7 +4,7 @@ Importing it needs no CLIP library: command lines are read from what the methods
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
@@ -12,9 +12,6 @@ from model.interface import Detector, ImageTower, ScoringDetector
 from model.vcp_clip import VcpClip
 from model.winclip import WinClip
 from prompt_ensemble import Prompts
-
-if TYPE_CHECKING:
-    from model.backbones.clip import Backbone
 
 METHODS: Mapping[str, type[Detector]] = {
     "april_gan": AprilGan,
