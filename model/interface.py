@@ -70,9 +70,9 @@ class LabeledBatch(NamedTuple):
 
 # Computes features of images: some images (b, 3, S, S) -> name of the feature -> (b, ...).
 Encoder = Callable[[Tensor], Mapping[str, Tensor]]
-# Keeps features of images: images (B, 3, S, S), what the features depend on besides (see `ImageTower.identity`), names
-# of the features, what computes them -> name -> (B, ...).
-Cache = Callable[[Tensor, Mapping[str, str], Sequence[str], Encoder], Mapping[str, Tensor]]
+# Keeps features of images: images (B, 3, S, S), what they depend on besides (see `ImageTower.identity`), name of
+# each feature -> its shape of one image, what computes them -> name -> (B, ...).
+Cache = Callable[[Tensor, Mapping[str, str], Mapping[str, tuple[int, ...]], Encoder], Mapping[str, Tensor]]
 
 
 class ImageTower(Protocol):
@@ -114,8 +114,11 @@ class ImageTower(Protocol):
     def __call__(self, images: Tensor, layers: Collection[int]) -> Tokens:
         """Tokens of the asked layers. images: (B, 3, S, S) uint8 RGB."""
 
-    def features(self, images: Tensor, names: Sequence[str], encode: Encoder) -> Mapping[str, Tensor]:
-        """Features of a method's own making, each (B, ...), from `cache` where it holds them."""
+    def features(self, images: Tensor, shapes: Mapping[str, tuple[int, ...]], encode: Encoder) -> Mapping[str, Tensor]:
+        """Features of a method's own making, each (B, ...), from `cache` where it holds them.
+
+        shapes: name of each feature -> its shape of one image; one name means the same whatever else is asked for.
+        """
 
     def identity(self, device: torch.device) -> dict[str, str]:
         """What the features of an image depend on beside its pixels: equal values, equal features."""
