@@ -6,6 +6,7 @@ The format (meta.json) is read in data/meta.py, pixels in data/images.py.
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data.augment import augment
-from data.images import load_image, load_mask
+from data.defects import resize_mask
+from data.images import check_size, load_image, load_mask, orientation
 from data.meta import Sample, read
 
 __all__ = ["AnomalyDataset", "EpochSampler", "Sample", "UnlabeledImages", "read", "select"]
@@ -29,7 +31,7 @@ def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sam
     return [sample for sample in samples if not classes or sample.cls_name in classes]
 
 
-class AnomalyDataset(Dataset):
+class AnomalyDataset(Dataset[dict[str, Any]]):
     """Images and masks at one size.
 
     An item is a dict: image (3, S, S) uint8 RGB; mask (S, S) uint8, 1 = defect; cls_name; index into the samples.
@@ -44,6 +46,8 @@ class AnomalyDataset(Dataset):
             anomalous images uniformly.
         augmented: turn, jitter, blur, see `augment`.
         seed: of mosaics and augmentation; what is drawn depends on (seed, epoch, index) alone.
+        bits: those that images of 16 bits really use, see `load_image`.
+        upright: turn image and mask, each as its own EXIF orientation says; otherwise both stay as they are stored.
     """
 
     def __init__(
@@ -56,49 +60,67 @@ class AnomalyDataset(Dataset):
         mosaic_of: str = "all",
         augmented: bool = False,
         seed: int = 0,
+        bits: int | None = None,
+        upright: bool = False,
     ):
         self.root, self.samples, self.image_size = Path(root), list(samples), image_size
         self.mosaic_rate, self.seed, self.epoch = mosaic_rate, seed, 0
         self._tiles = _mosaic_tiles(self.samples, mosaic_of) if mosaic_rate > 0 else {}
-        self.augmented = augmented
+        self.augmented, self.bits, self.upright = augmented, bits, upright
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
-        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
+        try:
+            image, mask = self._tensors(sample, random.Random(f"{self.seed}/{self.epoch}/{index}"))
+        except MemoryError:
+            raise ValueError(f"{self.root / sample.img_path}: too large for the memory, make it smaller") from None
+        return {"image": image, "mask": mask, "cls_name": sample.cls_name, "index": index}
+
+    def _tensors(self, sample: Sample, rng: random.Random) -> tuple[Tensor, Tensor]:
         if rng.random() < self.mosaic_rate and self._tiles[sample.cls_name]:
             image, mask = self._mosaic(sample.cls_name, rng)
         else:
             image, mask = self._read(sample)
         if self.augmented:
             image, mask = augment(image, mask, rng)
-        return {
-            "image": _image_tensor(image, self.image_size),
-            "mask": _mask_tensor(mask, self.image_size),
-            "cls_name": sample.cls_name,
-            "index": index,
-        }
+        return _image_tensor(image, self.image_size), _mask_tensor(mask, self.image_size)
 
     def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:
         """The image, and its mask as 0/255 of the same size."""
-        image = load_image(self.root / sample.img_path)
+        image = load_image(self.root / sample.img_path, upright=self.upright, bits=self.bits, side=self.image_size)
         if not (sample.anomaly and sample.mask_path):
             return image, Image.new("L", image.size)
-        mask = load_mask(self.root / sample.mask_path)
+        mask = load_mask(self.root / sample.mask_path, upright=self.upright)
         if mask.size != image.size:
             raise ValueError(
                 f"mask {self.root / sample.mask_path} is {_size(mask)} pixels but its image {sample.img_path} is "
-                f"{_size(image)}; they must agree"
+                f"{_size(image)}; they must agree{self._advice(sample, image, mask)}"
             )
         return image, mask
+
+    def _advice(self, sample: Sample, image: Image.Image, mask: Image.Image) -> str:
+        """What to do where the sizes of image and mask differ by an EXIF orientation alone; "" otherwise."""
+        turned = [orientation(self.root / path) > 4 for path in (sample.img_path, sample.mask_path)]
+        if mask.size != image.size[::-1] or turned[0] == turned[1]:
+            return ""
+        name = sample.img_path if turned[0] else sample.mask_path
+        if self.upright:
+            return f" (the EXIF orientation turns {name} alone; write meta.json again without --exif)"
+        return f" ({name} has an EXIF orientation; `data/folder.py --exif` turns images and masks as theirs say)"
 
     def _mosaic(self, cls_name: str, rng: random.Random) -> tuple[Image.Image, Image.Image]:
         """2 x 2 images of a class, stitched: a kind of defect uniformly, then an image of it uniformly."""
         kinds = self._tiles[cls_name]
         tiles = [self._read(rng.choice(kinds[rng.choice(sorted(kinds))])) for _ in range(4)]
         width, height = tiles[0][0].size
+        try:
+            for tile, _ in tiles:
+                check_size(*tile.size, width)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"mosaic of class '{cls_name}': images too different in size ({error})") from None
         image, mask = Image.new("RGB", (2 * width, 2 * height)), Image.new("L", (2 * width, 2 * height))
         for place, (tile, tile_mask) in enumerate(tiles):
             corner = (place % 2 * width, place // 2 * height)
@@ -117,7 +139,7 @@ def _mosaic_tiles(samples: Sequence[Sample], mosaic_of: str) -> dict[str, dict[t
     return groups
 
 
-class EpochSampler(Sampler):
+class EpochSampler(Sampler[int]):
     """A permutation that depends on (seed, epoch) alone, so that a resumed training sees what it would have seen."""
 
     def __init__(self, length: int, seed: int, *, shuffle: bool = True):
@@ -134,27 +156,32 @@ class EpochSampler(Sampler):
         return iter(order)
 
 
-class UnlabeledImages(Dataset):
+class UnlabeledImages(Dataset[dict[str, Any]]):
     """Images without labels, upright. An item is a dict: image (3, S, S) uint8 RGB; index; error, "" or why the file
     could not be read (then the image is black).
 
     Args:
         paths: the files.
         image_size: side S in pixels.
+        bits: those that images of 16 bits really use, see `load_image`.
     """
 
-    def __init__(self, paths: Sequence[Path], image_size: int):
-        self.paths, self.image_size = paths, image_size
+    def __init__(self, paths: Sequence[Path], image_size: int, *, bits: int | None = None):
+        self.paths, self.image_size, self.bits = paths, image_size, bits
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, size, error = self.paths[index], self.image_size, ""
         try:
-            image, error = load_image(self.paths[index], upright=True), ""
+            image = _image_tensor(load_image(path, upright=True, bits=self.bits, side=size), size)
         except ValueError as reason:
-            image, error = Image.new("RGB", (self.image_size, self.image_size)), str(reason)
-        return {"image": _image_tensor(image, self.image_size), "index": index, "error": error}
+            image, error = torch.zeros(3, size, size, dtype=torch.uint8), str(reason)
+        except MemoryError:
+            image = torch.zeros(3, size, size, dtype=torch.uint8)
+            error = f"{path}: image too large, make it smaller (there is not enough memory for it)"
+        return {"image": image, "index": index, "error": error}
 
 
 def _image_tensor(image: Image.Image, size: int) -> Tensor:
@@ -165,8 +192,7 @@ def _image_tensor(image: Image.Image, size: int) -> Tensor:
 
 def _mask_tensor(mask: Image.Image, size: int) -> Tensor:
     """Stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8"""
-    pixels = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy((pixels > 127).astype(np.uint8))
+    return torch.from_numpy(resize_mask(mask, size))
 
 
 def _size(image: Image.Image) -> str:

@@ -1,10 +1,9 @@
 """Where an interrupted run resumes: a test after its finished classes, whose results are kept until all are there; a
 training after its last checkpoint."""
 
-import base64
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +19,6 @@ from engine import checkpoint
 from engine.evaluation import ClassScores
 from engine.loss_log import Step, parse_losses
 from prompt_ensemble import load_prompts
-from report.gallery import SelectedImages
 from utils.files import file_digest, write_json
 from utils.logs import LOG
 from utils.provenance import provenance
@@ -34,10 +32,13 @@ NEUTRAL_SETTINGS = (
 
 
 class ClassResult(NamedTuple):
-    """A class under all settings: scores and metrics, and the pictures of report.html by setting."""
+    """A class under all settings: scores and metrics, and what the report keeps of it for its page.
+
+    page: setting -> values that JSON can hold, which are passed through unread.
+    """
 
     scores: list[ClassScores]
-    galleries: dict[int, SelectedImages]
+    page: dict[int, Any]
 
 
 class FinishedClasses:
@@ -53,10 +54,14 @@ class FinishedClasses:
         self._folder, self._classes = folder / FOLDER, list(classes)
         self.identity = sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
-    def load(self, pictures: Mapping[str, Sequence[Path]]) -> dict[str, ClassResult]:
+    def load(
+        self, pictures: Mapping[str, Sequence[Path]], check_page: Callable[[Any], object]
+    ) -> dict[str, ClassResult]:
         """Class -> what an interrupted test has kept of it; says in the log what cannot be used.
 
-        pictures: class -> the files that it has written besides, without which it is scored anew.
+        Args:
+            pictures: class -> the files that it has written besides, without which it is scored anew.
+            check_page: raises ValueError for a value of `ClassResult.page` that the report cannot use.
         """
         found = {}
         for number, name in enumerate(self._classes):
@@ -72,8 +77,10 @@ class FinishedClasses:
                 if missing:
                     LOG.info("%s is missing: '%s' is scored anew", missing, name)
                     continue
-                galleries = {int(setting): _decoded(lists) for setting, lists in held["galleries"].items()}
-                found[name] = ClassResult([ClassScores(**one) for one in held["scores"]], galleries)
+                page = {int(setting): value for setting, value in held["page"].items()}
+                for value in page.values():
+                    check_page(value)
+                found[name] = ClassResult([ClassScores(**one) for one in held["scores"]], page)
             except (AttributeError, KeyError, OSError, TypeError, ValueError):
                 LOG.warning("%s is broken: '%s' is scored anew", path, name)
         return found
@@ -82,7 +89,7 @@ class FinishedClasses:
         held = {
             "identity": self.identity,
             "scores": [asdict(one) for one in finished.scores],
-            "galleries": {setting: _encoded(chosen) for setting, chosen in finished.galleries.items()},
+            "page": finished.page,
         }
         write_json(self._file(self._classes.index(name)), held)
 
@@ -98,14 +105,6 @@ def file_stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     there."""
     stats = [(str(path), path.stat()) for path in paths if path.is_file()]
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-
-
-def _encoded(chosen: SelectedImages) -> list[list[dict[str, Any]]]:
-    return [[{**row, "picture": base64.b64encode(row["picture"]).decode()} for row in rows] for rows in chosen]
-
-
-def _decoded(lists: Sequence[Sequence[Mapping[str, Any]]]) -> SelectedImages:
-    return SelectedImages(*([{**row, "picture": base64.b64decode(row["picture"])} for row in rows] for rows in lists))
 
 
 def run_identity(
@@ -151,7 +150,7 @@ def resume_training(
     checkpoint.check_compatible(f"checkpoint {last.path} was trained", last.meta, run, run)
     if "optimizer" not in last.meta:
         raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
-    done = last.meta.get("epoch")
+    done: Any = last.meta.get("epoch")
     try:
         optimizer.load_state_dict(last.meta["optimizer"])
         fits = (

@@ -13,10 +13,8 @@ import metrics
 from data.meta import Sample
 from data.references import ZERO_SHOT
 from engine.evaluation import score
-from metrics.image import IMAGE
-from metrics.names import VALIDATION_METRICS
-from metrics.pixel import PIXEL
-from model.interface import Detector
+from metrics.names import IMAGE, PIXEL, VALIDATION_METRICS
+from model.interface import TrainableDetector
 from utils.files import atomic_write
 from utils.logs import LOG
 
@@ -43,7 +41,7 @@ class Validation:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: TrainableDetector,
         folder: Path,
         dataset: str,
         metric: str,
@@ -82,7 +80,8 @@ class Validation:
         mean = metrics.mean([result.metrics for result in every])
         self._rows[epoch] = {"epoch": epoch, "dataset": self._dataset, **mean}
         best = " (best so far)" if self._best() == epoch else ""
-        shown = ", ".join(f"{key} {100 * mean[key]:.1f}" for key in VALIDATION_METRICS if mean[key] is not None)
+        values = {key: mean[key] for key in VALIDATION_METRICS}
+        shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in values.items() if value is not None)
         LOG.info("epoch %d on %s: %s%s", epoch, self._dataset, shown, best)
         if mean[self._metric] is None:
             LOG.warning("epoch %d on %s: %s cannot be computed", epoch, self._dataset, self._metric)

@@ -6,7 +6,7 @@ texts of two states; few-shot adds the distance of the raw tokens to a memory ba
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class AprilGan(nn.Module):
         prompts: states and templates.
     """
 
-    PRESET = Preset(
+    PRESET: ClassVar[Preset] = Preset(
         "ViT-L-14-336",
         "openai",
         518,
@@ -54,7 +54,7 @@ class AprilGan(nn.Module):
             seed=111,
         ),
     )
-    OPTIONS = (
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
         FEATURES_LIST,
         Option(
             "few_shot_features",
@@ -64,8 +64,8 @@ class AprilGan(nn.Module):
             scripts=("test",),
         ),
     )
-    needs_text = True
-    LOSSES = ("focal", "dice")
+    needs_text: ClassVar[bool] = True
+    LOSSES: ClassVar[tuple[str, ...]] = ("focal", "dice")
 
     def __init__(
         self,

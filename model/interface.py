@@ -8,10 +8,11 @@ Layers count from 1, as in the papers.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from model.options import Option, Preset
 
@@ -191,9 +192,9 @@ class Detector(Protocol):
     together. It has a zero-shot or a few-shot part, or both.
     """
 
-    PRESET: Preset  # its published settings
-    OPTIONS: tuple[Option, ...]  # its own settings: keywords of the constructor, and flags
-    needs_text: bool  # whether it compares images with texts: it has `encode_names`, and its backbone a text tower
+    PRESET: ClassVar[Preset]
+    OPTIONS: ClassVar[tuple[Option, ...]]
+    needs_text: ClassVar[bool]  # whether it compares images with texts: has `encode_names`, its backbone a text tower
 
     @property
     def backbone(self) -> ImageTower:
@@ -202,6 +203,15 @@ class Detector(Protocol):
     @property
     def options(self) -> dict[str, Any]:
         """The values of OPTIONS in use, as plain values."""
+
+    def to(self, device: torch.device) -> Self:
+        """As of every nn.Module."""
+
+    def eval(self) -> Self:
+        """As of every nn.Module."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every nn.Module."""
 
     def encode(self, images: Tensor) -> Any:
         """The expensive part, which knows no classes and no references: Tokens, or a NamedTuple of the method's own.
@@ -258,10 +268,14 @@ class FewShotDetector(Detector, Protocol):
         """
 
 
-class TrainableDetector(Detector, Protocol):
+class ScoringDetector(ZeroShotDetector, FewShotDetector, TextDetector, Protocol):
+    """What the engine scores images with: it asks `capabilities` before it calls what a method may lack."""
+
+
+class TrainableDetector(ScoringDetector, Protocol):
     """A method with parts to train."""
 
-    LOSSES: tuple[str, ...]  # names of the parts of its loss
+    LOSSES: ClassVar[tuple[str, ...]]  # names of the parts of `loss`, in the order of losses.csv
 
     def loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
         """The parts of the loss by name, each a scalar; their sum is minimised, and each is logged."""

@@ -8,7 +8,7 @@ those of normal reference images.
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class WinClip(nn.Module):
         ValueError: a ResNet, or a window that does not fit into the grid.
     """
 
-    PRESET = Preset(
+    PRESET: ClassVar[Preset] = Preset(
         "ViT-B-16-plus-240",
         "laion400m_e31",
         240,
@@ -59,7 +59,7 @@ class WinClip(nn.Module):
         seed=(42,),
         prompts=MEDICAL_PROMPTS,
     )
-    OPTIONS = (
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
         Option(
             "scales",
             positive,
@@ -69,7 +69,7 @@ class WinClip(nn.Module):
             scripts=("test",),
         ),
     )
-    needs_text = True
+    needs_text: ClassVar[bool] = True
 
     def __init__(self, backbone: "Backbone", *, scales: Sequence[int] = _SCALES, prompts: Prompts = WINCLIP):
         super().__init__()
@@ -82,6 +82,7 @@ class WinClip(nn.Module):
                     f"the patches a side of {backbone.name} at {backbone.image_size} pixels"
                 )
         self.backbone = backbone
+        self.grid: int = backbone.grid
         self.scales = tuple(sorted(scales))
         self.prompts = prompts
         self.texts = TextFeatures(self._encode_name)
@@ -167,8 +168,9 @@ class WinClip(nn.Module):
         return coverage.sum(0) / (inverse @ coverage)
 
     def _upsample(self, values: Tensor) -> Tensor:
-        grid = (self.backbone.grid, self.backbone.grid)
-        return anomaly_map.upsample(values.float(), grid, self.backbone.image_size, align_corners=False)
+        return anomaly_map.upsample(
+            values.float(), (self.grid, self.grid), self.backbone.image_size, align_corners=False
+        )
 
     # --- references -------------------------------------------------------------------------------------------------
 
@@ -184,7 +186,7 @@ class WinClip(nn.Module):
     @property
     def bank_rows(self) -> dict[str, int]:
         windows = {f"window{scale}": len(getattr(self, f"members{scale}")) for scale in self.scales}
-        return {**windows, "patch": self.backbone.grid**2}
+        return {**windows, "patch": self.grid**2}
 
     def few_shot(
         self,
@@ -197,11 +199,7 @@ class WinClip(nn.Module):
         """WinCLIP+: the mean of the association maps of windows and patches is added to the map (section 4.3)."""
         values = zero_shot.maps.new_zeros(tokens.patches.shape[:2], dtype=torch.float64)  # (B, N)
         for name, rows in memory_bank.rows_by_name(names).items():
-            seen = (
-                {}
-                if found is None
-                else {key: memory_bank.cached_similarities(found, name, key) for key in memories[name].banks}
-            )
+            seen = {} if found is None else {key: found.setdefault((name, key), {}) for key in memories[name].banks}
             values[rows] = self._association(tokens, rows, memories[name], seen)
         score_components = {**zero_shot.score_components, "map_max": values.amax(1).float()}
         return Prediction(zero_shot.maps + self._upsample(values), score_components)

@@ -1,15 +1,17 @@
 """Curves and histograms as paths for SVG: pure functions; report/templates/macros.html.j2 draws axes and words."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metrics.curves import FPR_LIMIT, Points
+from report.predictions import ScoredImage
 
 SIDE = 200  # of a chart's plot, in the units of its SVG
 BINS = 30
-KINDS = 12  # of a histogram; what is rarer shares one more row
+KINDS = 12  # rows of a histogram; rarer kinds share one more row
 
 
 class Chart(NamedTuple):
@@ -31,9 +33,11 @@ class Histogram(NamedTuple):
 
 
 class HistogramRow(NamedTuple):
+    """The images of one kind: how many, and their scores."""
+
     kind: str
     anomaly: int
-    count: int
+    images: int
     low: float
     median: float
     high: float
@@ -73,24 +77,15 @@ def path(points: Points, x_max: float = 1.0, *, steps: bool = False) -> str:
     return f"M{pairs[0]}L" + " ".join(pairs[1:])
 
 
-def histogram(rows: Iterable[Mapping[str, Any]]) -> Histogram:
-    """Image scores of one class by kind of defect, normal images first.
-
-    Args:
-        rows: at least one, with specie_name, anomaly and score.
-    """
+def histogram(images: Iterable[ScoredImage]) -> Histogram:
+    """Image scores of one class by kind of defect, normal images first; images: at least one."""
     groups: dict[tuple[int, str], list[float]] = {}
-    for row in rows:
-        groups.setdefault((row["anomaly"], kind_of(row)), []).append(row["score"])
+    for image in images:
+        groups.setdefault((image.anomaly, image.kind), []).append(image.score)
     groups = _largest(groups)
     every = np.concatenate(list(groups.values()))
     low, high = float(every.min()), float(every.max())
     return Histogram(low, high, [_row(*key, np.array(scores), low, high) for key, scores in groups.items()])
-
-
-def kind_of(row: Mapping[str, Any]) -> str:
-    """What an image shows, in a word, whether its dataset names kinds or not."""
-    return row["specie_name"] or ("defect" if row["anomaly"] else "good")
 
 
 def _largest(groups: dict[tuple[int, str], list[float]]) -> dict[tuple[int, str], list[float]]:
@@ -103,7 +98,7 @@ def _largest(groups: dict[tuple[int, str], list[float]]) -> dict[tuple[int, str]
     return kept
 
 
-def _row(anomaly: int, kind: str, scores: np.ndarray, low: float, high: float) -> HistogramRow:
+def _row(anomaly: int, kind: str, scores: NDArray[np.float64], low: float, high: float) -> HistogramRow:
     # Scores that are all equal stand in the middle.
     place = (scores - low) / (high - low) if high > low else np.full(scores.shape, 0.5)
     counts = np.bincount(np.minimum((place * BINS).astype(int), BINS - 1), minlength=BINS)

@@ -20,6 +20,7 @@ from report import html, tables
 from report.tables import METRICS, Row, Run
 from utils.errors import run_script
 from utils.files import result_folder
+from utils.text import escape_controls
 
 COMPARED_METRICS = ("auroc_px", "f1_px", "ap_px", "aupro", "aupro_200", "auroc_sp", "f1_sp", "ap_sp")
 CHOICES = tuple(key for key in METRICS if key != "threshold_px")  # which is neither good nor bad
@@ -30,11 +31,11 @@ class Column(NamedTuple):
     """One k of one run, or the published figures of one source.
 
     label: the run, or the source.
-    title: what it is: "4-shot, seeds 1 2".
+    title: k and seeds, such as "4-shot, seeds 1 2".
     settings: of the run.
     classes: name -> mean and standard deviation of each metric over seeds, as fractions; the latter None of one seed.
     mean: the same of the mean over classes.
-    published: measured by others.
+    published: whether the figures were measured by others.
     """
 
     label: str
@@ -67,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--save_path {save_path}: is a folder; name a file, such as comparison.html")
     result_folder(str(save_path.parent))
     columns = compare([Path(run) for run in args.runs])
-    shown = with_values(columns, args.metrics)
-    print(markdown(columns, shown))
-    write(save_path, columns, shown)
+    metrics = with_values(columns, args.metrics)
+    print(markdown(columns, metrics))
+    write(save_path, columns, metrics)
     print(f"\nthe same as a page: {save_path}")
 
 
@@ -135,14 +136,16 @@ def _run(entry: Mapping[str, Any]) -> Run:
 
 
 def _fraction(value: Any) -> float | None:
-    if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
-        raise ValueError(f"{value!r} is no number")
-    return value
+    if value is None or (isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)):
+        return value
+    raise ValueError(f"{value!r} is no number")
 
 
 def _column(label: str, settings: Mapping[str, Any], k_shot: int, runs: Sequence[Run]) -> Column:
-    lines = [(name, tables.over_seeds(seeds)) for name, seeds in tables.by_class(runs)]
-    lines = [(name, (mean, std if len(runs) > 1 else None)) for name, (mean, std) in lines]
+    lines: list[tuple[str, tuple[Row, Row | None]]] = []
+    for name, seeds in tables.by_class(runs):
+        mean, std = tables.over_seeds(seeds)
+        lines.append((name, (mean, std if len(runs) > 1 else None)))
     settings = {**settings, "k_shot": k_shot}
     return Column(label, tables.title(k_shot, runs), settings, dict(lines[:-1]), lines[-1][1])
 
@@ -165,7 +168,7 @@ def published(columns: Sequence[Column]) -> list[Column]:
     ]
 
 
-def _identity(settings: Mapping[str, Any]) -> tuple:
+def _identity(settings: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(settings.get(key) for key in ("method", "dataset", "k_shot"))
 
 
@@ -205,23 +208,21 @@ def _entries(
     measured: Sequence[set[str]] | None = None,
 ) -> list[Entry]:
     """A row of cells; where `measured` differs from the first column's, a cell is neither best nor has a difference."""
-    own = [
-        not column.published and mean[key] is not None and (measured is None or measured[number] == measured[0])
+    compared = [
+        None if column.published or (measured is not None and measured[number] != measured[0]) else mean[key]
         for number, (column, (mean, _)) in enumerate(zip(columns, values, strict=True))
     ]
     # What shows the same figure is equally good.
-    shown = [round(100 * mean[key], 1) for is_own, (mean, _) in zip(own, values, strict=True) if is_own]
+    figures = [round(100 * value, 1) for value in compared if value is not None]
     first = values[0][0][key]
     entries = []
-    for number, (mean, std) in enumerate(values):
-        value = mean[key]
-        compared = own[number] and number > 0 and first is not None
+    for number, ((mean, std), own) in enumerate(zip(values, compared, strict=True)):
         entries.append(
             Entry(
-                tables.cell(key, value, None if std is None else std[key]),
-                _signed(100 * (value - first)) if compared else "",
-                own[number] and len(shown) > 1 and round(100 * value, 1) == max(shown),
-                value,
+                tables.cell(key, mean[key], None if std is None else std[key]),
+                "" if number == 0 or own is None or first is None else _signed(100 * (own - first)),
+                own is not None and len(figures) > 1 and round(100 * own, 1) == max(figures),
+                mean[key],
             )
         )
     return entries
@@ -244,7 +245,7 @@ def markdown(columns: Sequence[Column], metrics: Sequence[str]) -> str:
     (Their names would make tables too wide for a terminal.)
     """
     named = [
-        f"{number}. {_escaped(column.label)}: {column.title}{' (published)' if column.published else ''}"
+        f"{number}. {escape_controls(column.label)}: {column.title}{' (published)' if column.published else ''}"
         for number, column in enumerate(columns, start=1)
     ]
     heads = [str(number) for number in range(1, len(columns) + 1)]
@@ -259,27 +260,18 @@ def _notes(columns: Sequence[Column]) -> str:
     if any(column.published for column in columns):
         notes.append("Published figures were not measured by this project; their aupro stands as aupro_200.")
     if partial(columns):
-        notes.append(
-            f"Scored on other classes than the first, so means are not compared: {', '.join(partial(columns))}."
-        )
+        names = escape_controls(", ".join(partial(columns)))
+        notes.append(f"Scored on other classes than the first, so means are not compared: {names}.")
     return "\n".join(notes)
 
 
 def _table(head: Sequence[str], lines: Iterable[tuple[str, Sequence[Entry]]]) -> str:
-    rows = [list(head), *([_escaped(name), *map(_text, entries)] for name, entries in lines)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    drawn = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    rule = "|".join(":" + "-" * (width + 1) for width in widths)
-    return "\n".join([f"| {drawn[0]} |", f"|{rule}|", *(f"| {line} |" for line in drawn[1:])])
+    return tables.markdown_table(head, [[name, *map(_text, entries)] for name, entries in lines])
 
 
 def _text(entry: Entry) -> str:
     text = f"**{entry.text}**" if entry.best else entry.text
     return f"{text} ({entry.difference})" if entry.difference else text
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def write(path: Path, columns: Sequence[Column], metrics: Sequence[str]) -> None:

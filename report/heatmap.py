@@ -1,25 +1,28 @@
 """Anomaly maps in colours: the scale, and how they are laid over a picture."""
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 _SAMPLED = 4096  # pixels of a map that are kept for the ends of the colour scale
 SCALE_IMAGES = 64  # images whose maps give these ends, where there are no normal ones
-_COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8).reshape(256, 1), cv2.COLORMAP_TURBO)[
-    :, 0, ::-1
-]  # (256, 3) RGB
+_GREYS = np.arange(256, dtype=np.uint8).reshape(256, 1)
+_COLOURS = cv2.applyColorMap(_GREYS, cv2.COLORMAP_TURBO)[:, 0, ::-1]  # (256, 3) RGB
 
 
-def resize_longest_side(image: Image.Image, side: int) -> np.ndarray:
+def resize_longest_side(image: Image.Image, side: int) -> NDArray[np.uint8]:
     """A picture whose longer side has the given number of pixels, (H, W, 3) uint8 RGB."""
-    size = tuple(max(16, round(length * side / max(image.size))) for length in image.size)  # (width, height)
-    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+    width, height = (max(16, round(length * side / max(image.size))) for length in image.size)
+    return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
 
-def blend_heatmap(picture: np.ndarray, heat: np.ndarray, opacity: float = 0.75, threshold: float = 0.0) -> np.ndarray:
+def blend_heatmap(
+    picture: NDArray[np.uint8], heat: NDArray[Any], opacity: float = 0.75, threshold: float = 0.0
+) -> NDArray[np.uint8]:
     """The colours of a map laid over a picture, the stronger the higher: what is normal stays visible.
 
     Args:
@@ -35,7 +38,7 @@ def blend_heatmap(picture: np.ndarray, heat: np.ndarray, opacity: float = 0.75, 
     colours = _COLOURS[(heat * 255).astype(np.uint8)]  # (H, W, 3)
     above = heat >= threshold
     strength = (opacity * (0.2 + 0.8 * np.sqrt(heat)) * above)[..., None]  # (H, W, 1)
-    blended = ((1 - strength) * picture + strength * colours).astype(np.uint8)
+    blended: NDArray[np.uint8] = ((1 - strength) * picture + strength * colours).astype(np.uint8)
     if threshold > 0 and opacity > 0:
         contours, _ = cv2.findContours(above.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for colour, width in (((20, 20, 20), 3), ((255, 255, 255), 1)):  # seen on any ground
@@ -49,10 +52,10 @@ def css_gradient(stops: int = 17) -> str:
     return f"linear-gradient(to right, {', '.join('rgb({}, {}, {})'.format(*one) for one in chosen)})"
 
 
-def sample_pixels(one: np.ndarray, images: int = 1) -> np.ndarray:
-    """Some pixels of a map, evenly spread, (n,) float32, n at most 4096; of these, the same again.
+def sample_pixels(one: NDArray[Any], images: int = 1) -> NDArray[np.float32]:
+    """Some pixels of a map, evenly spread, (n,) float32, n at most 4096; of such a sample, the same again.
 
-    images: how many give such pixels; of more than 64 each gives less, so that together they stay as few.
+    images: how many maps are sampled; of more than 64 each gives less, so that together they stay as few.
     """
     step = math.ceil(math.sqrt(one.size / _SAMPLED * max(1, images / SCALE_IMAGES)))
     step = min(step, len(one))
@@ -60,26 +63,28 @@ def sample_pixels(one: np.ndarray, images: int = 1) -> np.ndarray:
     return some.ravel().astype(np.float32)
 
 
-def on_scale(one: np.ndarray, low: float, high: float) -> np.ndarray:
+def on_scale(one: NDArray[Any], low: float, high: float) -> NDArray[Any]:
     """A map, (S, S), on a colour scale: 0 at `low`, 1 at `high`. One that reaches above it has an upper end of its own,
     and one that lies above it altogether a lower end, too, so that no defect drowns in a single colour."""
     least, most = np.quantile(sample_pixels(one), (0.01, 0.999))
     bottom = least if least > high else low
-    return (one - bottom) / max(most - bottom, high - low)
+    scaled: NDArray[Any] = (one - bottom) / max(most - bottom, high - low)
+    return scaled
 
 
 class HeatScale:
     """The ends of the colour scale: the median and the 99.9th percentile of the pixels of some maps."""
 
     def __init__(self, images: int):
-        self._left, self._parts = images, []
+        self._left = images
+        self._parts: list[NDArray[np.float32]] = []
 
     @property
     def full(self) -> bool:
         """Whether as many maps have come as were wanted."""
         return self._left <= 0
 
-    def add(self, one: np.ndarray) -> None:
+    def add(self, one: NDArray[Any]) -> None:
         """one: (S, S), or what `sample_pixels` keeps of it."""
         self._parts.append(sample_pixels(one))
         self._left -= 1

@@ -4,8 +4,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,41 +12,31 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from metrics.curves import Points
 from metrics.image import image_curves
 from report import charts, tables
 from report.charts import Chart, Histogram
-from report.gallery import SelectedImages, choose
+from report.gallery import Gallery
+from report.predictions import ClassScores, ScoredImage
 from report.tables import TABLE, Row, Run
 from utils.files import atomic_write
+from utils.text import escape_controls
 
-PICTURES = 360  # in a page, at 15 to 30 kB each
-_PER_LIST = (3, 2, 1, 0)
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-_HEADLINES = SelectedImages(
-    ("Clearest hits", "defects with the highest scores"),
-    ("Worst misses", "defects with the lowest scores"),
-    ("Worst false alarms", "normal images with the highest scores"),
-)
+_HEADLINES = {
+    "hits": ("Clearest hits", "defects with the highest scores"),
+    "missed": ("Worst misses", "defects with the lowest scores"),
+    "alarms": ("Worst false alarms", "normal images with the highest scores"),
+}
 _LEGEND = {"ROC": ("AUROC", "auroc"), "Precision and recall": ("AP", "ap"), "PRO": ("AUPRO", "aupro")}
-
-
-def pictured_settings(k_shots: Sequence[int]) -> list[int]:
-    """The settings that have pictures and histograms, as indices: the first of each k."""
-    return [k_shots.index(k) for k in dict.fromkeys(k_shots)]
-
-
-def chooser(galleries: int) -> Callable[[Sequence[Mapping[str, Any]]], SelectedImages]:
-    """`gallery.choose` for the rows of a class, with as many images as all galleries of a page leave room for."""
-    count = next(count for count in _PER_LIST if 3 * count * galleries <= PICTURES)
-    return partial(choose, hits=count, misses=count, per_class=count)
 
 
 def write_page(
     path: Path,
     runs: Sequence[Run],
-    rows: Iterable[Mapping[str, Any]],
-    results: Iterable[Any],
-    galleries: Mapping[tuple[int, str], SelectedImages],
+    images: Iterable[ScoredImage],
+    results: Iterable[ClassScores],
+    galleries: Mapping[tuple[int, str], Gallery],
     extra: Sequence[str] = (),
 ) -> None:
     """Write the page.
@@ -55,16 +44,15 @@ def write_page(
     Args:
         path: where to; a config.json beside it says the settings.
         runs: one per few-shot setting.
-        rows: `write.prediction_rows` of all settings and classes.
-        results: `engine.evaluation.ClassScores` of all settings and classes, for the curves of the pixels.
-        galleries: (setting, class) -> `gallery.choose`, each row with its "picture" (WebP); settings without are left
-            out.
+        images: of all settings and classes.
+        results: of all settings and classes, for the curves of the pixels.
+        galleries: (setting, class) -> its pictures; what is not there has none.
         extra: metrics to show beside those of `tables.TABLE`.
     """
     curves = {(result.setting, result.name): result.curves for result in results}
-    scored: dict[tuple, list] = {}
-    for row in rows:
-        scored.setdefault((row["k_shot"], row["seed"], row["cls_name"]), []).append(row)
+    scored: _Scored = {}
+    for image in images:
+        scored.setdefault((image.k_shot, image.seed, image.cls_name), []).append(image)
     panels = [
         _Panel(
             tables.title(k_shot, group),
@@ -83,6 +71,7 @@ def render(path: Path, template: str, **values: Any) -> None:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
+        finalize=lambda value: escape_controls(value) if type(value) is str else value,  # not of Markup
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -98,15 +87,17 @@ def render(path: Path, template: str, **values: Any) -> None:
 
 
 class Cell(NamedTuple):
-    """text as shown, value to sort by; None where there is none."""
+    """A cell: the text as shown, and the value to sort by, None where there is none."""
 
     text: str
     value: float | None
 
 
 class Table(NamedTuple):
+    """The metrics of all classes under one k."""
+
     columns: Sequence[str]
-    rows: list[tuple[str, list[Cell]]]
+    rows: list[tuple[str, list[Cell]]]  # class, its metrics
     mean: list[Cell]
 
 
@@ -119,6 +110,10 @@ def table(columns: Sequence[str], by_class: Sequence[tuple[str, Sequence[Row]]],
             (name, [Cell(tables.cell(key, mean[key], std[key] if seeds else None), mean[key]) for key in columns])
         )
     return Table(columns, lines[:-1], lines[-1][1])
+
+
+_Curves = Mapping[tuple[int, str], Mapping[str, Points]]  # (setting, class) -> curves of its pixels
+_Scored = dict[tuple[int, int | None, str], list[ScoredImage]]  # (k_shot, seed, class) -> its images
 
 
 class _Panel(NamedTuple):
@@ -136,7 +131,7 @@ class _ClassView(NamedTuple):
     anomalous: int
     charts: list[tuple[Chart, list[tuple[str, str]]]]  # and a legend: kind, text
     histogram: Histogram
-    gallery: list[tuple[tuple[str, str], list["_Picture"]]] | None  # of _HEADLINES, pictures
+    gallery: list[tuple[tuple[str, str], list["_Picture"]]]  # of _HEADLINES, pictures
 
 
 class _Picture(NamedTuple):
@@ -149,23 +144,31 @@ class _Picture(NamedTuple):
     height: int
 
 
-def _class_view(name: str, runs, group, curves, scored, galleries) -> _ClassView:
+def _class_view(
+    name: str,
+    runs: Sequence[Run],
+    group: Sequence[Run],
+    curves: _Curves,
+    scored: _Scored,
+    galleries: Mapping[tuple[int, str], Gallery],
+) -> _ClassView:
+    """One class under one k; group: the runs of this k, one per seed."""
     of_seeds = [scored[run.k_shot, run.seed, name] for run in group]
     first = of_seeds[0]
-    lines = {
-        "image": [image_curves([r["anomaly"] for r in rows], [r["score"] for r in rows]) for rows in of_seeds],
+    lines: dict[str, list[Mapping[str, Points]]] = {
+        "image": [image_curves([one.anomaly for one in images], [one.score for one in images]) for images in of_seeds],
         "pixel": [curves[runs.index(run), name] for run in group],
     }
-    metrics = tables.over_seeds([run.classes[name] for run in group])
+    mean, std = tables.over_seeds([run.classes[name] for run in group])
     gallery = galleries.get((runs.index(group[0]), name))
-    anomalous = sum(row["anomaly"] for row in first)
+    anomalous = sum(image.anomaly for image in first)
     return _ClassView(
         name,
         len(first) - anomalous,
         anomalous,
-        [(chart, _legend(chart, *metrics, len(group) > 1)) for chart in charts.charts(lines)],
+        [(chart, _legend(chart, mean, std, len(group) > 1)) for chart in charts.charts(lines)],
         charts.histogram(first),
-        gallery and _gallery(gallery, first),
+        _lists(gallery, first) if gallery else [],
     )
 
 
@@ -178,20 +181,26 @@ def _legend(chart: Chart, mean: Row, std: Row, seeds: bool) -> list[tuple[str, s
     ]
 
 
-def _gallery(chosen: SelectedImages, rows: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, str], list[_Picture]]]:
-    lists = zip(_HEADLINES, chosen, strict=True)
-    return [(headline, [_picture(row, rows) for row in one]) for headline, one in lists if one]
+def _lists(gallery: Gallery, images: Sequence[ScoredImage]) -> list[tuple[tuple[str, str], list[_Picture]]]:
+    return [
+        (_HEADLINES[key], [_picture(one, gallery.thumbnails[one.img_path], images) for one in chosen])
+        for key, chosen in gallery.selected._asdict().items()
+        if chosen
+    ]
 
 
-def _picture(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> _Picture:
-    others = [other["score"] for other in rows if other["anomaly"] != row["anomaly"]]
-    below = sum(score < row["score"] for score in others)
-    rank = f"above {below} of {len(others)} {'normal images' if row['anomaly'] else 'defects'}" if others else ""
-    source = "data:image/webp;base64," + base64.b64encode(row["picture"]).decode()
-    with Image.open(io.BytesIO(row["picture"])) as picture:
-        return _Picture(row["img_path"], charts.kind_of(row), row["score"], rank, source, *picture.size)
+def _picture(image: ScoredImage, thumbnail: bytes, images: Sequence[ScoredImage]) -> _Picture:
+    others = [other.score for other in images if other.anomaly != image.anomaly]
+    below = sum(score < image.score for score in others)
+    rank = f"above {below} of {len(others)} {'normal images' if image.anomaly else 'defects'}" if others else ""
+    source = "data:image/webp;base64," + base64.b64encode(thumbnail).decode()
+    with Image.open(io.BytesIO(thumbnail)) as picture:
+        return _Picture(image.img_path, image.kind, image.score, rank, source, *picture.size)
 
 
 def _config(path: Path) -> dict[str, Any] | None:
     """config.json of the run; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config

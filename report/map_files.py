@@ -1,127 +1,179 @@
-"""Where the maps of a scoring pass go."""
+"""The anomaly maps of a test: each is written to one file, and all pictures of a class are drawn from these files."""
 
-import contextlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data.images import load_image, load_mask
+from data.images import result_names
+from data.meta import Sample
 from data.references import FewShotSetting
-from dataset import Sample
-from report import html
-from report.gallery import Thumbnails
-from report.overlays import Overlays
-from utils.distributed import flatten, gather
+from report.gallery import Gallery, choose, pictures_per_list, settings_with_pictures
+from report.heatmap import HeatScale, sample_pixels
+from report.pictures import PictureJob, draw, load_map, shrink_map
+from report.predictions import ClassScores, scored_images
 from utils.files import atomic_write, save_array
 
+OVERLAYS, MAPS = "imgs", "maps"  # folders of the results
+SPOOL = ".maps-"  # beginning of the name of the folder of waiting maps
+_THREADS = 2  # that draw
 
-def save_map(folder: Path, name: str, one: np.ndarray) -> None:
+
+def save_map(folder: Path, name: str, one: NDArray[Any]) -> None:
     """Write a map, (S, S), as float32 under the image's name with the suffix .npy."""
-    with atomic_write(folder / PurePosixPath(name).with_suffix(".npy")) as path:
-        save_array(path, one.astype(np.float32))
+    _write_map(folder / PurePosixPath(name).with_suffix(".npy"), one)
 
 
-def check_names(paths: Sequence[str]) -> None:
-    """Maps and overlays are named after the images without their suffix: two images of one name would collide.
-
-    Raises:
-        ValueError: names both images.
-    """
-    owners: dict[PurePosixPath, str] = {}
-    for path in paths:
-        owner = owners.setdefault(PurePosixPath(path).with_suffix(""), path)
-        if owner != path:
-            raise ValueError(
-                f"{owner} and {path} differ in the suffix alone, and their maps would overwrite each other; rename "
-                "one, or use --no_images without --save_maps"
-            )
+def _write_map(path: Path, one: NDArray[Any]) -> None:
+    with atomic_write(path) as temporary:
+        save_array(temporary, one.astype(np.float32))
 
 
-class MapFiles(contextlib.ExitStack):
-    """Where the maps of a scoring pass go: overlays, .npy files, thumbnails, any or none of them.
+def setting_folder(k_shot: int, seed: int | None) -> str:
+    """The subfolder of a few-shot setting in imgs/ and maps/; a test of one setting has none."""
+    return f"k{k_shot}_seed{seed}" if k_shot else "zero_shot"
+
+
+class MapFiles:
+    """Takes the maps of a scoring pass, and draws the pictures of a class when its last map has come, since one colour
+    scale serves the whole class.
+
+    Until then the maps wait on disk, so that memory does not grow with the number of images: as the files of
+    --save_maps where these are wanted, else in half precision in a temporary folder, which is removed at the end and on
+    an interruption. Of several processes each draws the images whose maps it has.
 
     Args:
+        save_path: the folder of results.
+        root: the dataset's root.
         samples: the samples that the maps' indices count.
-        subfolders: one per few-shot setting; "" for none.
-        maps: folder of the .npy files.
-        overlays: what draws the pictures.
-        thumbnails: `report.gallery.Thumbnails`; what it draws is collected in `galleries`, by (setting, class).
+        settings: the few-shot settings.
+        overlays: whether imgs/ is wanted.
+        maps: whether maps/ is wanted.
+        bits, upright: how images and masks are read, see `dataset.AnomalyDataset`.
+        gather: a list -> the lists of all processes, one after the other.
+
+    Attributes:
+        galleries: (setting, class) -> the pictures of report.html, of the classes that are drawn.
     """
 
     def __init__(
         self,
-        samples: Sequence[Any],
-        subfolders: Sequence[str],
-        maps: Path | None,
-        overlays: Overlays | None,
-        thumbnails: Any = None,
+        save_path: Path,
+        root: str | Path,
+        samples: Sequence[Sample],
+        settings: Sequence[FewShotSetting],
+        *,
+        overlays: bool = True,
+        maps: bool = False,
+        bits: int | None = None,
+        upright: bool = False,
+        gather: Callable[[list[Any]], list[Any]] = list,
     ):
-        super().__init__()
-        self.galleries: dict[tuple[int, str], Any] = {}
-        self._thumbnails = thumbnails and self.enter_context(thumbnails)
-        self._samples, self._subfolders, self._maps = samples, subfolders, maps
-        self._overlays = overlays and self.enter_context(overlays)
+        self.galleries: dict[tuple[int, str], Gallery] = {}
+        self._save_path, self._root, self._samples, self._settings = save_path, Path(root), samples, settings
+        self._overlays, self._maps, self._gather = overlays, maps, gather
+        self._bits, self._upright = bits, upright
+        self._names = result_names([sample.img_path for sample in samples])
+        several = len(settings) > 1
+        self._folders = [setting_folder(one.k_shot, one.seed) if several else "" for one in settings]
+        in_page = settings_with_pictures([setting.k_shot for setting in settings])
+        self._per_list = pictures_per_list(len({sample.cls_name for sample in samples}) * len(in_page))
+        self._in_page = in_page if self._per_list else []
+        self._own: set[tuple[int, int]] = set()  # (setting, index) of the maps that wait in this process
 
-    def keep(self, setting: int, index: int, one: np.ndarray) -> None:
+    def __enter__(self) -> "MapFiles":
+        if self._overlays:
+            (self._save_path / OVERLAYS).mkdir(parents=True, exist_ok=True)
+        self._spool = tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._save_path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spool.cleanup()
+
+    def expected_files(self) -> dict[str, list[Path]]:
+        """Class -> the overlays and maps that it is to have."""
+        kinds = [(OVERLAYS, ".png")] * self._overlays + [(MAPS, ".npy")] * self._maps
+        found: dict[str, list[Path]] = {sample.cls_name: [] for sample in self._samples}
+        for kind, suffix in kinds:
+            for setting in range(len(self._settings)):
+                for sample in self._samples:
+                    found[sample.cls_name].append(self._result(kind, setting, sample, suffix))
+        return found
+
+    def keep(self, setting: int, index: int, one: NDArray[np.float32]) -> None:
         """Take one map, (S, S) float32."""
-        if self._overlays:
-            self._overlays.keep(setting, index, one)
-        if self._thumbnails:
-            self._thumbnails.keep(setting, index, one)
         if self._maps:
-            save_map(self._maps / self._subfolders[setting], self._samples[index].img_path, one)
+            _write_map(self._file(setting, index), one)
+        elif self._draws(setting):
+            waiting = one if self._overlays else shrink_map(one)
+            save_array(self._file(setting, index), waiting.astype(np.float16))
+        if self._draws(setting):
+            self._own.add((setting, index))
 
-    def gallery(self, name: str) -> dict[int, Any]:
-        """What the thumbnails of a class are, by setting."""
-        return {setting: chosen for (setting, owner), chosen in self.galleries.items() if owner == name}
+    def finish(self, result: ClassScores) -> None:
+        """Draw a class whose maps have all come."""
+        if not self._draws(result.setting):
+            return
+        setting, page = result.setting, None
+        if setting in self._in_page:
+            images = scored_images(result, self._settings[setting], self._samples)
+            page = choose(images, self._per_list, self._per_list, self._per_list)
+        in_page = {image.img_path for chosen in page or () for image in chosen}
+        own = [(index, score) for index, score in zip(result.indices, result.scores, strict=True)
+               if (setting, index) in self._own]  # fmt: skip
+        ends = self._ends(setting, [index for index, _ in own], len(result.indices))
+        jobs = [self._job(setting, index, score, ends, in_page) for index, score in own]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            drawn = list(pool.map(self._draw, jobs))
+        thumbnails = self._gather([(job.sample.img_path, one) for job, one in zip(jobs, drawn, strict=True) if one])
+        self._own -= {(setting, index) for index, _ in own}
+        if page:
+            self.galleries[setting, result.name] = Gallery(page, dict(thumbnails))
 
-    def finish(self, result: Any) -> None:
-        """Draw a class whose maps have all come; result: `engine.evaluation.ClassScores`."""
-        scores = dict(zip(result.indices, result.scores, strict=True))
-        samples = {index: self._samples[index] for index in result.indices}
-        gallery = self._thumbnails and self._thumbnails.draw(result.setting, samples, scores)
-        if gallery:
-            self.galleries[result.setting, result.name] = gallery
-        if self._overlays:
-            self._overlays.draw(result.setting, self._subfolders[result.setting], samples, scores)
+    def page_values(self, name: str) -> dict[int, Any]:
+        """Setting -> what report.html needs of a class, as JSON can hold it; `restore` takes it back."""
+        return {setting: one.to_json() for (setting, owner), one in self.galleries.items() if owner == name}
 
+    def restore(self, name: str, values: Mapping[int, Any]) -> None:
+        """Take what `page_values` gave of a class in the test that is resumed."""
+        self.galleries |= {(setting, name): Gallery.from_json(value) for setting, value in values.items()}
 
-def pictures_of(settings, shots: Sequence[FewShotSetting], samples: Sequence[Sample]) -> dict[str, list[Path]]:
-    """Class -> the overlays and maps that it is to have."""
-    wanted = [] if settings.no_images else [("imgs", ".png")]
-    wanted += [("maps", ".npy")] if settings.save_maps else []
-    found: dict[str, list[Path]] = {sample.cls_name: [] for sample in samples}
-    for kind, suffix in wanted:
-        for folder in subfolders(shots):
-            for sample in samples:
-                path = Path(settings.save_path, kind, folder, sample.img_path)
-                found[sample.cls_name].append(path.with_suffix(suffix))
-    return found
+    def _draws(self, setting: int) -> bool:
+        """Whether any pictures of a setting are wanted."""
+        return self._overlays or setting in self._in_page
 
+    def _ends(self, setting: int, own: Sequence[int], count: int) -> tuple[float, float]:
+        """Of the colour scale of a class, from the maps of all processes."""
+        scale = HeatScale(count)
+        for pixels in self._gather([sample_pixels(load_map(self._file(setting, index)), count) for index in own]):
+            scale.add(pixels)
+        return scale.ends()
 
-def map_files(
-    settings, shots: Sequence[FewShotSetting], samples: Sequence[Sample], classes: int, accelerator
-) -> MapFiles:
-    def together(own: list) -> list:
-        return flatten(gather(own, accelerator))
+    def _job(
+        self, setting: int, index: int, score: float, ends: tuple[float, float], in_page: Collection[str]
+    ) -> PictureJob:
+        sample = self._samples[index]
+        overlay = self._result(OVERLAYS, setting, sample, ".png") if self._overlays else None
+        thumbnail = sample.img_path in in_page
+        return PictureJob(
+            self._file(setting, index), self._root, sample, score, ends, overlay, thumbnail, self._bits, self._upright
+        )
 
-    save_path = Path(settings.save_path)
-    root = Path(settings.data_path)
-    shown = html.pictured_settings([shot.k_shot for shot in shots])
-    choose = html.chooser(classes * len(shown))
-    return MapFiles(
-        samples,
-        subfolders(shots),
-        save_path / "maps" if settings.save_maps else None,
-        None if settings.no_images else Overlays(save_path / "imgs", root, load_image, load_mask, together),
-        Thumbnails(save_path, root, shown, choose, load_image, load_mask, together),
-    )
+    def _draw(self, job: PictureJob) -> bytes | None:
+        thumbnail = draw(job) if job.overlay or job.thumbnail else None
+        if not self._maps:
+            job.map_file.unlink()
+        return thumbnail
 
+    def _file(self, setting: int, index: int) -> Path:
+        """Where a map is until its class is drawn."""
+        if self._maps:
+            return self._result(MAPS, setting, self._samples[index], ".npy")
+        return Path(self._spool.name, f"{setting}-{index}.npy")
 
-def subfolders(shots: Sequence[FewShotSetting]) -> list[str]:
-    """Of each setting, for its pictures and maps."""
-    if len(shots) == 1:
-        return [""]
-    return ["zero_shot" if shot.k_shot == 0 else f"k{shot.k_shot}_seed{shot.seed}" for shot in shots]
+    def _result(self, kind: str, setting: int, sample: Sample, suffix: str) -> Path:
+        return self._save_path / kind / self._folders[setting] / f"{self._names[sample.img_path]}{suffix}"

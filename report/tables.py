@@ -1,14 +1,17 @@
-"""Rows of metrics -> tables in text, JSON and CSV."""
+"""Metrics of all classes -> tables in text, JSON and CSV."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tabulate import SEPARATING_LINE, tabulate
 
 import metrics
-from metrics.image import IMAGE
-from metrics.pixel import PIXEL
+from data.references import FewShotSetting
+from metrics.names import IMAGE, PIXEL
+from report.predictions import ClassScores
+from utils.text import escape_controls, markdown_cell
 
 Row = Mapping[str, float | None]  # metric -> fraction; None where it cannot be computed
 TABLE = ("auroc_px", "f1_px", "ap_px", "aupro", "auroc_sp", "f1_sp", "ap_sp")
@@ -29,16 +32,16 @@ class Run:
         return metrics.mean(list(self.classes.values()))
 
 
-def collect(results: Iterable[Any], settings: Sequence[Any], classes: Sequence[str]) -> list[Run]:
-    """A Run per few-shot setting from `engine.evaluation.ClassScores` of all classes and settings, in any order."""
-    found = {(result.setting, result.name): result.metrics for result in results}
+def collect(results: Iterable[ClassScores], settings: Sequence[FewShotSetting], classes: Sequence[str]) -> list[Run]:
+    """A Run per few-shot setting from the results of all classes and settings, in any order."""
+    rows = {(result.setting, result.name): result.metrics for result in results}
     return [
-        Run(setting.k_shot, setting.seed, {name: found[number, name] for name in classes})
+        Run(setting.k_shot, setting.seed, {name: rows[number, name] for name in classes})
         for number, setting in enumerate(settings)
     ]
 
 
-def as_json(runs: Sequence[Run], settings: Mapping[str, Any]) -> dict:
+def as_json(runs: Sequence[Run], settings: Mapping[str, Any]) -> dict[str, Any]:
     """One run: {"settings", "classes", "mean"}. Several: {"runs", "mean", "std"}, the latter two over seeds, per k."""
     entries = [
         {
@@ -58,32 +61,39 @@ def as_json(runs: Sequence[Run], settings: Mapping[str, Any]) -> dict:
     }
 
 
+def _plain(row: Row) -> dict[str, float | None]:
+    return {key: row[key] for key in METRICS}
+
+
 def markdown(runs: Sequence[Run], extra: Sequence[str] = ()) -> str:
     """One table per k, in percent; several seeds as mean ± standard deviation (of these seeds, not of a sample).
 
     extra: metrics to show beside those of TABLE.
     """
-    return "\n\n".join(_table(k, group, (*TABLE, *extra)) for k, group in by_k(runs).items())
+    columns = (*TABLE, *extra)
+    blocks = []
+    for k_shot, group in by_k(runs).items():
+        rows = []
+        for name, seeds in by_class(group):
+            mean, std = over_seeds(seeds)
+            rows.append([name, *(cell(key, mean[key], std[key] if len(group) > 1 else None) for key in columns)])
+        blocks += [title(k_shot, group), markdown_table(["objects", *columns], rows)]
+    return "\n\n".join(blocks)
 
 
-def _table(k_shot: int, runs: Sequence[Run], columns: Sequence[str]) -> str:
-    rows = [["objects", *columns]]
-    for name, seeds in by_class(runs):
-        mean, std = over_seeds(seeds)
-        rows.append([name, *(cell(key, mean[key], std[key] if len(runs) > 1 else None) for key in columns)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    rule = "|" + "|".join([":" + "-" * (width + 1) for width in widths]) + "|"
-    return "\n".join([title(k_shot, runs), "", lines[0], rule, *lines[1:]])
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, columns aligned; names in it can neither break it nor move a terminal's cursor."""
+    lines = [[markdown_cell(text) for text in line] for line in (head, *rows)]
+    # tabulate makes columns with a heading two wider than they need be; a first row and a line below it are not.
+    drawn: str = tabulate([lines[0], SEPARATING_LINE, *lines[1:]], tablefmt="pipe", disable_numparse=True)
+    return drawn.partition("\n")[2]  # without the line above the first row
 
 
 def title(k_shot: int, runs: Sequence[Run]) -> str:
     """What a table's runs, which share k_shot, are: "zero-shot", "4-shot, seeds 1 2"."""
     if k_shot == 0:
         return "zero-shot"
-    seeds = [str(run.seed) for run in runs if run.seed is not None]
+    seeds = [escape_controls(run.seed) for run in runs if run.seed is not None]
     return f"{k_shot}-shot" + (f", seed{'s' * (len(seeds) > 1)} {' '.join(seeds)}" if seeds else "")
 
 
@@ -110,18 +120,19 @@ def by_k(runs: Iterable[Run]) -> dict[int, list[Run]]:
     return groups
 
 
-def over_seeds(rows: Sequence[Row]) -> tuple[dict, dict]:
+def over_seeds(rows: Sequence[Row]) -> tuple[Row, Row]:
     """Mean and standard deviation of each metric; None where any seed lacks it."""
-    mean, std = {}, {}
-    for key in METRICS:
-        values = [row[key] for row in rows]
-        known = None not in values
-        mean[key] = float(np.mean(values)) if known else None
-        std[key] = float(np.std(values)) if known else None
-    return mean, std
+    values = {key: [row[key] for row in rows] for key in METRICS}
+    known = {key: [value for value in each if value is not None] for key, each in values.items()}
+    complete = {key: each if len(each) == len(rows) else None for key, each in known.items()}
+    return (
+        {key: None if each is None else float(np.mean(each)) for key, each in complete.items()},
+        {key: None if each is None else float(np.std(each)) for key, each in complete.items()},
+    )
 
 
-def csv_rows(runs: Sequence[Run]) -> Iterable[tuple[int, Any, str, Row]]:
+def csv_rows(runs: Sequence[Run]) -> Iterable[tuple[int, int | str | None, str, Row]]:
+    """(k_shot, seed, class, its metrics) of every run; of several seeds also "mean" and "std" in the seed's place."""
     for run in runs:
         for name, (row,) in by_class([run]):
             yield run.k_shot, run.seed, name, row
@@ -131,20 +142,3 @@ def csv_rows(runs: Sequence[Run]) -> Iterable[tuple[int, Any, str, Row]]:
                 mean, std = over_seeds(seeds)
                 yield k_shot, "mean", name, mean
                 yield k_shot, "std", name, std
-
-
-def _plain(row: Row) -> dict[str, float | None]:
-    return {key: row[key] for key in METRICS}
-
-
-def blank(value: float | None) -> str:
-    return "" if value is None else repr(float(value))
-
-
-def absent(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Class -> metrics that no run has."""
-    return {
-        name: missing
-        for name in runs[0].classes
-        if (missing := [key for key in METRICS if all(run.classes[name][key] is None for run in runs)])
-    }

@@ -34,12 +34,13 @@ REFUSED = {
     "half.png": "unreadable image (",
     "text.jpg": "unreadable image (none of the formats",
     "program.eps": "unreadable image (none of the formats",
-    "moving_gif.gif": "3 pictures in one file; save the one that is meant",
-    "moving_png.png": "3 pictures in one file",
-    "moving_webp.webp": "3 pictures in one file",
-    "pages.tif": "2 pictures in one file",
+    "moving_gif.gif": "several pictures in one file; save the one that is meant",
+    "moving_png.png": "several pictures in one file",
+    "moving_webp.webp": "several pictures in one file",
+    "pages.tif": "several pictures in one file",
     "bomb.png": "too large, make it smaller (Image size (400000000 pixels)",
     "absurd.png": "too large, make it smaller (Image size (4611686014132420609 pixels)",
+    "wide.png": "too large, make it smaller (70000000 x 1 pixels; a side may have 100000)",
     "float.tif": "floating-point pixels",
     "range.tif": "pixel values outside 0..65535",
 }
@@ -92,6 +93,7 @@ def folder(tmp_path_factory):
     picture.save(root / "pages.tif", save_all=True, append_images=others[:1])
     (root / "bomb.png").write_bytes(png_of(20_000, 20_000))
     (root / "absurd.png").write_bytes(png_of(2**31 - 1, 2**31 - 1))
+    (root / "wide.png").write_bytes(png_of(70_000_000, 1))
     Image.fromarray(np.ones((4, 4), np.float32)).save(root / "float.tif")
     Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(root / "range.tif")
     return root
@@ -197,8 +199,9 @@ def test_predict_scores_what_is_right_and_lists_the_rest(folder, tiny_a, tmp_pat
 
 
 def test_a_folder_is_searched_for_what_can_be_read(folder):
-    found = {name for _, name in find_images([str(folder)])}
-    assert found == (RIGHT.keys() | REFUSED.keys()) - {"no_suffix", "program.eps"}
+    found = find_images([str(folder)])
+    assert {name for _, name in found.images} == (RIGHT.keys() | REFUSED.keys()) - {"program.eps"}
+    assert {path.name for path in found.passed_over} - {"meta.json"} == {"program.eps"}
 
 
 def test_masks_of_any_colour_space(tmp_path):

@@ -228,7 +228,7 @@ def test_formats(call, tmp_path):
             tmp_path / f"{suffix}.{suffix}", **({"lossless": True} if suffix == "webp" else {})
         )
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.TIFF")
-    found = [name for _, name in find_images([str(tmp_path)])]
+    found = [name for _, name in find_images([str(tmp_path)]).images]
     assert found == sorted(found) and len(found) == 7
     code, rows = call(tmp_path, "--no_images")
     assert (

@@ -14,11 +14,13 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from utils.launch import is_first_process
 from utils.text import escape_controls
+
+if TYPE_CHECKING:
+    import numpy as np
 
 try:
     import fcntl
@@ -49,6 +51,36 @@ def check_regular(path: str | Path) -> None:
             raise ValueError(f"{path}: is a {kind}, not a file")
 
 
+def open_regular(path: str | Path, flags: int) -> int:
+    """As os.open, which makes a new file with the usual rights; but it follows no link and waits for no FIFO.
+
+    Raises:
+        ValueError: a link, or no regular file; names it.
+        OSError: as os.open.
+    """
+    check_regular(path)
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{path}: is a link, which is not followed; remove it, or name another folder") from None
+        raise
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds, with or without a byte order mark.
+
+    Raises:
+        ValueError: no JSON, nested too deep, or no regular file; names it.
+        OSError: it cannot be read.
+    """
+    check_regular(path)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+
+
 def result_folder(save_path: str) -> Path:
     """The folder of results, not made yet. Raises ValueError where there can be none of that name."""
     path = Path(save_path)
@@ -71,7 +103,7 @@ def lock_folder(path: Path) -> Iterator[None]:
         ValueError: another run has the lock; says which.
     """
     path.mkdir(parents=True, exist_ok=True)
-    if fcntl is None or os.environ.get("RANK", "0") != "0":
+    if fcntl is None or not is_first_process():
         yield
         return
     file = _locked(path)
@@ -93,8 +125,7 @@ def _locked(folder: Path) -> int:
     path = folder / LOCK
     while True:
         try:
-            check_regular(path)
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            file = open_regular(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise NotWrittenError(path, error) from None
         try:
@@ -145,11 +176,13 @@ def clear_results(save_path: Path, names: Sequence[str]) -> None:
     Only in a folder whose config.json is ours.
     """
     with contextlib.suppress(OSError, ValueError):
-        if "vand_kit" in json.loads((save_path / "config.json").read_text(encoding="utf-8")):
-            for path in [path for name in names for path in save_path.glob(name)]:
-                shutil.rmtree(path, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        config = read_json(save_path / "config.json")
+        if not (isinstance(config, dict) and "vand_kit" in config):
+            return
+        for path in [path for name in names for path in save_path.glob(name)]:
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def is_temporary(path: Path) -> bool:
@@ -178,8 +211,10 @@ class NotWrittenError(OSError):
         super().__init__(f"{path} is not written ({getattr(reason, 'strerror', None) or reason}){advice}")
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: "np.ndarray") -> None:
     """np.save, whose errors name no file. Raises NotWrittenError."""
+    import numpy as np  # here: the scripts that use the other functions do without it
+
     try:
         np.save(path, array)
     except OSError as error:

@@ -8,6 +8,7 @@ from metrics.curves import CURVE_POINTS, FPR_LIMIT
 from metrics.image import image_curves
 from metrics.pixel import PixelMetrics, label_regions
 from report import charts
+from report.predictions import ScoredImage
 
 
 def filled(count: int = 6, side: int = 64, sharpness: float = 1.5) -> PixelMetrics:
@@ -83,11 +84,13 @@ def test_path():
     assert charts.path([[0, 0.5, 1], [1, 1, 0.5]], steps=True) == "M0 0V0H100V100H200"
 
 
+def image(kind: str, score: float) -> ScoredImage:
+    return ScoredImage(f"{score}.png", "nut", kind, int(kind != "good"), 0, None, score)
+
+
 def test_histogram():
-    rows = [{"specie_name": kind, "anomaly": int(kind != "good"), "score": score}
-            for kind, score in [("hole", 1.0), ("good", 0.0), ("good", 0.01), ("", 0.5)]]  # fmt: skip
-    drawn = charts.histogram(rows)
-    assert [(row.kind, row.anomaly, row.count) for row in drawn.rows] == [
+    drawn = charts.histogram([image("hole", 1.0), image("good", 0.0), image("good", 0.01), image("", 0.5)])
+    assert [(row.kind, row.anomaly, row.images) for row in drawn.rows] == [
         ("good", 0, 2), ("defect", 1, 1), ("hole", 1, 1)
     ]  # fmt: skip
     assert (drawn.low, drawn.high) == (0, 1)
@@ -95,7 +98,7 @@ def test_histogram():
 
 
 def test_histogram_of_equal_scores():
-    (row,) = charts.histogram([{"specie_name": "good", "anomaly": 0, "score": 0.3}]).rows
+    (row,) = charts.histogram([image("good", 0.3)]).rows
     assert row.path == "M15 1V0h1V1z" and row.low == row.median == row.high == 0.3
 
 

@@ -8,8 +8,6 @@ import pytest
 
 from pages import made_up
 from report import html
-from report.gallery import choose
-from report.html import PICTURES
 
 NASTY = "<script>alert('1')</script> & \"nut\""
 
@@ -114,26 +112,7 @@ def test_many_kinds_of_defects_share_a_row(tmp_path):
     )
 
 
-@pytest.mark.parametrize("galleries", [1, 15, 30, 60, 61, 120, 121, 10_000])
-def test_pictures_of_a_page_are_bounded(galleries):
-    rows = [{"cls_name": "a", "anomaly": number % 2, "score": number} for number in range(40)]
-    count = sum(map(len, html.chooser(galleries)(rows)))
-    assert count * galleries <= PICTURES and (count > 0 or galleries > 120)
-
-
-def test_pictures_are_of_the_first_setting_of_each_k():
-    assert html.pictured_settings([0, 1, 1, 4, 4]) == [0, 1, 3]
-
-
-def test_no_image_is_a_hit_and_a_miss():
-    rows = [{"cls_name": "a", "anomaly": 1, "score": score} for score in (0.2, 0.9, 0.5)]
-    rows.append({"cls_name": "a", "anomaly": 0, "score": 0.7})
-    chosen = choose(rows)
-    assert [[row["score"] for row in one] for one in chosen] == [[0.9, 0.5], [0.2], [0.7]]
-
-
-def test_chosen_images_come_from_several_classes():
-    rows = [{"cls_name": name, "anomaly": "1", "score": str(number / 10)} for number in range(8) for name in "ab"]
-    hits = choose(rows, hits=3, per_class=2).hits
-    assert [(row["cls_name"], row["score"]) for row in hits] == [("a", "0.7"), ("b", "0.7"), ("a", "0.6")]
-    assert len(choose(rows, hits=6, misses=9, per_class=2).missed) == 4
+def test_control_characters_are_shown_and_not_obeyed(tmp_path):
+    parsed = written(tmp_path, [(0, None)], {"nut\u202egnp\x1b[2J": {"normal": 2, "anomalous": 2}})
+    assert r"nut\u202egnp\x1b[2J" in parsed.text
+    assert not {"\u202e", "\x1b"} & set(parsed.source)

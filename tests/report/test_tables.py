@@ -7,7 +7,8 @@ import pytest
 
 from report import tables
 from report.tables import TABLE, Run
-from report.write import write_predictions, write_tables
+from report.write import write_tables
+from utils.text import csv_value
 
 KEYS = (*TABLE, "aupro_200", "iou_px", "threshold_px")
 
@@ -71,13 +72,25 @@ def test_a_class_called_mean_keeps_its_own_row(tmp_path):
         assert [float(r["ap_px"]) for r in csv.DictReader(file)] == pytest.approx([0.2, 0.6, 0.4])
 
 
-def test_what_no_run_has_is_named():
-    runs = [Run(0, None, {"nut": row(0.5, aupro=None, aupro_200=None), "bolt": row(0.5)})]
-    assert tables.absent(runs) == {"nut": ["aupro", "aupro_200"]}
+HOSTILE = ["a|b", "two\nlines", "\x1b[2Jgone", "=1+1", "Gehäuse"]
 
 
-def test_csv_of_names_with_commas_and_quotes(tmp_path):
-    write_predictions(tmp_path / "p.csv", [{"img_path": 'a,"b".png', "score": 0.5}, {"img_path": "ö", "m": 1}])
-    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+def test_names_break_no_table(tmp_path):
+    run = Run(0, None, {name: row(0.5) for name in HOSTILE})
+    write_tables(tmp_path, [run], {})
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert len(lines) == 2 + 2 + len(HOSTILE) + 1 and len({len(line) for line in lines[2:]}) == 1
+    assert [line.split(" | ")[0].strip("| ") for line in lines[4:]] == [
+        r"a\|b", r"two\x0alines", r"\x1b[2Jgone", "=1+1", "Gehäuse", "mean"
+    ]  # fmt: skip
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["classes"]) == HOSTILE
+
+
+def test_a_spreadsheet_computes_no_name(tmp_path):
+    write_tables(tmp_path, [Run(0, None, {name: row(-0.5) for name in HOSTILE})], {})
+    with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert rows == [{"img_path": 'a,"b".png', "score": "0.5", "m": ""}, {"img_path": "ö", "score": "", "m": "1"}]
+    assert [r["objects"] for r in rows[3:5]] == ["'=1+1", "Gehäuse"]
+    assert [csv_value(r["objects"]) for r in rows] == [*HOSTILE, "mean"]
+    assert {r["ap_px"] for r in rows} == {"-0.5"}  # a number stays one

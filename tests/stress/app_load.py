@@ -54,7 +54,7 @@ def bad_requests(folder: Path) -> list[tuple[str, str, list[str], str]]:
         (str(folder / "text.png"), "brick", [], "text.png is not an image"),
         (str(folder / "half.png"), "brick", [], "half.png: unreadable image"),
         (str(folder / "large.png"), "brick", [], "megapixels are allowed"),
-        (str(folder / "moving.gif"), "brick", [], "2 pictures in one file"),
+        (str(folder / "moving.gif"), "brick", [], "several pictures in one file"),
         (IMAGES[0], "", [], "Type what the image shows"),
         (IMAGES[0], "brick", NORMAL[:5], "4 are allowed"),
         (IMAGES[0], "x" * 200, [], "80 are allowed"),

@@ -10,7 +10,16 @@ import sys
 import pytest
 
 from conftest import ROOT
-from utils.files import LOCK, NotWrittenError, atomic_write, check_regular, clear_leftovers, lock_folder, write_json
+from utils.files import (
+    LOCK,
+    atomic_write,
+    check_regular,
+    clear_leftovers,
+    clear_results,
+    lock_folder,
+    read_json,
+    write_json,
+)
 
 RUN = """
 import sys, time
@@ -125,7 +134,7 @@ def test_a_worker_that_outlives_a_killed_run_holds_no_lock(tmp_path):
 def test_a_lock_file_that_leads_elsewhere_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("kept")
     (tmp_path / LOCK).symlink_to("precious")
-    with pytest.raises(NotWrittenError, match="lock is not written"):
+    with pytest.raises(ValueError, match="lock: is a link, which is not followed"):
         lock_folder(tmp_path).__enter__()
     assert (tmp_path / "precious").read_text() == "kept"
 
@@ -135,3 +144,32 @@ def test_leftovers_of_a_killed_run_are_cleared_and_no_other_file(tmp_path):
     (tmp_path / LOCK).touch()
     clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff", b"9" * 5000, b""])
+def test_a_broken_json_file_is_named(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: not valid JSON"):
+        read_json(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_json_file(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "3", '"vand_kit"', '["vand_kit"]', "{}", "null"])
+def test_results_are_cleared_beside_a_config_of_this_toolkit_alone(tmp_path, content):
+    (tmp_path / "table.md").touch()
+    for config, left in ((content, True), ('{"vand_kit": "0.1.0"}', False)):
+        (tmp_path / "config.json").write_text(config)
+        clear_results(tmp_path, ["table.md"])
+        assert (tmp_path / "table.md").exists() is left
+
+
+def test_a_config_that_is_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "table.md").touch()
+    clear_results(tmp_path, ["table.md"])
+    assert (tmp_path / "table.md").exists()

@@ -1,0 +1,121 @@
+"""The score of every test image, one row each: predictions.csv."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from data.meta import Sample
+from data.references import FewShotSetting
+from metrics.curves import Points
+from utils.files import atomic_write
+from utils.text import csv_cell, csv_value
+
+FILE = "predictions.csv"
+
+
+class ClassScores(Protocol):
+    """The results of one class under one few-shot setting, as `engine.evaluation.score` yields them."""
+
+    @property
+    def setting(self) -> int: ...  # index into the few-shot settings
+
+    @property
+    def name(self) -> str: ...  # of the class
+
+    @property
+    def metrics(self) -> Mapping[str, float | None]: ...  # fractions; None where a metric cannot be computed
+
+    @property
+    def indices(self) -> Sequence[int]: ...  # of the images, into the samples
+
+    @property
+    def scores(self) -> Sequence[float]: ...  # of the images
+
+    @property
+    def score_components(self) -> Mapping[str, Sequence[float]]: ...  # what the scores are made of, per image
+
+    @property
+    def curves(self) -> Mapping[str, Points]: ...  # of the pixels
+
+
+class ScoredImage(NamedTuple):
+    """One test image under one few-shot setting: a row of predictions.csv."""
+
+    img_path: str
+    cls_name: str
+    specie_name: str  # kind of defect, "good", or "" where the dataset does not say
+    anomaly: int  # 0 or 1
+    k_shot: int
+    seed: int | None  # None: zero-shot
+    score: float
+    score_components: Mapping[str, float] = {}
+
+    @property
+    def kind(self) -> str:
+        """What the image shows in a word, also where its dataset does not name the kinds of defects."""
+        return self.specie_name or ("defect" if self.anomaly else "good")
+
+
+_COLUMNS = ScoredImage._fields[:-1]  # those of the score components follow
+
+
+def scored_images(result: ClassScores, setting: FewShotSetting, samples: Sequence[Sample]) -> list[ScoredImage]:
+    """The images of one class under one setting, in the order of the samples."""
+    return [
+        ScoredImage(
+            img_path=sample.img_path,
+            cls_name=sample.cls_name,
+            specie_name=sample.specie_name,
+            anomaly=sample.anomaly,
+            k_shot=setting.k_shot,
+            seed=setting.seed,
+            score=result.scores[place],
+            score_components={key: values[place] for key, values in result.score_components.items()},
+        )
+        for place, sample in enumerate(samples[index] for index in result.indices)
+    ]
+
+
+def write_predictions(path: Path, images: Iterable[ScoredImage]) -> None:
+    """Write a row per image and setting; a component that only some images have is blank for the others."""
+    rows = [{**image._asdict(), **image.score_components} for image in images]
+    components = dict.fromkeys(key for row in rows for key in row["score_components"])
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*_COLUMNS, *components], restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)
+
+
+def read_predictions(path: Path) -> list[ScoredImage]:
+    """What `write_predictions` has written.
+
+    Raises:
+        ValueError: the file is missing, holds no rows or is not what test.py writes; names the file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            images = [_parse(row) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; give the --save_path of a finished test.py") from None
+    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: not what test.py writes ({error!r}); run the test again") from None
+    if not images:
+        raise ValueError(f"{path}: holds no images; run the test again")
+    return images
+
+
+def _parse(row: Mapping[str, Any]) -> ScoredImage:
+    anomaly = int(row["anomaly"])
+    if anomaly not in (0, 1):
+        raise ValueError(f"anomaly {anomaly} is neither 0 nor 1")
+    return ScoredImage(
+        img_path=csv_value(row["img_path"]),
+        cls_name=csv_value(row["cls_name"]),
+        specie_name=csv_value(row["specie_name"]),
+        anomaly=anomaly,
+        k_shot=int(row["k_shot"]),
+        seed=int(row["seed"]) if row["seed"] else None,
+        score=float(row["score"]),
+        score_components={key: float(value) for key, value in row.items() if key not in _COLUMNS and value},
+    )

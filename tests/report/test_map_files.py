@@ -1,0 +1,226 @@
+"""The maps of a test: one file each, from which every picture is drawn; nothing stays behind."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.meta import Sample
+from data.references import FewShotSetting
+from engine.evaluation import ClassScores
+from report import pictures
+from report.map_files import MapFiles
+
+SETTINGS = [FewShotSetting(0, None, {}), FewShotSetting(1, 5, {}), FewShotSetting(1, 6, {})]
+SIDE = 200  # larger than the panel of a thumbnail
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two classes of three images: a normal one, one with a mask, one without."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rng = np.random.default_rng(0)
+    for sample in SAMPLES:
+        path = folder / sample.img_path
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(path)
+        if sample.mask_path:
+            Image.fromarray(np.pad(np.full((10, 20), 255, np.uint8), ((10, 20), (20, 20)))).save(
+                folder / sample.mask_path
+            )
+    return folder
+
+
+def samples_of(name: str) -> list[Sample]:
+    return [
+        Sample(f"{name}/0.png", "", name, "good", 0),
+        Sample(f"{name}/1.png", f"{name}/1_mask.png", name, "Riß", 1),
+        Sample(f"{name}/2.png", "", name, "", 1),
+    ]
+
+
+SAMPLES = [*samples_of("nut"), *samples_of("bolt")]
+
+
+def map_of(setting: int, index: int) -> np.ndarray:
+    return np.random.default_rng((setting, index)).normal(index, 1, (SIDE, SIDE)).astype(np.float32)
+
+
+def result_of(setting: int, name: str) -> ClassScores:
+    indices = [index for index, sample in enumerate(SAMPLES) if sample.cls_name == name]
+    return ClassScores(setting, name, {}, indices, [float(index) for index in indices], {}, {})
+
+
+def score(files: MapFiles, ranks: int = 1, rank: int = 0) -> None:
+    """As one process of several, which has every map of its turn."""
+    for number, sample in enumerate(SAMPLES):
+        if number % ranks == rank:
+            for setting in range(len(SETTINGS)):
+                files.keep(setting, number, map_of(setting, number))
+        if number == len(SAMPLES) - 1 or SAMPLES[number + 1].cls_name != sample.cls_name:
+            for setting in range(len(SETTINGS)):
+                files.finish(result_of(setting, sample.cls_name))
+
+
+def drawn(folder, root, **wanted) -> tuple[dict[str, bytes], dict]:
+    """(the files that are left, the galleries)."""
+    with MapFiles(folder, root, SAMPLES, SETTINGS, **wanted) as files:
+        score(files)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}, (
+        files.galleries
+    )
+
+
+def test_every_picture_is_drawn_from_the_one_file_of_a_map(tmp_path, root):
+    folders = [tmp_path / name for name in ("pictures", "both", "maps")]
+    for folder in folders:
+        folder.mkdir()
+    pictures, galleries = drawn(folders[0], root)
+    both, same = drawn(folders[1], root, maps=True)
+    maps, of_maps = drawn(folders[2], root, overlays=False, maps=True)
+    names = [f"{folder}/{sample.img_path}" for folder in ("zero_shot", "k1_seed5", "k1_seed6") for sample in SAMPLES]
+    assert sorted(pictures) == sorted(f"imgs/{name}" for name in names)
+    assert sorted(maps) == sorted(f"maps/{name[:-4]}.npy" for name in names)
+    assert both == pictures | maps and galleries == same == of_maps
+    for number, name in enumerate(names):
+        kept = np.load(io.BytesIO(maps[f"maps/{name[:-4]}.npy"]))
+        assert kept.dtype == np.float32 and (kept == map_of(*divmod(number, len(SAMPLES)))).all()
+
+
+def test_expected_files_are_those_that_are_written(tmp_path, root):
+    files = MapFiles(tmp_path, root, SAMPLES, SETTINGS, maps=True)
+    expected = files.expected_files()
+    with files:
+        score(files)
+    assert list(expected) == ["nut", "bolt"]
+    assert sorted(expected["nut"] + expected["bolt"]) == sorted(
+        path for path in tmp_path.rglob("*.*") if path.is_file()
+    )
+
+
+def test_without_overlays_small_maps_wait(tmp_path, root):
+    files = MapFiles(tmp_path, root, SAMPLES, SETTINGS, overlays=False)
+    with files:
+        for setting in range(3):
+            files.keep(setting, 0, map_of(setting, 0))
+        waiting = [np.load(path) for path in tmp_path.rglob("*.npy")]
+        assert [(one.shape, one.dtype) for one in waiting] == [((176, 176), np.float16)] * 2  # of the first of each k
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_leaves_no_waiting_maps(tmp_path, root):
+    with MapFiles(tmp_path, root, SAMPLES, SETTINGS, overlays=False) as files:
+        score(files)
+        assert not list(tmp_path.rglob("*.npy"))
+    assert {key: list(gallery.selected.hits) != [] for key, gallery in files.galleries.items()} == dict.fromkeys(
+        [(0, "nut"), (1, "nut"), (0, "bolt"), (1, "bolt")], True
+    )
+
+
+def test_an_interruption_leaves_nothing(tmp_path, root):
+    with pytest.raises(KeyboardInterrupt), MapFiles(tmp_path, root, SAMPLES, SETTINGS) as files:
+        files.keep(0, 0, map_of(0, 0))
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["imgs"]
+
+
+def test_an_image_is_read_once_for_all_its_pictures(tmp_path, root, monkeypatch):
+    read, load = [], pictures.load_image
+
+    def counted(path, **keywords):
+        read.append(path)
+        return load(path, **keywords)
+
+    monkeypatch.setattr(pictures, "load_image", counted)
+    with MapFiles(tmp_path, root, SAMPLES, SETTINGS[:1]) as files:
+        for index in range(3):
+            files.keep(0, index, map_of(0, index))
+        files.finish(result_of(0, "nut"))
+    assert sorted(read) == [root / sample.img_path for sample in SAMPLES[:3]]
+    assert len(files.galleries[0, "nut"].thumbnails) == 3
+
+
+def test_a_resumed_test_has_the_pictures_of_the_first(tmp_path, root):
+    with MapFiles(tmp_path, root, SAMPLES, SETTINGS) as files:
+        score(files)
+    resumed = MapFiles(tmp_path, root, SAMPLES, SETTINGS)
+    for name in ("nut", "bolt"):
+        resumed.restore(name, files.page_values(name))
+    assert resumed.galleries == files.galleries
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_two_processes_draw_what_one_draws(tmp_path, root, maps):
+    """Each has every other map; with --save_maps each sees the other's files too."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir(), together.mkdir()
+    files, galleries = drawn(alone, root, maps=maps)
+    barrier, parts, found = threading.Barrier(2, timeout=60), {}, {}
+
+    def process(rank: int) -> None:
+        def gather(own: list) -> list:
+            parts[rank] = own
+            barrier.wait()
+            everything = parts[0] + parts[1]
+            barrier.wait()
+            return everything
+
+        with MapFiles(together, root, SAMPLES, SETTINGS, maps=maps, gather=gather) as own:
+            score(own, 2, rank)
+            barrier.wait()
+        found[rank] = own.galleries
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {0: galleries, 1: galleries}
+    assert {p.relative_to(together).as_posix(): p.read_bytes() for p in together.rglob("*.*") if p.is_file()} == files
+
+
+def test_too_many_classes_for_a_page_have_no_pictures(tmp_path, root):
+    many = [Sample(sample.img_path, "", f"{number}", "", 1) for number in range(200) for sample in SAMPLES[:1]]
+    with MapFiles(tmp_path, root, many, SETTINGS[:1], overlays=False) as files:
+        files.keep(0, 0, map_of(0, 0))
+        assert not list(tmp_path.rglob("*.npy"))
+        files.finish(ClassScores(0, "0", {}, [0], [1.0], {}, {}))
+    assert files.galleries == {}
+
+
+def test_images_that_differ_in_the_suffix_alone_keep_their_pictures_apart(tmp_path, root):
+    twins = [SAMPLES[0], SAMPLES[0]._replace(img_path="nut/0.bmp"), SAMPLES[2]]
+    with Image.open(root / "nut/0.png") as image:
+        image.save(root / "nut/0.bmp")
+    with MapFiles(tmp_path, root, twins, SETTINGS[:1], maps=True) as files:
+        for index in range(3):
+            files.keep(0, index, map_of(0, index))
+        files.finish(ClassScores(0, "nut", {}, [0, 1, 2], [0.0, 1.0, 2.0], {}, {}))
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
+        "0_bmp.npy", "0_bmp.png", "0_png.npy", "0_png.png", "2.npy", "2.png"
+    ]  # fmt: skip
+    for index, name in enumerate(("0_png", "0_bmp", "2")):
+        np.testing.assert_array_equal(np.load(tmp_path / f"maps/nut/{name}.npy"), map_of(0, index))
+    assert list(files.galleries[0, "nut"].thumbnails) == ["nut/0.png", "nut/0.bmp", "nut/2.png"]
+
+
+def test_pictures_show_what_was_scored(tmp_path, root):
+    """Values of 12 bits in a file of 16, and a photograph that is to be turned."""
+    Image.fromarray(np.full((40, 60), 4095, np.uint16)).save(root / "nut/deep.png")
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(root / "nut/0.png") as image:
+        image.save(root / "nut/turned.jpg", exif=exif)
+    for name, wanted in (("nut/deep.png", {"bits": 12}), ("nut/turned.jpg", {"upright": True})):
+        for keywords in ({}, wanted):
+            folder = tmp_path / f"{name.replace('/', '_')}_{len(keywords)}"
+            folder.mkdir()
+            with MapFiles(folder, root, [Sample(name, "", "nut", "good", 0)], SETTINGS[:1], **keywords) as files:
+                files.keep(0, 0, map_of(0, 0))
+                files.finish(ClassScores(0, "nut", {}, [0], [0.0], {}, {}))
+    dark, bright = (Image.open(tmp_path / f"nut_deep.png_{n}/imgs/nut/deep.png") for n in (0, 1))
+    assert dark.getpixel((190, 150))[0] < 20 and bright.getpixel((190, 150)) == (255, 255, 255)
+    stored, turned = (Image.open(tmp_path / f"nut_turned.jpg_{n}/imgs/nut/turned.png") for n in (0, 1))
+    assert stored.width > 3 * stored.height and turned.width < 3 * turned.height
