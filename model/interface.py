@@ -78,14 +78,14 @@ class Cache(Protocol):
     """Keeps features of images."""
 
     def __call__(
-        self, images: Tensor, identity: Mapping[str, str], names: Sequence[str], encode: Encoder
+        self, images: Tensor, identity: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], encode: Encoder
     ) -> Mapping[str, Tensor]:
         """name -> (B, ...).
 
         Args:
             images: (B, 3, S, S).
             identity: what the features depend on besides, see `ImageTower.identity`.
-            names: of the features.
+            shapes: name of each feature -> its shape of one image.
             encode: computes them.
         """
 
@@ -132,8 +132,11 @@ class ImageTower(Protocol):
     def __call__(self, images: Tensor, layers: Collection[int]) -> Tokens:
         """Tokens of the asked layers. images: (B, 3, S, S) uint8 RGB."""
 
-    def features(self, images: Tensor, names: Sequence[str], encode: Encoder) -> Mapping[str, Tensor]:
-        """Features of a method's own making, each (B, ...), from `cache` where it holds them."""
+    def features(self, images: Tensor, shapes: Mapping[str, tuple[int, ...]], encode: Encoder) -> Mapping[str, Tensor]:
+        """Features of a method's own making, each (B, ...), from `cache` where it holds them.
+
+        shapes: name of each feature -> its shape of one image; one name means the same whatever else is asked for.
+        """
 
     def identity(self, device: torch.device) -> dict[str, str]:
         """What the features of an image depend on beside its pixels: equal values, equal features."""
