@@ -45,8 +45,8 @@ class DataSettings:
 
     dataset: str
     meta_path: str | None
-    follow_links: bool
     classes: Sequence[str] | None
+    follow_links: bool
     save_path: str
     num_workers: int
     feature_cache: str | None

@@ -150,7 +150,7 @@ def resume_training(
     checkpoint.check_compatible(f"checkpoint {last.path} was trained", last.meta, run, run)
     if "optimizer" not in last.meta:
         raise ValueError(f"checkpoint {last.path}: holds no optimiser to resume from; pass it by --init_checkpoint")
-    done = last.meta.get("epoch")
+    done: Any = last.meta.get("epoch")
     try:
         optimizer.load_state_dict(last.meta["optimizer"])
         fits = (

@@ -56,7 +56,7 @@ class RequestGuard:
         elif _length(headers) > _OTHER_BYTES:
             await _refuse(scope, send, 413, f"a request has at most {_OTHER_BYTES} bytes")
         else:
-            await self._app(scope, _Bounded(receive, _OTHER_BYTES), send)
+            await self._answer(scope, _Bounded(receive, _OTHER_BYTES), send)
 
     def _refusal(self, headers: dict[str, str]) -> str | None:
         """Why a request is refused for what its headers say; None where it is not."""
@@ -83,9 +83,26 @@ class RequestGuard:
             await _refuse(scope, send, 507, "there is no space for more uploads at the moment; try again later")
             return
         try:
-            await self._app(scope, _Bounded(receive, size, time.monotonic() + _LONGEST_UPLOAD), send)
+            await self._answer(scope, _Bounded(receive, size, time.monotonic() + _LONGEST_UPLOAD), send)
         finally:
             self._folder.release(size)
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: "_Bounded", send: Send) -> None:
+        """Let the page answer; a request that breaks off, or is made to, is no error of the page."""
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        except Exception:
+            if not receive.ended:
+                raise
+        if receive.exceeded and not started:
+            await _refuse(scope, send, 413, "the request has too many bytes, or takes too long")
 
 
 class _Bounded:
@@ -93,15 +110,19 @@ class _Bounded:
 
     def __init__(self, receive: Receive, most: int, end: float = float("inf")):
         self._receive, self._left, self._end = receive, most, end
+        self.exceeded = False  # it was too long
+        self.ended = False  # it broke off, or counts as broken off
 
     async def __call__(self) -> Message:
         timeout = None if self._end == float("inf") else max(0.0, self._end - time.monotonic())
         try:
             message = await asyncio.wait_for(self._receive(), timeout)
         except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
-            return {"type": "http.disconnect"}
+            message, self.exceeded = {"type": "http.disconnect"}, True
         self._left -= len(message.get("body", b""))
-        return {"type": "http.disconnect"} if self._left < 0 else message
+        self.exceeded = self.exceeded or self._left < 0
+        self.ended = self.exceeded or message["type"] == "http.disconnect"
+        return {"type": "http.disconnect"} if self.ended else message
 
 
 async def _refuse(scope: MutableMapping[str, Any], send: Send, status: int, reason: str) -> None:
