@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         finished.remove()  # of a test that was killed after the last table
         shutdown(accelerator)
         return
-    known = finished.load(pictures) if resumes else {}
+    known = finished.load(pictures, samples, len(shots)) if resumes else {}
     if accelerator.is_main_process:
         clear_results(save_path, (*TABLES, *WAITING, *(() if known else PICTURES)))
         clear_leftovers(save_path, PICTURES)
