@@ -11,7 +11,6 @@ after an interruption the same command with --resume goes on there.
 import utils.packages  # noqa: F401 - first of all
 
 # isort: split
-import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -30,7 +29,7 @@ from report.write import prediction_rows, write_results
 from utils.devices import make_accelerator
 from utils.distributed import gather, shutdown
 from utils.errors import run_script
-from utils.files import atomic_write, clear_leftovers, clear_results, result_folder
+from utils.files import atomic_write, clear_leftovers, clear_results, read_json, result_folder
 from utils.logs import LOG, Lines, log_to
 from utils.provenance import write_config
 
@@ -128,11 +127,11 @@ def main(argv: list[str] | None = None) -> None:
 def check_owner(settings) -> None:
     """Raises ValueError where the folder, which no flag has named, holds results of other data of the same name."""
     try:
-        config = json.loads(Path(settings.save_path, "config.json").read_text(encoding="utf-8"))
-        other = Path(config["settings"]["data_path"])
-    except (KeyError, OSError, TypeError, ValueError):
+        other = Path(read_json(Path(settings.save_path, "config.json"))["settings"]["data_path"])
+        same = other.resolve() == Path(settings.data_path).resolve()
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError):  # RuntimeError: a link to itself
         return
-    if other.resolve() != Path(settings.data_path).resolve():
+    if not same:
         raise ValueError(f"{settings.save_path} holds the results of {other}; name another place with --save_path")
 
 
@@ -143,7 +142,7 @@ def is_whole(settings, identity: str, pictures: Mapping[str, Sequence[Path]]) ->
     files = [save_path / name for name in TABLES if name != "k_shot.json" or few_shot]
     files += [Path(settings.save_memory)] if settings.save_memory else []
     try:
-        done = json.loads((save_path / "config.json").read_text(encoding="utf-8"))["description"]["identity"]
+        done = read_json(save_path / "config.json")["description"]["identity"]
     except (KeyError, OSError, TypeError, ValueError):
         return False
     return done == identity and all(path.is_file() for path in chain(files, *pictures.values()))
