@@ -15,7 +15,6 @@ if __name__ == "__main__":
     test_parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 # isort: split
-import json
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -63,7 +62,10 @@ def main(argv: list[str] | None = None) -> None:
         bits=data.pixels.bits, upright=data.pixels.exif, gather=lambda own: flatten(gather(own, accelerator)),
     )  # fmt: skip
     finished = FinishedClasses(save_path, identity, data.classes)
-    folder = TestFolder(save_path, finished, files.expected_files(), settings.mode == "few_shot", settings.save_memory)
+    folder = TestFolder(
+        save_path, finished, files.expected_files(), data.samples, len(shots), settings.mode == "few_shot",
+        settings.save_memory,
+    )  # fmt: skip
     with lock_folder(save_path):
         known = folder.begin(accelerator, Gallery.from_json, resume=settings.resume)
         if known is not None:
@@ -97,7 +99,7 @@ def check_owner(settings: TestSettings) -> None:
         other = Path(config["settings"]["data_path"])
     except (KeyError, OSError, RecursionError, TypeError, ValueError):
         return
-    if other.resolve() != Path(settings.data_path).resolve():
+    if not same:
         raise ValueError(f"{settings.save_path} holds the results of {other}; name another place with --save_path")
 
 
