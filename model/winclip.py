@@ -122,10 +122,10 @@ class WinClip(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> WindowTokens:
-        depth, grid = self.backbone.depth, self.backbone.grid
+        depth = self.backbone.depth
         windows = {scale: f"windows {scale}" for scale in self.scales}
         shapes = {name: (self.bank_rows[f"window{scale}"], self.backbone.embed_dim) for scale, name in windows.items()}
-        shapes |= {"pooled": (self.backbone.embed_dim,), f"patches {depth}": (grid**2, self.backbone.width(depth))}
+        shapes[f"patches {depth}"] = (self.grid**2, self.backbone.width(depth))
 
         def encode(some: Tensor) -> dict[str, Tensor]:
             tokens = self.backbone.embed(some)  # (B, 1 + N, W)
@@ -133,7 +133,7 @@ class WinClip(nn.Module):
             whole = {"pooled": pooled, f"patches {depth}": outputs[depth][:, 1:]}  # as any method of this backbone
             return {**whole, **{name: self._encode_windows(tokens, scale) for scale, name in windows.items()}}
 
-        found = self.backbone.features(images, shapes, encode)
+        found = self.backbone.features(images, {"pooled": (self.backbone.embed_dim,), **shapes}, encode)
         return WindowTokens(
             found["pooled"], {scale: found[name] for scale, name in windows.items()}, found[f"patches {depth}"]
         )
