@@ -95,9 +95,9 @@ def main(argv: list[str] | None = None) -> None:
 def check_owner(settings: TestSettings) -> None:
     """Raises ValueError where the folder, which no flag has named, holds results of other data of the same name."""
     try:
-        config = json.loads(Path(settings.save_path, "config.json").read_text(encoding="utf-8"))
-        other = Path(config["settings"]["data_path"])
-    except (KeyError, OSError, RecursionError, TypeError, ValueError):
+        other = Path(read_json(Path(settings.save_path, "config.json"))["settings"]["data_path"])
+        same = other.resolve() == Path(settings.data_path).resolve()
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError):  # RuntimeError: a link to itself
         return
     if not same:
         raise ValueError(f"{settings.save_path} holds the results of {other}; name another place with --save_path")
