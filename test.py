@@ -35,7 +35,7 @@ from report.write import write_results
 from utils.devices import make_accelerator
 from utils.distributed import flatten, gather, shutdown
 from utils.errors import run_script
-from utils.files import lock_folder, result_folder
+from utils.files import lock_folder, read_json, result_folder
 from utils.logs import LOG
 from utils.provenance import write_config
 
