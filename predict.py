@@ -1,7 +1,7 @@
 """Find anomalies in one's own images.
 
     python predict.py photos/ --class_name screw --method winclip --references photos_of_good_screws/ --save_path out
-    python predict.py photos/ --onnx detector.onnx --save_path out
+    python predict.py photos/ --onnx exps/screw --save_path out
 
 Writes scores.csv, imgs/ (original and anomaly map), config.json, log.txt and, with --save_maps, maps/ into --save_path;
 with normal images (--references FOLDER of two or more, or --calibrate FOLDER) also calibration.json, and a verdict per
@@ -10,61 +10,96 @@ wrote, which knows its class, method and calibration.
 """
 
 import utils.packages  # noqa: F401 - first of all
+from config.flags import predict_parser
+
+if __name__ == "__main__":
+    predict_parser().parse_intermixed_args()  # --help and wrong flags are answered before the slow imports below
 
 # isort: split
+import argparse
+from pathlib import Path
 
 from torch import Tensor
 
-from config.flags import predict_parser
-from config.settings import resolve_onnx, resolve_predict
+from config.resolve import resolve_onnx, resolve_predict
+from config.settings import OnnxSettings, PredictSettings
+from engine.feature_cache import FeatureCache
+from inference.inputs import images_to_score, log_bits_hint, log_scored_normal_images
 from inference.onnx_detector import OnnxDetector
-from inference.predictor import ImageResult, Predictor
-from inference.scoring import score_and_report
-from inference.setup import begin, build_for_object, inputs, prepare
-from model import METHODS
+from inference.predictor import ImageResult
+from inference.scoring import ScoringOptions, score_and_report
+from inference.setup import build_for_object, encode_normal_images, normal_images, start_results
 from utils.devices import make_accelerator
 from utils.distributed import shutdown
 from utils.errors import run_script
+from utils.files import lock_folder, result_folder
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = predict_parser(list(METHODS)).parse_intermixed_args(argv)
-    if args.onnx is not None:
-        return run_exported(args)
+    args = predict_parser().parse_intermixed_args(argv)
+    return run_detector(args) if args.onnx is None else run_exported(args)
+
+
+def run_detector(args: argparse.Namespace) -> int:
+    """Score with a detector that is built here."""
     settings, sources = resolve_predict(args)
     accelerator = make_accelerator(settings.device, settings.precision)
-    images = inputs(settings)
-    detector, description, stored, normal, known = build_for_object(settings, accelerator)
-    batch = min(settings.batch_size, len(images))
-    detector.backbone.check_room(batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size")
-    begin(settings, sources, description, accelerator)
-    inspector = Predictor(detector, accelerator, settings.fpr, description)
-    bank, calibration = prepare(settings, inspector, stored, normal)
-    calibration = known or calibration
-
-    def predict(batch: Tensor) -> list[ImageResult]:
-        return inspector(batch, settings.class_name, bank, calibration)
-
-    code = score_and_report(settings, predict, images, calibration, accelerator)
-    if detector.backbone.cache:
-        detector.backbone.cache.log()
-    shutdown(accelerator)
-    return code
-
-
-def run_exported(args) -> int:
-    """What an exported detector finds, without building the model that it was made from."""
-    detector = OnnxDetector(args.onnx)
-    said = {"method": detector.method, "class_name": detector.class_name, "image_size": detector.image_size}
-    settings, sources = resolve_onnx(args, detector.made_with | said)
-    accelerator = make_accelerator("cpu", "fp32")
-    images = inputs(settings)
-    begin(settings, sources, detector.made_with, accelerator)
-    code = score_and_report(
-        settings, lambda batch: detector.predict(batch.numpy()), images, detector.calibration, accelerator
+    images = images_to_score(settings.inputs, settings.save_path)
+    save_path = result_folder(settings.save_path)
+    normal = normal_images(settings)
+    cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
+    one = build_for_object(settings, normal, accelerator, cache)
+    batch = min(one.built.batch_size, len(images))
+    one.built.detector.backbone.check_room(
+        batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size"
     )
+    with lock_folder(save_path):
+        start_results(save_path, {**settings.as_dict(), **one.built.decided}, sources, one.description, accelerator)
+        log_scored_normal_images(images, normal)
+        files = [*normal.references.values(), *normal.calibrate.values(), *(path for path, _ in images)]
+        log_bits_hint(files, settings.bits)
+        memory, calibration = encode_normal_images(one, normal, settings)
+
+        def predict(batch: Tensor) -> list[ImageResult]:
+            return one.predictor.predict(batch, settings.class_name, memory, calibration)
+
+        options = scoring_options(settings, one.description["image_size"], one.built.batch_size)
+        no_verdict = "--calibrate FOLDER of normal images gives one"
+        code = score_and_report(options, predict, images, calibration, accelerator, no_verdict)
+        if cache:
+            cache.log()
     shutdown(accelerator)
     return code
+
+
+def run_exported(args: argparse.Namespace) -> int:
+    """Score with what export.py wrote, without building the model that it was made from."""
+    detector = OnnxDetector(args.onnx)
+    fixed = {"method": detector.method, "class_name": detector.class_name, "image_size": detector.image_size}
+    settings, sources = resolve_onnx(args, detector.made_with | fixed)
+    accelerator = make_accelerator("cpu", "fp32")
+    images = images_to_score(settings.inputs, settings.save_path)
+    save_path = result_folder(settings.save_path)
+    with lock_folder(save_path):
+        start_results(save_path, settings.as_dict(), sources, detector.made_with, accelerator)
+        log_bits_hint([path for path, _ in images], settings.bits)
+
+        def predict(batch: Tensor) -> list[ImageResult]:
+            return detector.predict(batch.numpy())
+
+        options = scoring_options(settings, settings.image_size, settings.batch_size)
+        no_verdict = "export.py --calibrate FOLDER of normal images gives one"
+        code = score_and_report(options, predict, images, detector.calibration, accelerator, no_verdict)
+    shutdown(accelerator)
+    return code
+
+
+def scoring_options(settings: PredictSettings | OnnxSettings, image_size: int, batch_size: int) -> ScoringOptions:
+    return ScoringOptions(
+        save_path=Path(settings.save_path), class_name=settings.class_name, image_size=image_size,
+        batch_size=batch_size, num_workers=settings.num_workers, bits=settings.bits, save_maps=settings.save_maps,
+        draw=not settings.no_images,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

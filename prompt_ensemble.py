@@ -6,6 +6,7 @@ A class name is put into every state phrase of a state ("flawless {}"), and ever
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +27,22 @@ def sentences(name: str, prompts: Prompts) -> tuple[list[str], list[str]]:
         prompts: phrases and templates.
     """
 
-    def fill(phrases):
+    def fill(phrases: Sequence[str]) -> list[str]:
         return [template.format(phrase.format(name)) for phrase in phrases for template in prompts.templates]
+
+    return fill(prompts.normal), fill(prompts.abnormal)
+
+
+def up_to_state(name: str, prompts: Prompts) -> tuple[list[str], list[str]]:
+    """The same sentences, each only as far as the words of its state reach: "this is a screw with flaw" of "this is a
+    screw with flaw in the scene.", and "a photo of a flawless" of "a photo of a flawless screw."."""
+
+    def fill(phrases: Sequence[str]) -> list[str]:
+        return [
+            template.partition("{}")[0] + phrase.removesuffix("{}").format(name)
+            for phrase in phrases
+            for template in prompts.templates
+        ]
 
     return fill(prompts.normal), fill(prompts.abnormal)
 

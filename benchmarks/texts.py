@@ -48,13 +48,13 @@ def one_by_one(detector, pooled: torch.Tensor) -> torch.Tensor:
         context = detector.pre_vcp(row[None], use_global=True)
         texts, ends = [], []
         for before, after in detector.sentences:
-            parts = backbone.embed_text(before, start=True)[None], context, backbone.embed_text(after, end=True)[None]
+            parts = backbone.text.embed(before, start=True)[None], context, backbone.text.embed(after, end=True)[None]
             text = torch.cat(parts, dim=1)
             ends.append(text.shape[1] - 1)
             learned = prompts.prompt_embeddings.shape[1]
-            whole = backbone.context_length - learned
-            texts.append(F.pad(text, (0, 0, 0, whole - text.shape[1])) + backbone.text_positions(whole))
-        tokens = backbone.run_text(prompts.insert(torch.cat(texts)), prompts.exchange)
+            whole = backbone.text.context_length - learned
+            texts.append(F.pad(text, (0, 0, 0, whole - text.shape[1])) + backbone.text.positions(whole))
+        tokens = backbone.text.run(prompts.insert(torch.cat(texts)), prompts.exchange)
         tokens = prompts.remove(tokens)[torch.arange(2), ends]
-        features.append(F.normalize(backbone.project_text(tokens), dim=-1).T)
+        features.append(F.normalize(backbone.text.project(tokens), dim=-1).T)
     return torch.stack(features)

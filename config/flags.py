@@ -6,12 +6,15 @@ The methods' own flags come from what they say of themselves (OPTIONS).
 import argparse
 import difflib
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from metrics.names import VALIDATION_METRICS
 from model import METHODS
 from model.options import Option, natural, positive, probability
 from utils.devices import CPU_BATCH, PRECISIONS
+from utils.errors import MESSAGE_LIMIT
+from utils.text import escape_controls, shorten
 
 DATASETS = (
     "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri", "isic", "clinicdb", "folder",
@@ -22,11 +25,17 @@ DATASETS = (
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
-        wrong = next((word for word in message.split() if word.startswith("--") and word not in flags), "")
-        near = difflib.get_close_matches(wrong, flags, n=1)
-        hint = f"did you mean {near[0]}?" if near and "unrecognized" in message else "--help lists the flags"
-        print(f"error: {message}; {hint}", file=sys.stderr)
+        line = f"error: {escape_controls(message)}; {_hint(message, flags)}"
+        print(shorten(line, MESSAGE_LIMIT), file=sys.stderr)
         sys.exit(2)
+
+
+def _hint(message: str, flags: Sequence[str]) -> str:
+    """What to do about unknown flags: those that are meant, where they look alike."""
+    words = message.split() if "unrecognized" in message else []
+    unknown = [word.partition("=")[0] for word in words if word.startswith("--")]
+    near = [match for word in unknown for match in difflib.get_close_matches(word, flags, n=1, cutoff=0.75)]
+    return f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "--help lists the flags"
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -87,7 +96,7 @@ def predict_parser() -> argparse.ArgumentParser:
     parser = _Parser(description="Find anomalies in one's own images.", allow_abbrev=False)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders with all that is below them")
-    add("--onnx", metavar="FILE", help="run what export.py wrote; the flags of the detector are in it")
+    add("--onnx", metavar="PATH", help="run what export.py wrote, a file or its folder; the detector's flags are in it")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
     _add_cache(parser)
@@ -116,7 +125,10 @@ def app_parser() -> argparse.ArgumentParser:
     add("--max_megabytes", type=positive, help="of an uploaded file (default 20)")
     add("--max_pixels", type=positive, help="of an image (default 40000000)")
     add("--max_references", type=positive, help="normal images beside an image (default 8)")
+    add("--max_total_megabytes", type=positive, help="of all uploads together, which are kept an hour (default 2000)")
+    add("--allow_host", nargs="+", metavar="NAME", help="host names of the page beside localhost, addresses and --host")
     add("--checkpoint_path", help="trained parts, ours or published")
+    _add_bits(parser)
     _add_fpr(parser)
     _add_options(parser, "test")
     _add_detector(parser, "winclip, on the weights that ship unless others are named")
@@ -130,6 +142,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="mvtec", help="its name (default mvtec)")
     add("--meta_path", help="the dataset's meta.json, where it is not in the root")
+    add("--follow_links", action="store_true", help="accept links out of the root that the owner of the dataset made")
     add("--class", dest="classes", nargs="+", metavar="NAME", help="only these classes")
     _add_common(parser)
     _add_device(parser)
@@ -143,6 +156,7 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     add("--references", metavar="PATH", help="normal images of the object: a folder, or a file of --save_memory")
     add("--calibrate", metavar="FOLDER", help="normal images that fix scale and threshold (default: the references)")
     add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
+    _add_bits(parser)
     _add_fpr(parser)
     _add_options(parser, "test")
 
@@ -151,6 +165,11 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--feature_cache", metavar="DIR", help="keep what the backbone makes of images, and find it there again")
     add("--feature_cache_size", type=rate, metavar="GB", help="bound of that folder (default 50); the oldest go")
+
+
+def _add_bits(parser: argparse.ArgumentParser) -> None:
+    text = "that images of 16 bits really use: 10, 12 or 14 of many cameras (default 16)"
+    parser.add_argument("--bits", type=bits, metavar="N", help=text)
 
 
 def _add_fpr(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +229,12 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 def batch_size(text: str) -> int | str:
     return text if text == "auto" else positive(text)
+
+
+def bits(text: str) -> int:
+    if not 8 <= int(text) <= 16:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 8 to 16")
+    return int(text)
 
 
 def rate(text: str) -> float:

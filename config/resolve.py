@@ -26,8 +26,17 @@ from utils.devices import CPU_BATCH, default_precision
 Settings = TypeVar("Settings")
 
 OPTIONS = tuple(dict.fromkeys(option.name for method in METHODS.values() for option in method.OPTIONS))
-_COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "num_workers": 2, "compile": False}
-_APP = {"host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8}
+_COMMON: dict[str, Any] = {
+    "method": "april_gan",
+    "quick_gelu": "auto",
+    "device": "auto",
+    "num_workers": 2,
+    "compile": False,
+}
+_APP = {
+    "host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8,
+    "max_total_megabytes": 2000, "allow_host": (),
+}  # fmt: skip
 _CACHE_SIZE = 50.0  # GB
 _FPR = 0.05
 _OWN_IMAGES = "own images"  # stands for the dataset where there is none
@@ -123,8 +132,10 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
         raise ValueError(
             f"--onnx {args.onnx}: made by unknown method '{made_with['method']}'; known: {', '.join(METHODS)}"
         )
-    compared = ("method", "class_name", "image_size", "model", "pretrained", "prompts", *OPTIONS)
+    compared = ("method", "class_name", "image_size", "bits", "model", "pretrained", "prompts", *OPTIONS)
     fixed = {**{key: made_with[key] for key in compared if key in made_with}, "device": "cpu", "precision": "fp32"}
+    if fixed.get("bits") is None:  # its normal images, if there were any, had 8 bits or all 16
+        fixed["bits"] = args.bits
     given = {key: value for key, value in vars(args).items() if value is not None and key not in _WITH_ONNX}
     for key, value in given.items():
         text = _words(value)
@@ -136,6 +147,7 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
     sources = {key: "flag" for key, value in values.items() if value is not None}
     for key in ("method", "class_name", "image_size"):
         values[key], sources[key] = fixed[key], str(args.onnx)
+    values["bits"], sources["bits"] = fixed["bits"], "flag" if args.bits is not None else str(args.onnx)
     for key, value, source in (
         ("num_workers", _COMMON["num_workers"], "default"),
         ("batch_size", METHODS[values["method"]].PRESET.batch_size, "preset"),

@@ -46,6 +46,7 @@ class DataSettings:
     dataset: str
     meta_path: str | None
     classes: Sequence[str] | None
+    follow_links: bool
     save_path: str
     num_workers: int
     feature_cache: str | None
@@ -103,9 +104,13 @@ class TestSettings(DataSettings, DetectorSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectSettings(DetectorSettings):
-    """Of a detector for one object, as export.py makes it."""
+    """Of a detector for one object, as export.py makes it.
+
+    bits: that images of 16 bits really use; None: all of them.
+    """
 
     class_name: str
+    bits: int | None
     checkpoint_path: str | None
     references: str | None
     calibrate: str | None
@@ -136,6 +141,7 @@ class OnnxSettings:
     method: str
     class_name: str
     image_size: int
+    bits: int | None
     save_path: str
     save_maps: bool
     no_images: bool
@@ -159,6 +165,9 @@ class AppSettings(DetectorSettings):
     max_megabytes: int
     max_pixels: int
     max_references: int
+    max_total_megabytes: int
+    allow_host: Sequence[str]
+    bits: int | None
 
 
 def log_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:

@@ -8,15 +8,21 @@ All images are for testing; there are no masks, so only image metrics can be com
 for zero-shot. The full public set gives 253 test images, 155 of them with a tumor.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, images, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, UnknownLayout, images, relative
+from data.meta import Sample
+from data.script import run
 
 CLASS = "brain ct"
 KINDS = {"no": ("good", 0), "yes": ("tumor", 1)}
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All images under root. Raises ValueError where there are none in yes/ or no/, and for those beside them."""
     top, test = root / "brain_tumor_dataset", []
     if loose := images(top):
@@ -24,10 +30,10 @@ def build(root: Path) -> Samples:
     for name, label in KINDS.items():
         found = images(top / name)
         if not found:
-            raise ValueError(f"{top / name}: no images; unpack the dataset to {root} or give its place with --root")
+            raise UnknownLayout(f"{top / name}: no images; unpack the dataset to {root} or give its place with --root")
         test += [Sample(relative(path, root), "", CLASS, *label) for path in found]
-    return {"train": [], "test": test}
+    return DatasetFiles({"train": [], "test": test})
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/brainmri"))
+    run(build, "data/brainmri")

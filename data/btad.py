@@ -9,21 +9,27 @@ does not tell kinds of defect apart. The full public set gives 3 classes (01, 02
 images, 290 of them defect.
 """
 
+import sys
 from pathlib import Path
 
-from meta import SPLITS, Samples, class_folders, folders, mvtec_layout, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, class_folders, folders, mvtec_layout
+from data.meta import SPLITS
+from data.script import run
 
 NORMAL, DEFECT = "ok", "ko"
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All classes under root, sorted by name. Raises ValueError for images in a folder that is neither ok nor ko."""
     for folder in class_folders(root, NORMAL):
         for kind in (kind for split in SPLITS for kind in folders(folder / split)):
             if kind.name not in (NORMAL, DEFECT):
                 raise ValueError(f"{kind}: BTAD has images in {NORMAL}/ and {DEFECT}/ only")
-    return mvtec_layout(root, NORMAL)
+    return mvtec_layout(root, NORMAL)._replace(normal=())  # its usual name
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/btad"))
+    run(build, "data/btad")

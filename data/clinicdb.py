@@ -8,23 +8,30 @@ the two folders may lie in TIF/ or PNG/ instead, as in the archive that has both
 computed; there are no training images, so it is for zero-shot. The full public set gives 612 test images.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, images, match_masks, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, UnknownLayout, images, match_masks, relative
+from data.meta import Sample
+from data.script import run
 
 CLASS, SPECIE = "colon", "polyp"
 PLACES = ("", "TIF", "PNG")
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All frames under root. Raises ValueError where there are none, and for masks missing or left over."""
     top = next((root / place for place in PLACES if images(root / place / "Original")), None)
     if top is None:
-        raise ValueError(f"{root / 'Original'}: no images; unpack the dataset to {root} or give its place with --root")
+        advice = f"unpack the dataset to {root} or give its place with --root"
+        raise UnknownLayout(f"{root / 'Original'}: no images; {advice}")
     pairs = match_masks(images(top / "Original"), images(top / "Ground Truth"), endings=("",))
     test = [Sample(relative(path, root), relative(mask, root), CLASS, SPECIE, 1) for path, mask in pairs.items()]
-    return {"train": [], "test": test}
+    return DatasetFiles({"train": [], "test": test})
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/clinicdb"))
+    run(build, "data/clinicdb")

@@ -11,27 +11,34 @@ images, 1054 of them defect. Masks are rough ellipses around the defects: mind t
 """
 
 import re
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, folders, images, match_masks, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, UnknownLayout, folders, images, match_masks, relative
+from data.meta import Sample
+from data.script import run
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All classes under root, by number. Raises ValueError where there is none, and for files missing or left over."""
     classes = [folder for folder in folders(root) if re.fullmatch(r"Class\d+", folder.name)]
     if not classes:
-        raise ValueError(f"{root}: no Class<i> folder; expected Class1/Train/*.PNG, Class1/Test/*.PNG; set --root")
+        raise UnknownLayout(f"{root}: no Class<i> folder; expected Class1/Train/*.PNG, Class1/Test/*.PNG; set --root")
     classes.sort(key=lambda folder: int(folder.name.removeprefix("Class")))
     train = [sample for folder in classes for sample in _split(root, folder, "Train")]
     test = [sample for folder in classes for sample in _split(root, folder, "Test")]
-    return {"train": [sample for sample in train if not sample.anomaly], "test": test}
+    lists = tuple(_list(folder, split) for folder in classes for split in ("Train", "Test"))
+    return DatasetFiles({"train": [sample for sample in train if not sample.anomaly], "test": test}, lists)
 
 
 def _split(root: Path, folder: Path, split: str) -> list[Sample]:
     pictures, masks = images(folder / split), images(folder / split / "Label")
     if not pictures:
         raise ValueError(f"{folder / split}: no images; expected *.PNG, and Label/*_label.PNG for the defects")
-    _check_list(folder / split / "Label" / "Labels.txt", {path.name.lower() for path in pictures + masks})
+    _check_list(_list(folder, split), {path.name.lower() for path in pictures + masks})
     stems = {mask.stem.removesuffix("_label") for mask in masks}
     pairs = match_masks([picture for picture in pictures if picture.stem in stems], masks, endings=("_label",))
     return [
@@ -42,13 +49,17 @@ def _split(root: Path, folder: Path, split: str) -> list[Sample]:
     ]
 
 
+def _list(folder: Path, split: str) -> Path:
+    return folder / split / "Label" / "Labels.txt"
+
+
 def _check_list(source: Path, present: set[str]) -> None:
     """Without its mask a defect would pass for a normal image; the list, where there is one, tells."""
     if source.is_file():
-        listed = [word for word in source.read_text("utf-8", "replace").split() if word.lower().endswith(".png")]
+        listed = [word for word in source.read_text("utf-8-sig", "replace").split() if word.lower().endswith(".png")]
         if missing := [name for name in listed if name.lower() not in present]:
             raise ValueError(f"{source}: lists {missing[0]}, which is not there ({len(missing)} missing in all)")
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/dagm"))
+    run(build, "data/dagm")

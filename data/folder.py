@@ -1,24 +1,32 @@
 """Images of one's own: folders -> meta.json.
 
-    python data/folder.py --root DIR
+    python data/folder.py --root DIR [--meta_path FILE] [--bits N] [--exif] [--follow_links]
 
 Expects, with or without the level of classes (without it, the class is named after DIR):
 
-    DIR/[<class>/]train/good/*              normal images to draw references from; may be missing
-    DIR/[<class>/]test/good/*               normal images to test; may be missing
-    DIR/[<class>/]test/<defect>/*           one folder for each kind of defect, under any name but good
-    DIR/[<class>/]ground_truth/<defect>/*   masks, zero where normal, named as their images, with or without _mask
+    DIR/[<class>/]train/good/**              normal images to draw references from; may be missing
+    DIR/[<class>/]test/good/**               normal images to test; may be missing
+    DIR/[<class>/]test/<defect>/**           a folder for each kind of defect, under any name but good, ok and normal
+    DIR/[<class>/]ground_truth/<defect>/**   masks, zero where normal, named as their images, with or without _mask
 
-and writes DIR/meta.json. Files may be png, jpg, bmp, tif or webp. A class has masks for all its defects or no
-ground_truth/ at all; without masks only image metrics can be computed.
+and writes DIR/meta.json. Folders may be nested, masks then lie in folders of the same names; ok and normal, in any
+case, mean good. Files may have any format that predict.py reads. A class has masks for all its defects or no
+ground_truth/ at all; without masks only image metrics can be computed. What is passed over is named at the end, as is
+all that changes how pixels are read.
 """
 
+import sys
 from pathlib import Path
 
-from meta import SPLITS, Samples, class_samples, mvtec_layout, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, class_samples, mvtec_layout
+from data.meta import SPLITS
+from data.script import run
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All classes under root, or root as the only class."""
     if any((root / split).is_dir() for split in SPLITS):
         return class_samples(root, root, root.resolve().name, masks_needed=False)
@@ -26,4 +34,4 @@ def build(root: Path) -> Samples:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, None))
+    run(build, None, can_turn=True)

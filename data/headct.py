@@ -8,18 +8,24 @@ are no masks, so only image metrics can be computed, and no training images, so 
 gives 200 test images, 100 of them with a hemorrhage.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, csv_rows, images, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, UnknownLayout, csv_rows, images, relative
+from data.meta import Sample
+from data.script import run
 
 CLASS = "head ct"
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All images, in the order of labels.csv. Raises ValueError for a label without an image or the other way round."""
     source = root / "labels.csv"
     if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such file; unpack the dataset there or give its place with --root")
+        raise UnknownLayout(f"{source}: no such file; unpack the dataset there or give its place with --root")
     folder, test = root / "head_ct" / "head_ct", []
     pictures = {path.stem: path for path in images(folder, (".png",))}
     for row, where in csv_rows(source, ("id", "hemorrhage")):
@@ -34,8 +40,8 @@ def build(root: Path) -> Samples:
     if pictures:
         first = next(iter(pictures.values()))
         raise ValueError(f"{source}: no label for {first}; add a line for each of {len(pictures)} such images")
-    return {"train": [], "test": test}
+    return DatasetFiles({"train": [], "test": test}, lists=(source,))
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/headct"))
+    run(build, "data/headct")

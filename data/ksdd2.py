@@ -10,25 +10,31 @@ public set gives 2085 training and 1004 test images, 110 of them defect (246 def
 holds train/10301 and its mask a second time, with " (copy)" in the name: these two files are passed over.
 """
 
+import sys
 from pathlib import Path
 
-from meta import SPLITS, Sample, Samples, images, match_masks, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, UnknownLayout, images, match_masks, relative
+from data.meta import SPLITS, Sample
+from data.script import run
 
 CLASS = "metal surface"
 COPIES = ("train/10301 (copy).png", "train/10301_GT (copy).png")
 GREY = ("1", "L", "I", "I;16")  # Pillow's modes of one channel whose zero is black
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All images under root. Raises ValueError for a split without images, and for masks missing or left over."""
     samples = {split: _split(root, split) for split in SPLITS}
-    return samples | {"train": [sample for sample in samples["train"] if not sample.anomaly]}
+    return DatasetFiles(samples | {"train": [sample for sample in samples["train"] if not sample.anomaly]})
 
 
 def _split(root: Path, split: str) -> list[Sample]:
     paths = [path for path in images(root / split) if relative(path, root) not in COPIES]
     if not paths:
-        raise ValueError(f"{root / split}: no images; expected 00000.png and its mask 00000_GT.png, ...; set --root")
+        raise UnknownLayout(f"{root / split}: no images; expected 00000.png and its mask 00000_GT.png, ...; set --root")
     masks = [path for path in paths if path.stem.endswith("_GT")]
     pairs = match_masks([path for path in paths if not path.stem.endswith("_GT")], masks, endings=("_GT",))
     return [
@@ -51,4 +57,4 @@ def _is_blank(mask: Path) -> bool:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/ksdd2"))
+    run(build, "data/ksdd2")

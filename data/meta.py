@@ -1,27 +1,28 @@
-"""The one home of the dataset format: meta.json is read, checked and written here; dataset scripts share their helpers.
+"""The one home of the dataset format: meta.json is read, checked and written here.
 
-    <root>/meta.json = {"train": {class: [sample, ...]}, "test": {class: [sample, ...]}}
+    <root>/meta.json = {"train": {class: [sample, ...]}, "test": {class: [sample, ...]}, "settings": {...}}
     sample = {"img_path", "mask_path", "cls_name", "specie_name", "anomaly"}
 
 Paths are relative to the root and "/" separated; mask_path is "" where there is no mask; anomaly is 0 or 1; specie_name
-is the defect type, "good" for normal images and "" where nobody recorded it. Only the standard library is needed.
+is the defect type, "good" for normal images and "" where nobody recorded it. "settings", which may be missing, says how
+all files are read: {"bits": 12, "exif": true}, see `PixelSettings`.
 """
 
-import argparse
-import csv
 import functools
 import json
 import os
-import posixpath
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.bit_depth import BITS
+from utils.files import atomic_write, read_json
+from utils.logs import LOG
+
 SPLITS = ("train", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_LONGEST = 4096  # bytes of a path, more than Linux takes
 
 
 class Sample(NamedTuple):
@@ -37,81 +38,160 @@ class Sample(NamedTuple):
 Samples = dict[str, list[Sample]]  # {"train": [...], "test": [...]}
 
 
-# --- read and write ---
+class PixelSettings(NamedTuple):
+    """How the files of a dataset are read; the defaults take them as they are stored."""
+
+    bits: int | None = None  # used by integer pixels of more than 8 bits, 8 to 16; None: what the file's type holds
+    exif: bool = False  # turn image and mask, each as its own EXIF orientation says
 
 
-def read(root: str | Path, meta_path: str | Path | None = None) -> Samples:
+def read(root: str | Path, meta_path: str | Path | None = None, *, follow_links: bool = False) -> Samples:
     """Read and check <root>/meta.json, or the file meta_path whose paths are relative to root.
 
     Samples come class by class in file order; a class is what the samples say, whatever key holds them. Nobody looks
-    whether the images exist, only that no path leads out of the root. Raises FileNotFoundError or ValueError.
+    whether the images exist, only that no path leads out of the root. Logs a line about samples that are listed twice.
+
+    Args:
+        follow_links: accept links out of the root where the owner of the root made them.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, and the sample in it.
     """
-    root = Path(root)
-    if not root.is_dir():
+    source = source_of(root, meta_path)
+    samples = _check(_load(source, Path(root)), Path(root), source, follow_links)
+    for line in repeats(samples):
+        LOG.warning("%s: %s", source, line)
+    return samples
+
+
+def read_settings(root: str | Path, meta_path: str | Path | None = None) -> PixelSettings:
+    """The settings that a file which `read` accepts holds. Raises as `read`."""
+    source = source_of(root, meta_path)
+    return _settings(_load(source, Path(root)), source)
+
+
+def source_of(root: str | Path, meta_path: str | Path | None = None) -> Path:
+    """The file that describes a dataset. Raises FileNotFoundError where its root is no folder."""
+    if not Path(root).is_dir():
         raise FileNotFoundError(f"{root}: no such folder; give the root of a dataset")
-    source = Path(meta_path) if meta_path else root / "meta.json"
-    return _check(_load(source, root), root, source)
+    return Path(meta_path) if meta_path else Path(root) / "meta.json"
 
 
-def write(root: str | Path, samples: Samples, meta_path: str | Path | None = None) -> Path:
+def write(
+    root: str | Path,
+    samples: Samples,
+    meta_path: str | Path | None = None,
+    settings: PixelSettings | None = None,
+    *,
+    follow_links: bool = False,
+) -> Path:
     """Check samples and write them to <root>/meta.json, or meta_path; classes stand in order of first appearance.
 
     The file, whose path is returned, appears whole or not at all. Raises ValueError for what `read` would refuse.
     """
     root, target = Path(root), Path(meta_path) if meta_path else Path(root) / "meta.json"
     names = dict.fromkeys(sample.cls_name for split in SPLITS for sample in samples.get(split, []))
-    document = {split: {name: [] for name in names} for split in SPLITS}
+    document: dict[str, Any] = {split: {name: [] for name in names} for split in SPLITS}
     for split in SPLITS:
         for sample in samples.get(split, []):
             document[split][sample.cls_name].append(sample._asdict())
-    _check(document, root, target)
+    chosen = {key: value for key, value in (settings or PixelSettings())._asdict().items() if value}
+    if chosen:
+        document["settings"] = chosen
+    _check(document, root, target, follow_links)
     document["test"] = {name: entries for name, entries in document["test"].items() if entries}
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(document, indent=4) + "\n", encoding="utf-8")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(target) as temporary:
+        temporary.write_text(json.dumps(document, indent=4) + "\n", encoding="utf-8")
     return target
 
 
+def repeats(samples: Samples) -> list[str]:
+    """A line for images that a split lists more than once for a class, and one for those of both splits."""
+    lines = []
+    for split in SPLITS:
+        counts = Counter((sample.cls_name, sample.img_path) for sample in samples[split])
+        twice = [path for (_, path), count in counts.items() if count > 1]
+        if twice:
+            stand = f"{_images(twice)} {'stands' if len(twice) == 1 else 'stand'} more than once in {split}"
+            lines.append(f"{stand}, the first is {display(twice[0])}; each counts as often as it is listed")
+    tested = {sample.img_path for sample in samples["test"]}
+    shared = list(dict.fromkeys(sample.img_path for sample in samples["train"] if sample.img_path in tested))
+    if shared:
+        stand = f"{_images(shared)} {'is' if len(shared) == 1 else 'are'} in train and in test"
+        lines.append(f"{stand}, the first is {display(shared[0])}; drawn as references they are scored, too")
+    return lines
+
+
+def _images(paths: list[str]) -> str:
+    return "1 image" if len(paths) == 1 else f"{len(paths)} images"
+
+
 def _load(source: Path, root: Path) -> Any:
-    if not source.is_file():
+    if not source.exists():
         raise FileNotFoundError(
             f"{source}: no such file; write it with the dataset's script (python data/mvtec.py --root {root}, or "
             "data/visa.py, data/mtd.py, ...; data/folder.py for images of your own)"
         )
     try:
-        return json.loads(source.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source}: not valid JSON ({error}); write it again with the dataset's script") from None
+        return read_json(source)
+    except ValueError as error:
+        raise ValueError(f"{error}; write it again with the dataset's script") from None
 
 
-def _check(document: Any, root: Path, source: Path) -> Samples:
+def _check(document: Any, root: Path, source: Path, follow_links: bool) -> Samples:
     if not isinstance(document, dict) or "test" not in document:
         raise ValueError(
-            f'{source}: expected {{"train": ..., "test": {{class: [sample, ...]}}}}, got {_show(document)}'
+            f'{source}: expected {{"train": ..., "test": {{class: [sample, ...]}}}}, got {display(document)}'
         )
-    stays_inside = _boundary(root)
+    _settings(document, source)
+    stays_inside = _boundary(root, follow_links)
     samples: Samples = {split: [] for split in SPLITS}
     for split in SPLITS:
         for where, entry in _entries(document.get(split, {}), f"{source}: {split}"):
             if split == "test" or not _is_placeholder(entry):
                 samples[split].append(_sample(entry, where, root, stays_inside))
+        _check_labels(samples[split], f"{source}: {split}")
     if not samples["test"]:
         raise ValueError(f'{source}: "test" holds no sample, nothing to score; check that {root} holds test images')
     return samples
 
 
+def _settings(document: Any, source: Path) -> PixelSettings:
+    """Raises ValueError for keys and values that are unknown."""
+    given = document.get("settings", {}) if isinstance(document, dict) else {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{source}: settings must be an object such as {{}}, got {display(given)}")
+    for key, value in given.items():
+        if key not in PixelSettings._fields:
+            known = ", ".join(PixelSettings._fields)
+            raise ValueError(f"{source}: settings: unknown key {display(key)}; this version knows {known}")
+        fits = type(value) is bool if key == "exif" else type(value) is int and value in BITS
+        if not fits:
+            want = "true or false" if key == "exif" else f"a whole number from {BITS[0]} to {BITS[-1]}"
+            raise ValueError(f"{source}: settings: {key} must be {want}, got {display(value)}")
+    return PixelSettings(**given)
+
+
+def _check_labels(samples: list[Sample], where: str) -> None:
+    """An image that is listed twice has one label."""
+    labels: dict[tuple[str, str], int] = {}
+    for sample in samples:
+        if labels.setdefault((sample.cls_name, sample.img_path), sample.anomaly) != sample.anomaly:
+            raise ValueError(
+                f"{where}, class {display(sample.cls_name)}: {display(sample.img_path)} is listed twice, as normal and "
+                "as defect; remove one of the two"
+            )
+
+
 def _entries(classes: Any, where: str) -> Iterable[tuple[str, Any]]:
     """Yield (place for messages, entry) of {class: [entry, ...]}."""
     if not isinstance(classes, dict):
-        raise ValueError(f"{where} must map classes to lists of samples, got {_show(classes)}")
+        raise ValueError(f"{where} must map classes to lists of samples, got {display(classes)}")
     for name, entries in classes.items():
         if not isinstance(entries, list):
-            raise ValueError(f"{where}, class {_show(name)} must be a list of samples, got {_show(entries)}")
+            raise ValueError(f"{where}, class {display(name)} must be a list of samples, got {display(entries)}")
         for index, entry in enumerate(entries):
-            yield f"{where}, class {_show(name)}, sample {index}", entry
+            yield f"{where}, class {display(name)}, sample {index}", entry
 
 
 def _is_placeholder(entry: Any) -> bool:
@@ -121,70 +201,61 @@ def _is_placeholder(entry: Any) -> bool:
 
 def _sample(entry: Any, where: str, root: Path, stays_inside: Callable[[str], bool]) -> Sample:
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} must be an object with img_path, cls_name, anomaly, ...; got {_show(entry)}")
+        raise ValueError(f"{where} must be an object with img_path, cls_name, anomaly, ...; got {display(entry)}")
     texts = {key: entry.get(key, "") for key in ("img_path", "mask_path", "cls_name", "specie_name")}
     for key, value in texts.items():
         if not isinstance(value, str):
-            raise ValueError(f"{where}: {key} must be a string, got {_show(value)}")
+            raise ValueError(f"{where}: {key} must be a string, got {display(value)}")
     for key in ("img_path", "cls_name"):
         if not texts[key].strip():
             raise ValueError(f"{where}: {key} is missing or empty; give every sample one")
-    where = f"{where} ({_show(texts['img_path'])})"
+    where = f"{where} ({display(texts['img_path'])})"
     anomaly = entry.get("anomaly")
     if not isinstance(anomaly, int) or anomaly not in (0, 1):
-        raise ValueError(f"{where}: anomaly must be 0 (normal) or 1 (defect), got {_show(anomaly)}")
+        raise ValueError(f"{where}: anomaly must be 0 (normal) or 1 (defect), got {display(anomaly)}")
     for key in ("img_path", "mask_path"):
         texts[key] = texts[key].replace("\\", "/")  # files made on Windows
         if texts[key] and not stays_inside(texts[key]):
             raise ValueError(
-                f"{where}: {key} {_show(texts[key])} is not a path inside the root {root}; keep the file there"
+                f"{where}: {key} {display(texts[key])} is not a path inside the root {root}; keep the file there"
             )
     return Sample(**texts, anomaly=int(anomaly))
 
 
-def _boundary(root: Path) -> Callable[[str], bool]:
-    """Return path -> whether it stays under root, also where links lead; each folder is resolved once."""
-    top = os.path.realpath(root)
+def _boundary(root: Path, follow_links: bool) -> Callable[[str], bool]:
+    """Return path -> whether it stays under root; each folder is looked at once.
 
-    @functools.cache
-    def resolves_inside(path: str) -> bool:
-        return Path(os.path.realpath(os.path.join(top, path))).is_relative_to(top)
+    It raises ValueError for links that lead out of the root and are not accepted.
+    """
+    top = os.path.realpath(root)
 
     def stays_inside(path: str) -> bool:
         try:
-            possible = b"\0" not in os.fsencode(path)
+            encoded = os.fsencode(path)
         except UnicodeEncodeError:  # a lone surrogate
-            possible = False
-        if not possible or path.startswith("/") or re.match("[A-Za-z]:", path) or ".." in path.split("/"):
             return False
-        folder = resolves_inside(posixpath.dirname(path))
-        return folder and (not os.path.islink(os.path.join(top, path)) or resolves_inside(path))
+        parts = path.split("/")
+        if b"\0" in encoded or len(encoded) > _LONGEST or ".." in parts or re.match("/|[A-Za-z]:", path):
+            return False
+        for end in range(len(parts)):
+            check_link("/".join(parts[: end + 1]))
+        return True
+
+    @functools.cache
+    def check_link(path: str) -> None:
+        place = os.path.join(top, path)
+        if not os.path.islink(place) or Path(target := os.path.realpath(place)).is_relative_to(top):
+            return
+        if not follow_links:
+            advice = "copy it there, or accept the links that the root's owner made with --follow_links"
+            raise ValueError(f"{root / path} is a link to {target}, outside of the root; {advice}")
+        if os.lstat(place).st_uid != os.stat(top).st_uid:
+            raise ValueError(
+                f"{root / path} is a link to {target}, outside of the root, that somebody else than the root's owner "
+                "made; remove it, or copy what is meant"
+            )
 
     return stays_inside
-
-
-def _show(value: Any) -> str:
-    """A value as one short line for a message."""
-    text = json.dumps(value) if isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-# --- what dataset scripts share ---
-
-
-def folders(folder: Path) -> list[Path]:
-    """The visible folders inside a folder, sorted by name; [] where there is no such folder."""
-    return [path for path in _visible(folder) if path.is_dir()]
-
-
-def images(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """The image files inside a folder, known by suffix in any case and sorted by name; hidden ones are passed over."""
-    return [path for path in _visible(folder) if path.suffix.lower() in suffixes and path.is_file()]
-
-
-def relative(path: Path, root: Path) -> str:
-    """A path as meta.json holds it."""
-    return path.relative_to(root).as_posix()
 
 
 def missing(root: Path, samples: Samples) -> list[str]:
@@ -193,181 +264,7 @@ def missing(root: Path, samples: Samples) -> list[str]:
     return [path for path in paths if path and not (root / path).is_file()]
 
 
-def csv_rows(source: Path, columns: tuple[str, ...]) -> Iterable[tuple[dict[str, str], str]]:
-    """Yield the columns of each row, free of spaces around them as their names are, and its place for messages.
-
-    Raises ValueError naming the columns that are not there, or the file where it is not readable.
-    """
-    with source.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        try:
-            rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
-            lacking = [column for column in columns if column not in rows.fieldnames]
-            if lacking:
-                raise ValueError(f"{source}: no column {', '.join(lacking)}; expected {','.join(columns)}")
-            for row in rows:
-                yield {column: (row[column] or "").strip() for column in columns}, f"{source}:{rows.line_num}"
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{source}: not a readable CSV file ({error})") from None
-
-
-def match_masks(pictures: list[Path], masks: list[Path], endings: tuple[str, ...] = ("_mask", "")) -> dict[Path, Path]:
-    """Pair each picture with the mask whose stem is the picture's plus one of the endings.
-
-    Raises ValueError naming the pictures without a mask, those with several, and the masks without a picture.
-    """
-    by_stem: dict[str, list[Path]] = {}
-    for mask in masks:
-        by_stem.setdefault(mask.stem, []).append(mask)
-    found = {picture: [m for end in endings for m in by_stem.get(picture.stem + end, [])] for picture in pictures}
-    used = Counter(mask for matches in found.values() for mask in matches)
-    problems = {
-        "no mask for": [picture for picture, matches in found.items() if not matches],
-        "several masks for": [picture for picture, matches in found.items() if len(matches) > 1],
-        "no image for mask": [mask for mask in masks if not used[mask]],
-        "several images for mask": [mask for mask in masks if used[mask] > 1],
-    }
-    lines = [f"{problem} {_names(paths)}" for problem, paths in problems.items() if paths]
-    if lines:
-        places = " and ".join(dict.fromkeys(str(path.parent) for path in (*pictures[:1], *masks[:1])))
-        names = " or ".join(f"<image>{ending}" for ending in endings)
-        raise ValueError(f"{places}: {'; '.join(lines)}; the mask of <image> is called {names}")
-    return {picture: matches[0] for picture, matches in found.items()}
-
-
-def _visible(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
-
-
-def _names(paths: list[Path]) -> str:
-    shown = ", ".join(path.name for path in paths[:3])
-    return shown if len(paths) <= 3 else f"{shown} and {len(paths) - 3} more"
-
-
-# --- layouts on the disk ---
-
-
-def class_folders(root: Path, normal: str = "good") -> list[Path]:
-    """The folders under root that hold train/ or test/, sorted by name; raises where there is none."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; unpack the dataset there or give its place with --root")
-    found = [path for path in folders(root) if any((path / split).is_dir() for split in SPLITS)]
-    if not found:
-        raise ValueError(f"{root}: no class; expected <class>/train/{normal}, <class>/test/<{normal} or defect>/*.png")
-    return found
-
-
-def mvtec_layout(root: Path, normal: str = "good", masks_needed: bool = True) -> Samples:
-    """Every class of a root in MVTec AD's layout, see `class_samples`."""
-    parts = [class_samples(root, folder, folder.name, normal, masks_needed) for folder in class_folders(root, normal)]
-    return {split: [sample for part in parts for sample in part[split]] for split in SPLITS}
-
-
-def class_samples(root: Path, folder: Path, name: str, normal: str = "good", masks_needed: bool = True) -> Samples:
-    """One class: {train,test}/<normal>/*, test/<defect>/*, ground_truth/<defect>/*, all inside folder.
-
-    Without masks_needed the class may have no ground_truth/ at all, but not half of it. Raises ValueError for images
-    that lie beside the folders instead of in them, and for masks or folders of masks that are missing or left over.
-    """
-    samples: Samples = {}
-    for split in SPLITS:
-        if loose := images(folder / split):
-            raise ValueError(
-                f"{folder / split}: {_names(loose)} must lie in {normal}/ or, to test, in a defect's folder"
-            )
-        paths = images(folder / split / normal)
-        samples[split] = [Sample(relative(path, root), "", name, "good", 0) for path in paths]
-    truth = folder / "ground_truth"
-    defects = [path for path in folders(folder / "test") if path.name != normal]
-    surplus = [path for path in folders(truth) if path.name not in {normal, *(defect.name for defect in defects)}]
-    if surplus:
-        raise ValueError(f"{truth}: {_names(surplus)} holds masks, but {folder / 'test'} has no such folder of images")
-    for defect in defects:
-        masked = masks_needed or truth.is_dir()
-        pairs = _masks_of(defect, truth / defect.name) if masked else dict.fromkeys(images(defect))
-        for path, mask in pairs.items():
-            mask_path = relative(mask, root) if mask else ""
-            samples["test"].append(Sample(relative(path, root), mask_path, name, defect.name, 1))
-    return samples
-
-
-def _masks_of(defect: Path, truth: Path) -> dict[Path, Path]:
-    """The images of a defect type with their masks."""
-    pictures = images(defect)
-    if pictures and not truth.is_dir():
-        raise ValueError(f"{truth}: no such folder; it should hold the masks of {len(pictures)} images in {defect}")
-    return match_masks(pictures, images(truth))
-
-
-def visa_layout(root: Path) -> Samples:
-    """VisA's layout: split_csv/1cls.csv lists object, split, label, image and mask; samples keep its order.
-
-    Raises FileNotFoundError or ValueError naming the line of a file that is not there or of a value that is unknown.
-    """
-    source = root / "split_csv" / "1cls.csv"
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such file; unpack VisA there or name the folder that holds it")
-    samples: Samples = {split: [] for split in SPLITS}
-    for row, where in csv_rows(source, ("object", "split", "label", "image", "mask")):
-        split, sample = _visa_sample(row, root, where)
-        samples[split].append(sample)
-    return samples
-
-
-def _visa_sample(row: dict[str, str], root: Path, where: str) -> tuple[str, Sample]:
-    for key, known in (("split", SPLITS), ("label", ("normal", "anomaly"))):
-        if row[key] not in known:
-            raise ValueError(f"{where}: {key} must be {' or '.join(known)}, got {_show(row[key])}")
-    normal = row["label"] == "normal"
-    for key in ("image",) if normal else ("image", "mask"):
-        if not (root / row[key]).is_file():
-            raise ValueError(f"{where}: {key} {_show(row[key])} is not a file under {root}")
-    mask, specie = ("", "good") if normal else (row["mask"], "")
-    return row["split"], Sample(row["image"], mask, row["object"], specie, int(not normal))
-
-
-# --- command line ---
-
-
-def run(build: Callable[[Path], Samples], default_root: str | None, argv: list[str] | None = None) -> int:
-    """A dataset script: parse --root, build the samples, write meta.json, print their table; returns the exit code."""
-    header = sys.modules[build.__module__].__doc__
-    parser = argparse.ArgumentParser(description=header, formatter_class=argparse.RawDescriptionHelpFormatter)
-    help_text = f"dataset root (default: {default_root})" if default_root else "dataset root"
-    parser.add_argument("--root", default=default_root, required=default_root is None, metavar="DIR", help=help_text)
-    root = Path(parser.parse_args(argv).root)
-    return guard(lambda: finish(root, build(root)))
-
-
-def finish(root: Path, samples: Samples) -> None:
-    """Write meta.json and print the table of what it holds."""
-    target = write(root, samples)
-    print(f"{table(samples)}\nwrote {target}")
-
-
-def guard(action: Callable[[], None]) -> int:
-    """Run a script's action; an error of the data becomes one line on stderr and exit code 2."""
-    try:
-        action()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def table(samples: Samples) -> str:
-    """The numbers of images per class: train, normal and defect images of test, and how many have masks."""
-    names = list(dict.fromkeys(sample.cls_name for split in SPLITS for sample in samples[split]))
-    rows = [("class", "train", "test normal", "test defect", "with masks")]
-    rows += [(name, *_counts(samples, {name})) for name in names] + [("all", *_counts(samples, set(names)))]
-    width = max(len(row[0]) for row in rows)
-    return "\n".join(row[0].ljust(width) + "".join(cell.rjust(13) for cell in row[1:]) for row in rows)
-
-
-def _counts(samples: Samples, names: set[str]) -> tuple[str, ...]:
-    train, test = ([sample for sample in samples[split] if sample.cls_name in names] for split in SPLITS)
-    defects = sum(sample.anomaly for sample in test)
-    masks = sum(bool(sample.mask_path) for sample in train + test)
-    return tuple(map(str, (len(train), len(test) - defects, defects, masks)))
+def display(value: Any) -> str:
+    """A value as one short line for a message."""
+    text = json.dumps(value) if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -8,15 +8,20 @@ set gives 6 classes (bracket_black, bracket_brown, bracket_white, connector, met
 test images, 282 of them defect.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Samples, mvtec_layout, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, mvtec_layout
+from data.script import run
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All classes under root, sorted by name."""
     return mvtec_layout(root)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/mpdd"))
+    run(build, "data/mpdd")

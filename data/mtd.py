@@ -9,18 +9,24 @@ every fifth is for testing, the others are for training, and all defects are for
 images without a region.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Sample, Samples, folders, images, match_masks, relative, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, UnknownLayout, folders, images, match_masks, relative
+from data.meta import Sample, Samples
+from data.script import run
 
 CLASS = "magnetic tile"
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All tiles under root. Raises ValueError where there is no MT_* folder, and for masks missing or left over."""
     kinds = [folder for folder in folders(root) if folder.name.startswith("MT_")]
     if not kinds:
-        raise ValueError(f"{root}: no MT_* folder; expected MT_Free/Imgs/*.jpg, MT_<Defect>/Imgs/*.jpg; set --root")
+        raise UnknownLayout(f"{root}: no MT_* folder; expected MT_Free/Imgs/*.jpg, MT_<Defect>/Imgs/*.jpg; set --root")
     samples: Samples = {"train": [], "test": []}
     for kind in kinds:
         if kind.name == "MT_Free":
@@ -29,7 +35,7 @@ def build(root: Path) -> Samples:
             samples["test"] += normal[::5]
         else:
             samples["test"] += _defects(root, kind)
-    return samples
+    return DatasetFiles(samples)
 
 
 def _tiles(kind: Path) -> list[Path]:
@@ -43,4 +49,4 @@ def _defects(root: Path, kind: Path) -> list[Sample]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/mtd"))
+    run(build, "data/mtd")

@@ -25,14 +25,23 @@ import itertools
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from meta import SPLITS, Sample, Samples, guard, missing, mvtec_layout, read, table, visa_layout, write
 from PIL import Image
 from tqdm import tqdm
+
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import mvtec_layout, visa_layout
+from data.meta import SPLITS, Sample, Samples, missing, read, read_settings, write
+from data.script import table
+from utils.errors import run_script
+from utils.logs import log_to
 
 LAYOUTS = {"mvtec": mvtec_layout, "visa": visa_layout}
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel whose zero is black
@@ -53,10 +62,17 @@ def plan(name: str, source: Path) -> list[Copy]:
     """All images of a set. Raises FileNotFoundError or ValueError where the source is not whole."""
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such folder; unpack the dataset there or give its place with --{name}")
-    samples = read(source) if (source / "meta.json").is_file() else LAYOUTS[name](source)
+    samples = _described(source) if (source / "meta.json").exists() else LAYOUTS[name](source).samples
     if gone := missing(source, samples):
         raise ValueError(f"{source / gone[0]}: no such file; is meta.json up to date? ({len(gone)} missing in all)")
     return list(_copies(name, samples))
+
+
+def _described(source: Path) -> Samples:
+    """The samples of a meta.json. Raises ValueError for settings, which the tree's files could not follow."""
+    if settings := {key: value for key, value in read_settings(source)._asdict().items() if value}:
+        raise ValueError(f"{source / 'meta.json'}: has settings {settings}; the tree holds pixels as they are stored")
+    return read(source)
 
 
 def _copies(name: str, samples: Samples) -> Iterator[Copy]:
@@ -138,6 +154,7 @@ def make(root: Path, name: str, source: Path, copies: list[Copy]) -> None:
 
 def make_all(root: Path, sources: dict[str, Path]) -> None:
     """Make those sets that are not there yet; every source is looked through before the first image is written."""
+    log_to(None)  # to the screen
     if not sources:
         raise ValueError("nothing to convert; give --mvtec DIR, --visa DIR or both")
     plans = {}
@@ -158,21 +175,21 @@ def check(root: Path, name: str) -> int:
     try:
         samples = read(root, root / f"meta_{name}.json")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{again} ({error})") from None
+        raise ValueError(f"{again} ({str(error).partition(';')[0]})") from None
     if gone := missing(root, samples):
         raise ValueError(f"{again} (no file {gone[0]})")
     return sum(map(len, samples.values()))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data/mvisa", metavar="DIR", help="where it goes (default: data/mvisa)")
     for name in LAYOUTS:
         parser.add_argument(f"--{name}", metavar="DIR", help=f"root of the {name} set; left out where not given")
     args = parser.parse_args(argv)
     sources = {name: Path(vars(args)[name]) for name in LAYOUTS if vars(args)[name]}
-    return guard(lambda: make_all(Path(args.root), sources))
+    run_script(lambda: make_all(Path(args.root), sources))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -7,15 +7,20 @@ the archive unpacks, and writes <root>/meta.json. The full public set gives 15 c
 images, 1258 of them defect.
 """
 
+import sys
 from pathlib import Path
 
-from meta import Samples, mvtec_layout, run
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, mvtec_layout
+from data.script import run
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All classes under root, sorted by name."""
     return mvtec_layout(root)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/mvtec"))
+    run(build, "data/mvtec")

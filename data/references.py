@@ -2,11 +2,14 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.meta import Sample
+from utils.files import check_regular
+from utils.logs import LOG
 
 
 class FewShotSetting(NamedTuple):
@@ -53,27 +56,38 @@ def load_shots(
     classes: Sequence[str],
     k_shots: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
+    scored: Sequence[Sample] = (),
 ) -> list[FewShotSetting]:
-    """References from a file instead of a draw: our k_shot.json, or a published k_shot.txt (one image path a line).
+    """References from a file instead of a draw: a k_shot.json of this toolkit, or a published k_shot.txt (one image
+    path a line). Logs a line about references that are listed more than once, and one about those that are scored too.
 
     Args:
-        samples: all samples of meta.json; a reference must be one of its class.
+        samples: all samples of meta.json; a reference must be a normal one of its class.
         classes: every one of these needs references.
         k_shots, seeds: keep only these settings of a k_shot.json; what a k_shot.txt must hold.
+        scored: the samples of the test.
 
     Raises:
-        ValueError: unreadable, an unknown image, a class without references, a setting that is not in it.
+        ValueError: unreadable, an unknown or anomalous image, a class without references, a setting that is not in it.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        check_regular(path)
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--references {path}: not to be read ({error})") from None
-    known = {(sample.cls_name, sample.img_path) for sample in samples}
+    except ValueError as error:  # no regular file
+        raise ValueError(f"--references {error}") from None
+    known: dict[tuple[str, str], int] = {}  # (class, image) -> anomaly
+    for sample in samples:
+        place = (sample.cls_name, sample.img_path)
+        known[place] = max(sample.anomaly, known.get(place, 0))
     is_json = Path(path).suffix == ".json"
     shots = _from_json(path, text) if is_json else [_from_text(path, text, known, k_shots, seeds)]
     shots = choose_shots(f"--references {path}", shots, k_shots, seeds)
-    for shot in (shot for shot in shots if shot.k_shot > 0):
+    few_shot = [shot for shot in shots if shot.k_shot > 0]
+    for shot in few_shot:
         _check_references(path, shot, known, classes)
+    _tell(path, few_shot, classes, {(sample.cls_name, sample.img_path) for sample in scored})
     return shots
 
 
@@ -124,7 +138,13 @@ def parse_shots(entries: Any) -> list[FewShotSetting]:
     return shots
 
 
-def _from_text(path, text: str, known: set[tuple[str, str]], k_shots, seeds) -> FewShotSetting:
+def _from_text(
+    path: str | Path,
+    text: str,
+    known: Mapping[tuple[str, str], int],
+    k_shots: Sequence[int] | None,
+    seeds: Sequence[int] | None,
+) -> FewShotSetting:
     owner = {img_path: cls_name for cls_name, img_path in known}
     references: dict[str, list[str]] = {}
     for line in filter(None, (line.strip().replace("\\", "/") for line in text.splitlines())):
@@ -142,7 +162,9 @@ def _from_text(path, text: str, known: set[tuple[str, str]], k_shots, seeds) -> 
     return FewShotSetting(k_shot, seeds[0] if seeds else None, references)
 
 
-def _check_references(path, shot: FewShotSetting, known: set[tuple[str, str]], classes: Sequence[str]) -> None:
+def _check_references(
+    path: str | Path, shot: FewShotSetting, known: Mapping[tuple[str, str], int], classes: Sequence[str]
+) -> None:
     for name in classes:
         paths = shot.references.get(name, ())
         if len(paths) != shot.k_shot or not paths:
@@ -152,3 +174,29 @@ def _check_references(path, shot: FewShotSetting, known: set[tuple[str, str]], c
         for img_path in paths:
             if (name, img_path) not in known:
                 raise ValueError(f"--references {path}: '{img_path}' is no image of class '{name}' in meta.json")
+            if known[name, img_path]:
+                raise ValueError(
+                    f"--references {path}: '{img_path}' of class '{name}' is a defect in meta.json; references must be "
+                    "normal images"
+                )
+
+
+def _tell(
+    path: str | Path, shots: Sequence[FewShotSetting], classes: Sequence[str], scored: set[tuple[str, str]]
+) -> None:
+    """Log what a user may not have meant; published files have both."""
+    repeated, shared = [], set()
+    for shot in shots:
+        counts = Counter((name, img_path) for name in classes for img_path in shot.references[name])
+        repeated += [place for place, count in counts.items() for _ in range(count - 1)]
+        shared |= counts.keys() & scored
+    if repeated:
+        LOG.warning(
+            "--references %s: %d references are repeats, the first of %s; each counts as often as it is listed",
+            path, len(repeated), repeated[0][1],
+        )  # fmt: skip
+    if shared:
+        LOG.warning(
+            "--references %s: %d references are test images too, the first is %s; their own scores say little",
+            path, len(shared), min(shared)[1],
+        )  # fmt: skip

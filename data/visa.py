@@ -8,15 +8,20 @@ Expects <root>/split_csv/1cls.csv and the files that it lists, <root>/<class>/Da
 split does not tell kinds of defect apart, so the specie_name of a defect is "".
 """
 
+import sys
 from pathlib import Path
 
-from meta import Samples, run, visa_layout
+if not __package__:  # run as a script: the packages of the project lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.layouts import DatasetFiles, visa_layout
+from data.script import run
 
 
-def build(root: Path) -> Samples:
+def build(root: Path) -> DatasetFiles:
     """All images that the split lists, in its order."""
     return visa_layout(root)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/visa"))
+    run(build, "data/visa")

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from utils.files import atomic_write
+from model import state_dicts
+from utils.errors import first_line
+from utils.files import atomic_write, check_regular
 from utils.provenance import VERSION
 
 # Settings that a checkpoint and a run must share: adapters trained one way mean nothing the other way.
@@ -96,9 +98,15 @@ def load(path: str | Path) -> Checkpoint:
                 "an epoch_N.pth of the training before it"
             )
         path = found or path
+    else:
+        try:
+            check_regular(path)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {error}") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            state_dicts.check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(
@@ -109,7 +117,7 @@ def load(path: str | Path) -> Checkpoint:
         reason = f"wants to call {called[1]}, which would run code" if called else "is broken or would run code"
         raise ValueError(f"checkpoint {path}: refused, since its loading {reason}") from None
     except Exception as error:  # torch.load raises what it likes on a broken file; the user needs its name
-        raise ValueError(f"checkpoint {path}: unreadable ({(str(error).splitlines() or ['empty'])[0]})") from None
+        raise ValueError(f"checkpoint {path}: unreadable ({textwrap.shorten(first_line(error), 150)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path}: holds a {type(content).__name__}, not a mapping; it is no checkpoint")
     meta = content.pop("meta", {})
@@ -130,11 +138,7 @@ def describe(detector: Any, method: str, dataset: str) -> dict[str, Any]:
     backbone = detector.backbone
     return {
         "method": method,
-        "model": backbone.name,
-        "pretrained": backbone.pretrained,
-        "weights": backbone.fingerprint,
-        "quick_gelu": backbone.quick_gelu,
-        "image_size": backbone.image_size,
+        **backbone.description(),
         "dataset": dataset,
         "version": VERSION,
         **detector.options,
@@ -149,8 +153,9 @@ def restore(checkpoint: Checkpoint, detector: Any, description: Mapping[str, Any
     """
     path, state, meta = checkpoint
     check_compatible(f"checkpoint {path} was trained", meta, description, _MUST_AGREE)
+    wanted = detector.trainable_state().keys()
     try:
-        detector.load_trainable_state(state)
+        detector.load_trainable_state(state_dicts.strip_prefixes(state_dicts.unwrap(state, wanted), wanted))
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}") from None
 

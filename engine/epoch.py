@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from engine.loss_log import Step
-from model.interface import Detector
-from model.losses import LabeledBatch
+from model.interface import LabeledBatch, TrainableDetector
 from utils.distributed import each_round
 
 
 def train_epoch(
-    detector: Detector,
+    detector: TrainableDetector,
     loader: DataLoader[Any],
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
@@ -74,7 +73,7 @@ def train_epoch(
     return steps, stopping > 0
 
 
-def _losses(detector: Detector, batch: Mapping[str, Any], accelerator: Accelerator) -> Tensor:
+def _losses(detector: TrainableDetector, batch: Mapping[str, Any], accelerator: Accelerator) -> Tensor:
     """(1 + parts,): the sum of the parts, and each of them in the order of the detector's LOSSES."""
     images, masks = (batch[key].to(accelerator.device, non_blocking=True) for key in ("image", "mask"))
     with accelerator.autocast():

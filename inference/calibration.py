@@ -1,4 +1,4 @@
-"""What normal images say of a detector for one object: the scale of its scores, a threshold, the scale of its pictures.
+"""The scale of a detector's scores for one object, and the threshold of its verdicts, from normal images.
 
 The published image scores are rescaled over the whole test set of a class. One's own images have no such set, so the
 scale comes from normal images: a folder of them, or the references themselves.
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.files import write_json
+from utils.files import check_regular, write_json
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Calibration:
     limits: term of the image score -> (low, high) over the normal images.
     threshold: a score above it is an anomaly.
     fpr: the false-positive rate that the threshold stands for, on normal images like these.
-    normal_images: how many there were; source: where they came from.
+    normal_images: how many there were, copies aside; source: where they came from.
     heat: (low, high) of the colour scale of maps.
     made_with: what identifies the detector and the object.
     """
@@ -35,34 +35,38 @@ class Calibration:
     made_with: dict[str, Any]
 
     def verdict(self, score: float) -> str:
+        """ "anomalous" or "normal"."""
         return "anomalous" if score > self.threshold else "normal"
 
     def save(self, path: Path) -> None:
+        """Write calibration.json."""
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
-        """Raises ValueError for a file that `save` did not write; names it."""
+        """What `save` wrote. Raises ValueError for any other file; names it."""
+        check_regular(path)
         try:
-            return cls.of(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8-sig")))
         except FileNotFoundError:
             raise ValueError(f"calibration {path}: no such file") from None
         except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"calibration {path}: no file that predict.py wrote ({error})") from None
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> "Calibration":
-        """From what `save` writes. Raises AttributeError, KeyError, OverflowError, TypeError or ValueError for anything
-        else."""
-        limits = {str(key): _pair(value) for key, value in content["limits"].items()}
-        numbers = float(content["threshold"]), float(content["fpr"]), int(content["normal_images"])
-        sound = limits and math.isfinite(numbers[0]) and 0 < numbers[1] < 1 and numbers[2] >= 1
+    def from_dict(cls, content: Mapping[str, Any]) -> "Calibration":
+        """From the JSON that `save` writes. Raises AttributeError, KeyError, OverflowError, TypeError or ValueError for
+        anything else."""
+        limits = {str(key): _low_high(value) for key, value in content["limits"].items()}
+        threshold, fpr, count = float(content["threshold"]), float(content["fpr"]), int(content["normal_images"])
+        sound = limits and math.isfinite(threshold) and 0 < fpr < 1 and count >= 1
         if not sound or content.keys() != cls.__dataclass_fields__.keys():
             raise ValueError("other keys than it should have, or numbers out of range")
-        return cls(limits, *numbers, str(content["source"]), _pair(content["heat"]), dict(content["made_with"]))
+        heat, made_with = _low_high(content["heat"]), dict(content["made_with"])
+        return cls(limits, threshold, fpr, count, str(content["source"]), heat, made_with)
 
 
-def _pair(value: Any) -> tuple[float, float]:
+def _low_high(value: Any) -> tuple[float, float]:
     low, high = map(float, value)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"{value} are no limits")
@@ -88,6 +92,6 @@ def threshold_of(scores: Sequence[float], fpr: float) -> tuple[float, float]:
     return ordered[rank - 1], max(fpr, 1 / (len(ordered) + 1))
 
 
-def images_for(fpr: float) -> int:
+def images_needed(fpr: float) -> int:
     """How many normal images it takes for `threshold_of` to keep the rate."""
     return math.ceil(1 / fpr - 1 - 1e-9)

@@ -1,9 +1,11 @@
-"""A detector for one object as a function of images alone, and its graph as an ONNX file."""
+"""A detector for one object as a function of images alone, its graph as an ONNX file, and the JSON beside it."""
 
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inference.onnx_detector import CARD, NAME
+from inference.calibration import Calibration
+from inference.onnx_detector import (
+    CHECKSUMS,
+    DATA_NAME,
+    FORMAT,
+    ID,
+    JSON_NAME,
+    ONNX_NAME,
+    file_sha256,
+    open_session,
+)
 from model.backbones.architectures import silent
 from model.interface import Detector, Memory, ScoreRange
+from utils.errors import first_line
+from utils.files import write_json
 from utils.logs import LOG
+from utils.provenance import provenance
 
 # Every onnxruntime since 1.14 reads it, whatever the installed exporter would write by itself.
 _OPSET = 18
 _TOLERANCE = 1e-3  # of maps, scores and their terms, absolute
 _CHECKED = (1, 3)  # batch sizes of the check; two images are traced
-PREPROCESSING = (
+_PREPROCESSING = (
     "turn upright as the EXIF orientation says, convert to 8-bit RGB, stretch to image_size x image_size (bicubic, as "
     "Pillow), leave as uint8 from 0 to 255, channels first: scale, mean and standard deviation are in the graph"
 )
-MEANING = {"map": "(batch, S, S) float32, larger is more anomalous", "score": "(batch,) float32, of the image"}
+_MEANING = {"map": "(batch, S, S) float32, larger is more anomalous", "score": "(batch,) float32, of the image"}
 
 
 class FixedClassDetector(nn.Module):
@@ -54,8 +69,50 @@ class FixedClassDetector(nn.Module):
         return {"map": prediction.maps, "score": scores.clone(), **prediction.score_components}
 
 
+def export(
+    one: FixedClassDetector,
+    save_path: Path,
+    calibration: Calibration | None,
+    description: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write detector.onnx and detector.json, checked against PyTorch before they get their names.
+
+    Args:
+        calibration: on which the limits of `one` are; kept for the verdicts.
+        description: what identifies detector and object.
+        settings: by name, to be kept in the JSON.
+
+    Raises:
+        ValueError: the detector cannot be exported, or the file gives other numbers than PyTorch; nothing is written.
+    """
+    with _replace_together(save_path) as folder:
+        identity = uuid.uuid4().hex
+        LOG.info("writing %s", save_path / ONNX_NAME)
+        outputs = save_onnx(one, folder / ONNX_NAME, {ID: identity})
+        card = {
+            "format": FORMAT,
+            ID: identity,
+            CHECKSUMS: {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
+            "method": description["method"],
+            "class_name": one.name,
+            "image_size": description["image_size"],
+            "preprocessing": _PREPROCESSING,
+            "input": {"images": "(batch, 3, S, S) uint8 RGB, batch of any size"},
+            "outputs": {name: _MEANING.get(name, "(batch,) float32, a term of the score") for name in outputs},
+            "calibration": calibration and asdict(calibration),
+            "difference": compare(one, open_session(folder / ONNX_NAME)),
+            "made_with": dict(description),
+            "settings": dict(settings),
+            "versions": provenance(),
+        }
+        write_json(folder / JSON_NAME, card)
+    size = sum(file.stat().st_size for file in save_path.glob(f"{ONNX_NAME}*")) / 1e6
+    LOG.info("%s: %.1f MB, checked with onnxruntime; %s describes it", save_path / ONNX_NAME, size, JSON_NAME)
+
+
 def save_onnx(one: FixedClassDetector, path: Path, metadata: Mapping[str, str]) -> list[str]:
-    """Write the graph: input "images" (B, 3, S, S) uint8, B of any size; outputs as `OneObject.forward` names them.
+    """Write the graph: input "images" (B, 3, S, S) uint8, B of any size; outputs as `FixedClassDetector` names them.
 
     Weights above protobuf's limit go to `path`.data beside it.
 
@@ -78,25 +135,26 @@ def save_onnx(one: FixedClassDetector, path: Path, metadata: Mapping[str, str]) 
                 graph, input_names=["images"], output_names=outputs, opset_version=_OPSET, dynamo=True, verbose=False
             )
     except Exception as error:  # the exporter raises what it likes; the user needs to know what could not be exported
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{one.detector.backbone.name} cannot be exported with this PyTorch: {reason}") from error
+        name = one.detector.backbone.name
+        raise ValueError(f"{name} cannot be exported with this PyTorch: {first_line(error)}") from error
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
     return outputs
 
 
-def check(one: FixedClassDetector, exported: Any) -> dict[str, float]:
+def compare(one: FixedClassDetector, session: Any) -> dict[str, float]:
     """Largest absolute difference between onnxruntime and PyTorch per output, over all pixels and images of two batches
-    of other sizes than was traced.
+    of other sizes than was traced. session: see `open_session`.
 
     Raises:
         ValueError: one is above the tolerance, or no number.
     """
-    generator, largest = np.random.default_rng(0), {}
+    largest: dict[str, float] = {}
+    rng = np.random.default_rng(0)
     for count in _CHECKED:
-        images = probes(generator, count, one.detector.backbone.image_size)
+        images = _probe_images(rng, count, one.detector.backbone.image_size)
         expected = one(torch.from_numpy(images))
-        for name, values in zip(expected, exported.run(list(expected), {"images": images}), strict=True):
+        for name, values in zip(expected, session.run(list(expected), {"images": images}), strict=True):
             difference = float(np.abs(values - expected[name].numpy()).max())
             if not difference <= _TOLERANCE:
                 raise ValueError(
@@ -108,27 +166,27 @@ def check(one: FixedClassDetector, exported: Any) -> dict[str, float]:
     return largest
 
 
-def probes(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
+def _probe_images(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
     """Images to compare on, blocks of random colour from single pixels upwards, (count, 3, size, size) uint8."""
     images = []
     for number in range(count):
         block = 4**number
-        colours = generator.integers(0, 256, (3, -(-size // block), -(-size // block)), dtype=np.uint8)
+        colours = rng.integers(0, 256, (3, -(-size // block), -(-size // block)), dtype=np.uint8)
         images.append(colours.repeat(block, 1).repeat(block, 2)[:, :size, :size])
     return np.stack(images)
 
 
 @contextlib.contextmanager
-def replacing_all(save_path: Path) -> Iterator[Path]:
+def _replace_together(save_path: Path) -> Iterator[Path]:
     """A folder whose files go to `save_path` when the block ends well, the JSON last: without it, nothing runs them."""
     folder = save_path / ".export"
     shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
     folder.mkdir()
     try:
         yield folder
-        for name in (CARD, f"{NAME}.data"):
+        for name in (JSON_NAME, DATA_NAME):
             (save_path / name).unlink(missing_ok=True)
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == CARD):
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == JSON_NAME):
             os.replace(file, save_path / file.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

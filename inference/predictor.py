@@ -1,6 +1,6 @@
 """A detector at work on images of one object, on a scale that no other test image moves."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,122 +8,167 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.encoding import encode_all
-from engine.evaluation import infer, leave_one_out
+from engine.encoding import Timer, encode, encode_all, select_rows
 from inference.calibration import Calibration, limits_of, threshold_of
+from model.interface import Detector, Memory, Prediction
 from report.heatmap import HeatScale
 
 _STRETCH = 2.0  # of the colour scale beyond normal images
-_MAPS = 256  # normal images whose maps give the colour scale
+_HEAT_IMAGES = 256  # normal images whose maps give the colour scale
+# A normal image whose patches are all this near to those of another one is nearly a copy of it. Of the distance that
+# references add to a map; photographs of different objects are tens of times as far apart.
+_NEAR_COPY = 0.01
 
 
 class ImageResult(NamedTuple):
-    """What an image shows."""
+    """The map, score and verdict of one image."""
 
     map: np.ndarray  # (S, S) float32, larger is more anomalous
-    values: dict[str, Any]  # score; verdict, where there is a threshold; the terms that make the score
+    score: float
+    verdict: str | None  # "anomalous" or "normal"; None where there is no threshold
+    score_components: dict[str, float]  # what the score is made of
 
     @property
-    def finite(self) -> bool:
-        """Whether score and map are numbers, as they are unless weights are broken."""
-        return bool(np.isfinite([self.values["score"], self.map.sum()]).all())
+    def values(self) -> dict[str, float | str]:
+        """Score, verdict (where there is one) and components, as scores.csv has them."""
+        verdict = {} if self.verdict is None else {"verdict": self.verdict}
+        return {"score": self.score, **verdict, **self.score_components}
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether map, score and components are numbers, as they are unless weights are broken."""
+        return bool(np.isfinite(self.map).all() and np.isfinite([self.score, *self.score_components.values()]).all())
+
+
+def check_finite(results: Sequence[ImageResult], names: Sequence[str]) -> None:
+    """Raises ValueError where a result holds NaN or infinity; names: of the images, one is named."""
+    for result, name in zip(results, names, strict=True):
+        if not result.is_finite:
+            raise ValueError(
+                f"the anomaly map or score of {name} holds NaN or infinity; are the weights or the checkpoint broken?"
+            )
+
+
+class EncodedReferences(NamedTuple):
+    """Normal images of one class, ready to be compared with."""
+
+    memory: Memory
+    calibration: Calibration | None  # on the references themselves; None of a single one, or where none is wanted
+    near_copies: list[int]  # those that are nearly a copy of another one, as indices
 
 
 class Predictor:
-    """Holds no references and no class: they come with every call, so one Inspector serves several users.
+    """Holds no references and no class: they come with every call, so one predictor serves several users.
 
     Args:
-        detector: as `model.interface.Detector` says.
+        detector: with its weights.
         accelerator: device and precision.
         fpr: wanted share of normal images above a threshold.
         description: what identifies the detector; calibrations keep it.
     """
 
-    def __init__(self, detector: Any, accelerator: Accelerator, fpr: float, description: Mapping[str, Any]):
+    def __init__(self, detector: Detector, accelerator: Accelerator, fpr: float, description: Mapping[str, Any]):
         self.detector, self.accelerator, self.fpr, self.description = detector, accelerator, fpr, description
 
-    def __call__(
-        self, images: Tensor, name: str, memory: Any | None = None, calibration: Calibration | None = None
+    @torch.no_grad()
+    def predict(
+        self, images: Tensor, name: str, memory: Memory | None = None, calibration: Calibration | None = None
     ) -> list[ImageResult]:
-        """What images of one class show.
+        """Map, score and verdict of images of one class.
 
         Args:
             images: (B, 3, S, S) uint8 RGB.
             name: of the class.
             memory: of its references; None for zero-shot.
             calibration: scale and threshold; without one the terms stay as they are and there is no verdict.
-        """
-        prediction = infer(self.detector, images, name, memory, self.accelerator)
-        rows = _rows_of(self.detector, prediction, calibration)
-        return list(map(ImageResult, prediction.maps.float().cpu().numpy(), rows))
 
-    def build_memory(
+        Raises:
+            ValueError: a calibration that lacks a term of the score.
+        """
+        tokens = encode(self.detector, images, self.accelerator, Timer())
+        return self._results(self._compare(tokens, len(images), name, memory)[0], calibration)
+
+    @torch.no_grad()
+    def encode_references(
         self, batches: Iterable[Mapping[str, Any]], count: int, name: str, source: str | None
-    ) -> tuple[Any, Calibration | None]:
-        """(memory of the references, calibration on them).
+    ) -> EncodedReferences:
+        """The memory of references, and a calibration on them: each is compared with all others.
 
         Args:
             batches: of `dataset.UnlabeledImages` over the references; `count` images in all.
             name: of the class.
-            source: where the references come from, for the calibration; None wants none. One image alone gives none:
-                each is compared with the others.
+            source: where the references come from, for the calibration; None wants none. One image alone gives none.
         """
         tokens = encode_all(self.detector, batches, self.accelerator)
         memory = self.detector.build_memory(tokens)
         if source is None or count < 2:
-            return memory, None
-        return memory, self._calibration(leave_one_out(self.detector, tokens, count, name), source)
+            return EncodedReferences(memory, None, [])
+        near_copies: list[int] = []
 
+        def leave_one_out() -> Iterator[list[ImageResult]]:
+            for row in range(count):
+                rest = select_rows(tokens, [other for other in range(count) if other != row])
+                others = self.detector.build_memory(rest)
+                prediction, distance = self._compare(select_rows(tokens, [row]), 1, name, others)
+                if float(distance) < _NEAR_COPY:
+                    near_copies.append(row)
+                yield self._results(prediction, None)
+
+        return EncodedReferences(memory, self._calibration(leave_one_out(), source), near_copies)
+
+    @torch.no_grad()
     def calibrate(
-        self, batches: Iterable[Mapping[str, Any]], name: str, memory: Any | None, source: str
+        self, batches: Iterable[Mapping[str, Any]], name: str, memory: Memory | None, source: str
     ) -> Calibration:
         """Scale and threshold from batches of normal images that are none of the references."""
-        predictions = (infer(self.detector, one["image"], name, memory, self.accelerator) for one in batches)
-        return self._calibration(predictions, source)
+        return self._calibration((self.predict(batch["image"], name, memory) for batch in batches), source)
 
-    def _calibration(self, predictions: Iterable[Any], source: str) -> Calibration:
-        """Of each prediction the terms are kept, and of some the pixels: normal images may be many."""
-        parts, heat, seen = [], HeatScale(_MAPS), 0
-        for one in predictions:
-            self._check_finite(one, seen, source)
-            seen += len(one.maps)
-            parts.append({key: term.float().cpu() for key, term in one.score_components.items()})
-            for each in () if heat.full else one.maps.float().cpu().numpy():
-                heat.add(each)
-        score_components = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        limits = limits_of({key: values.tolist() for key, values in score_components.items()})
-        scores = self.detector.image_scores(score_components, limits).tolist()
-        threshold, attained = threshold_of(scores, self.fpr)
-        return Calibration(
-            limits, threshold, attained, len(scores), source, heat.ends(_STRETCH), dict(self.description)
-        )
+    def _compare(self, tokens: Any, count: int, name: str, memory: Memory | None) -> tuple[Prediction, Tensor]:
+        """(the prediction for the tokens of images, the largest distance to the references in any of their maps)."""
+        names = [name] * count
+        zero_shot = self.detector.zero_shot(tokens, names) if hasattr(self.detector, "zero_shot") else None
+        if memory is None:
+            if zero_shot is None:
+                raise ValueError("this method requires normal images")
+            return zero_shot, torch.tensor(torch.inf)
+        few_shot = self.detector.few_shot(zero_shot, tokens, names, {name: memory})
+        return few_shot, (few_shot.maps if zero_shot is None else few_shot.maps - zero_shot.maps).amax()
 
-    @staticmethod
-    def _check_finite(prediction: Any, before: int, source: str) -> None:
-        finite = prediction.maps.isfinite().flatten(1).all(1)
-        for term in prediction.score_components.values():
-            finite &= term.isfinite()
-        if not finite.all():
-            number = before + 1 + int((~finite).nonzero()[0])
-            raise ValueError(
-                f"normal image {number} of {source} has a map or score that is NaN or infinite; are the weights broken?"
+    def _calibration(self, batches: Iterable[list[ImageResult]], source: str) -> Calibration:
+        """From results of normal images without a scale. Of each the terms are kept, and of some pixels of the map:
+        normal images may be many."""
+        components: dict[str, list[float]] = {}
+        heat, seen = HeatScale(_HEAT_IMAGES), 0
+        for results in batches:
+            check_finite(results, [f"normal image {seen + row} of {source}" for row in range(1, len(results) + 1)])
+            seen += len(results)
+            for result in results:
+                for key, value in result.score_components.items():
+                    components.setdefault(key, []).append(value)
+                if not heat.full:
+                    heat.add(result.map)
+        limits = limits_of(components)
+        terms = {key: torch.tensor(values) for key, values in components.items()}
+        scores = self.detector.image_scores(terms, limits).tolist()
+        threshold, rate = threshold_of(scores, self.fpr)
+        return Calibration(limits, threshold, rate, seen, source, heat.ends(_STRETCH), dict(self.description))
+
+    def _results(self, prediction: Prediction, calibration: Calibration | None) -> list[ImageResult]:
+        components = {key: term.float().cpu() for key, term in prediction.score_components.items()}
+        limits = calibration.limits if calibration else dict.fromkeys(components, (0.0, 1.0))
+        if absent := components.keys() - limits.keys():
+            raise ValueError(f"the calibration has no limits of {', '.join(sorted(absent))}; calibrate again")
+        scores = self.detector.image_scores(components, limits).tolist()
+        maps = prediction.maps.float().cpu().numpy()
+        return [
+            ImageResult(
+                maps[row],
+                score,
+                calibration.verdict(score) if calibration else None,
+                {key: term[row].item() for key, term in components.items()},
             )
-
-
-def _rows_of(detector: Any, prediction: Any, calibration: Calibration | None) -> list[dict[str, Any]]:
-    """Per image: its score, the verdict where there is a threshold, and the terms that make the score."""
-    score_components = {key: term.float().cpu() for key, term in prediction.score_components.items()}
-    limits = calibration.limits if calibration else dict.fromkeys(score_components, (0.0, 1.0))
-    if not score_components.keys() <= limits.keys():
-        raise ValueError(
-            f"the calibration has no limits of {', '.join(score_components.keys() - limits.keys())}; calibrate again"
-        )
-    scores = detector.image_scores(score_components, limits).tolist()
-    rows = []
-    for row, value in enumerate(scores):
-        verdict = {"verdict": calibration.verdict(value)} if calibration else {}
-        rows.append({"score": value, **verdict, **{key: term[row].item() for key, term in score_components.items()}})
-    return rows
+            for row, score in enumerate(scores)
+        ]
 
 
 def readable(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

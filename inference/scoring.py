@@ -1,12 +1,15 @@
-"""Scores of one's own images: scores.csv, overlays and maps, written as they come."""
+"""Scores of one's own images: scores.csv, overlays and maps, written as the images come."""
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,26 +17,51 @@ from data.images import load_image, result_names
 from dataset import UnlabeledImages
 from engine.evaluation import batches
 from inference.calibration import Calibration
-from inference.predictor import ImageResult
+from inference.predictor import ImageResult, check_finite
 from report.heatmap import sample_pixels
 from report.map_files import save_map
 from report.overlays import StreamedOverlays
 from utils.distributed import each_round, gather
 from utils.files import atomic_write
 from utils.logs import LOG
+from utils.text import csv_cell
 
 _SHOWN = 20  # unreadable files that the log names one by one
 
+Predict = Callable[[Tensor], list[ImageResult]]  # (B, 3, S, S) uint8 RGB -> a result each
+Skipped = list[tuple[str, str]]  # (name, why it could not be read)
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How images are read, and what is written of them.
+
+    image_size: side S in pixels. bits: that images of 16 bits really use. draw: whether to write overlays.
+    """
+
+    save_path: Path
+    class_name: str
+    image_size: int
+    batch_size: int
+    num_workers: int
+    bits: int | None
+    save_maps: bool
+    draw: bool
+
 
 def score_and_report(
-    settings,
-    predict: Callable[[Tensor], list[ImageResult]],
+    options: ScoringOptions,
+    predict: Predict,
     images: Sequence[tuple[Path, str]],
     calibration: Calibration | None,
     accelerator: Accelerator,
+    no_verdict: str,
 ) -> int:
-    """Score all images; returns the exit code. look: images (B, 3, S, S) uint8 RGB -> what each shows."""
-    save_path = Path(settings.save_path)
+    """Score images, (file, name) each; returns the exit code: 3 where some could not be read.
+
+    no_verdict: what to do to get a verdict, where there is no calibration.
+    """
+    save_path = options.save_path
     if calibration:
         if accelerator.is_main_process:
             calibration.save(save_path / "calibration.json")
@@ -41,14 +69,11 @@ def score_and_report(
         LOG.info("threshold %.4g: about %.1f%% of normal images lie above it", calibration.threshold, share)
         LOG.info("scale and threshold come from %d normal images: %s", count, calibration.source)
     else:
-        LOG.info(
-            "scores are on a scale of their own, and there is no verdict; %s FOLDER of normal images gives one",
-            "export.py --calibrate" if settings.onnx else "--calibrate",
-        )
-    skipped = score_images(settings, predict, images, calibration, accelerator)
+        LOG.info("scores are on a scale of their own, and there is no verdict; %s", no_verdict)
+    skipped = score_images(options, predict, images, calibration, accelerator)
     LOG.info("images scored: %d; results are in %s", len(images) - len(skipped), save_path)
     if skipped and accelerator.is_main_process:
-        write_skipped(save_path / "skipped.csv", skipped)
+        _write_skipped(save_path / "skipped.csv", skipped)
         for name, reason in skipped[:_SHOWN]:
             LOG.warning("skipped %s: %s", name, reason)
         LOG.warning("%d of %d files could not be read, see skipped.csv", len(skipped), len(images))
@@ -56,78 +81,118 @@ def score_and_report(
 
 
 def score_images(
-    settings, predict: Callable[[Tensor], list[ImageResult]], images, calibration, accelerator: Accelerator
-) -> list[tuple[str, str]]:
+    options: ScoringOptions,
+    predict: Predict,
+    images: Sequence[tuple[Path, str]],
+    calibration: Calibration | None,
+    accelerator: Accelerator,
+) -> Skipped:
     """Score all images as they come; writes scores.csv, overlays and maps. Returns what was skipped, and why.
 
     Of several processes each scores its part of a round, and the first writes the rows of all, in the order of images.
     """
-    save_path, skipped, writer = Path(settings.save_path), [], None
-    dataset = UnlabeledImages([path for path, _ in images], settings.image_size)
-    loader = batches(dataset, settings.batch_size, settings.num_workers, accelerator)
-    bar = tqdm(total=len(images), desc="predict", unit="image", disable=None if accelerator.is_main_process else True)
-    stems = result_names([name for _, name in images])
+    skipped: Skipped = []
+    is_main = accelerator.is_main_process
+    dataset = UnlabeledImages([path for path, _ in images], options.image_size, bits=options.bits)
+    loader = batches(dataset, options.batch_size, options.num_workers, accelerator)
+    pictures = _Pictures(options, images, calibration)
+    bar = tqdm(total=len(images), desc="predict", unit="image", disable=None if is_main else True)
     with ExitStack() as stack:
-        if accelerator.is_main_process:
-            temporary = stack.enter_context(atomic_write(save_path / "scores.csv"))
-            file = stack.enter_context(temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
-        draw = None
-        if not settings.no_images:
-            ends = calibration.heat if calibration else None
-            draw = stack.enter_context(StreamedOverlays(save_path / "imgs", upright, ends))
+        table = (
+            stack.enter_context(_Table.open(options.save_path / "scores.csv", options.class_name)) if is_main else None
+        )
+        stack.enter_context(pictures)
         for length, batch in each_round(loader):
-            found, unreadable = findings(images, predict, batch) if batch else ([], [])
-            rows = [(images[index][1], finding.values) for index, finding in found]
-            pixels = [sample_pixels(finding.map) for _, finding in found] if draw and draw.learning else []
-            for their_rows, their_unreadable, their_pixels in gather((rows, unreadable, pixels), accelerator):
+            results, unreadable = predict_batch(images, predict, batch) if batch else ([], [])
+            rows = [(images[index][1], result.values) for index, result in results]
+            for their_rows, their_unreadable, pixels in gather(
+                (rows, unreadable, pictures.sample(results)), accelerator
+            ):
                 skipped += their_unreadable
-                if draw:
-                    draw.learn(their_pixels)
-                for name, values in their_rows if accelerator.is_main_process else ():
-                    if writer is None:
-                        writer = csv.DictWriter(file, ["img_path", "cls_name", *values])
-                        writer.writeheader()
-                    writer.writerow({"img_path": name, "cls_name": settings.class_name, **values})
-            for index, (one, values) in found:
-                path, name = images[index]
-                if settings.save_maps:
-                    save_map(save_path / "maps", stems[name] + PurePosixPath(name).suffix, one)
-                if draw:
-                    draw.keep(
-                        path,
-                        stems[name] + PurePosixPath(name).suffix,
-                        one,
-                        f"score {values['score']:.3f} {values.get('verdict', '')}",
-                    )
+                pictures.learn(pixels)
+                if table:
+                    table.write(their_rows)
+            pictures.write(results)
             bar.update(length)
     bar.close()
     return skipped
 
 
-def findings(
-    images: Sequence[tuple[Path, str]], predict: Callable[[Tensor], list[ImageResult]], batch: Mapping[str, Any]
-) -> tuple[list[tuple[int, ImageResult]], list[tuple[str, str]]]:
-    """What a batch of `UnlabeledImages` shows: (index, result) of each readable image, (name, reason) of each other."""
+def predict_batch(
+    images: Sequence[tuple[Path, str]], predict: Predict, batch: Mapping[str, Any]
+) -> tuple[list[tuple[int, ImageResult]], Skipped]:
+    """(index, result) of each readable image of a batch of `UnlabeledImages`, (name, reason) of each other. Raises
+    ValueError where a result is no number."""
     indices, errors = batch["index"].tolist(), batch["error"]
     unreadable = [(images[index][1], error) for index, error in zip(indices, errors, strict=True) if error]
     good = [row for row, error in enumerate(errors) if not error]
-    shown = predict(batch["image"][good]) if good else []
-    found = [(indices[row], finding) for row, finding in zip(good, shown, strict=True)]
-    for index, finding in found:
-        if not finding.finite:
-            raise ValueError(
-                f"the anomaly map or score of {images[index][0]} holds NaN or infinity; are the weights broken?"
-            )
-    return found, unreadable
+    results = predict(batch["image"][good]) if good else []
+    check_finite(results, [images[indices[row]][1] for row in good])
+    return [(indices[row], result) for row, result in zip(good, results, strict=True)], unreadable
 
 
-def upright(path: Path):
-    return load_image(path, upright=True)
+class _Table:
+    """scores.csv, row by row; its columns are those of the first row."""
+
+    def __init__(self, file: Any, class_name: str):
+        self._file, self._class_name = file, class_name
+        self._writer: Any = None
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, class_name: str) -> Iterator["_Table"]:
+        with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            yield cls(file, class_name)
+
+    def write(self, rows: Sequence[tuple[str, Mapping[str, float | str]]]) -> None:
+        """rows: (name of the image, its values)."""
+        for name, values in rows:
+            if self._writer is None:
+                self._writer = csv.writer(self._file)
+                self._writer.writerow(["img_path", "cls_name", *values])
+            self._writer.writerow(map(csv_cell, (name, self._class_name, *values.values())))
 
 
-def write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        csv.writer(file).writerows([("img_path", "reason"), *skipped])
+class _Pictures(ExitStack):
+    """Overlays and maps, those that are wanted. Of several processes each writes those of its images."""
+
+    def __init__(
+        self, options: ScoringOptions, images: Sequence[tuple[Path, str]], calibration: Calibration | None
+    ) -> None:
+        super().__init__()
+        self._images, self._maps = images, options.save_path / "maps" if options.save_maps else None
+        stems = result_names([name for _, name in images])
+        self._names = {name: stem + PurePosixPath(name).suffix for name, stem in stems.items()}
+        self._overlays: StreamedOverlays | None = None
+        if options.draw:
+
+            def upright(path: Path) -> Image.Image:
+                return load_image(path, upright=True, bits=options.bits)
+
+            ends = calibration.heat if calibration else None
+            self._overlays = self.enter_context(StreamedOverlays(options.save_path / "imgs", upright, ends))
+
+    def sample(self, results: Sequence[tuple[int, ImageResult]]) -> list[np.ndarray]:
+        """Pixels of maps, for `learn`, while the colour scale is not known."""
+        learning = self._overlays is not None and self._overlays.learning
+        return [sample_pixels(result.map) for _, result in results] if learning else []
+
+    def learn(self, pixels: Sequence[np.ndarray]) -> None:
+        """What `sample` gave, of one process after the other: all have the same colour scale."""
+        if self._overlays:
+            self._overlays.learn(pixels)
+
+    def write(self, results: Sequence[tuple[int, ImageResult]]) -> None:
+        """results: (index of the image, its result)."""
+        for index, result in results:
+            path, name = self._images[index]
+            if self._maps:
+                save_map(self._maps, self._names[name], result.map)
+            if self._overlays:
+                caption = f"score {result.score:.3f} {result.verdict or ''}"
+                self._overlays.keep(path, self._names[name], result.map, caption)
+
+
+def _write_skipped(path: Path, skipped: Skipped) -> None:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("img_path", "reason"), *(tuple(map(csv_cell, row)) for row in skipped)])

@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader
 
-from data.images import load_image, pictures_in
+from config.settings import AppSettings
+from data.images import bits_hint, load_image
 from dataset import UnlabeledImages
-from engine.build import load_detector
+from engine.build import build_for_scoring
 from inference.calibration import Calibration
-from inference.predictor import Predictor, readable
+from inference.inputs import distinct
+from inference.predictor import EncodedReferences, ImageResult, Predictor, check_finite, readable
 from inference.uploads import UploadLimits
-from model import METHODS
+from model import capabilities
 from report.heatmap import HeatScale, on_scale, resize_longest_side
 from utils.devices import make_accelerator
-from utils.files import file_digest
+from utils.text import escape_controls
 
 _SIDE = 768  # of the picture that is shown, in pixels
 _KEPT = 4  # sets of encoded references
@@ -32,66 +34,95 @@ class View(NamedTuple):
     heat: np.ndarray  # (S, S) float16, 0 and 1 are the ends of the colour scale
 
 
-class Result(NamedTuple):
+class Answer(NamedTuple):
     """The answer to one request."""
 
     view: View
-    values: dict[str, Any]  # see `inference.predictor.ImageResult`
+    result: ImageResult
     calibration: Calibration | None
+    notes: list[str]  # what the user must know of the images, a sentence each
     seconds: float
 
 
 class InferenceService:
     """Answers requests, one at a time, so that memory is bounded. Knows no users: a request brings its references; the
-    latest sets of them stay encoded, under what their files hold. settings: see `config.settings.resolve_app`."""
+    latest sets of them stay encoded, by what they show. Makes detector and accelerator of its own."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: AppSettings):
         accelerator = make_accelerator(settings.device, settings.precision)
-        detector, description = load_detector(settings, accelerator, None)
-        self.inspector = Predictor(detector, accelerator, settings.fpr, description)
-        most = settings.max_references if METHODS[settings.method].FEW_SHOT else 0
-        self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, pictures_in)
-        self._image_size, self._batch_size = description["image_size"], settings.batch_size
-        self._worker, self._known = ThreadPoolExecutor(1), OrderedDict()  # torch's memory is that of one thread
+        built = build_for_scoring(settings, settings.batch_size, settings.checkpoint_path, "own images", accelerator)
+        self.description = built.description
+        self._predictor = Predictor(built.detector, accelerator, settings.fpr, built.description)
+        self._image_size, self._batch_size = int(built.description["image_size"]), built.batch_size
+        most = settings.max_references if capabilities(settings.method).few_shot else 0
+        self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, self._image_size)
+        self._bits = settings.bits
+        self._worker = ThreadPoolExecutor(1)  # torch's memory is that of one thread
+        self._encoded: OrderedDict[tuple[str, ...], EncodedReferences] = OrderedDict()
 
-    def inspect(self, name: str, image: str | None, references: Sequence[str] = ()) -> Result:
-        """What an image file shows, compared with normal ones if there are any.
+    def inspect(self, name: str, image: str | None, references: Sequence[str] = ()) -> Answer:
+        """Score an image file, compared with normal ones if there are any.
 
         Raises:
             ValueError: a sentence for the user, see `UploadLimits.check`; a file that turns out to be broken.
         """
-        self.limits.check(name, image, references)
+        checked = self.limits.check(name, image, references)
         try:
-            return self._worker.submit(self._inspect, name.strip(), image, references).result()
+            return self._worker.submit(self._inspect, name.strip(), checked, references).result()
         except ValueError as error:  # names a file by where it lies here
             message = str(error)
-            for path in (image, *references):
-                message = message.replace(str(path), Path(path).name)
+            for path in (checked, *references):
+                message = message.replace(str(path), escape_controls(Path(path).name))
             raise ValueError(message) from None
 
-    def _inspect(self, name: str, image: str, references: Sequence[str]) -> Result:
+    def _inspect(self, name: str, image: str, references: Sequence[str]) -> Answer:
         start = time.perf_counter()
-        memory, calibration = self._build_memory(name, references) if references else (None, None)
-        (batch,) = readable(self._batches([image]))
-        picture = resize_longest_side(load_image(Path(image), upright=True), _SIDE)
-        (finding,) = self.inspector(batch["image"], name, memory, calibration)
-        if not finding.finite:
-            raise ValueError("The anomaly map holds NaN or infinity; are the weights broken?")
-        view = _view(picture, finding.map, calibration)
-        return Result(view, finding.values, calibration, time.perf_counter() - start)
+        first, copies = distinct(map(Path, references), self._bits)
+        encoded = self._encode(name, first) if first else None
+        memory, calibration = (encoded.memory, encoded.calibration) if encoded else (None, None)
+        (batch,) = readable(self._batches([Path(image)]))
+        picture = resize_longest_side(load_image(Path(image), upright=True, bits=self._bits), _SIDE)
+        results = self._predictor.predict(batch["image"], name, memory, calibration)
+        check_finite(results, [Path(image).name])
+        (result,) = results
+        notes = self._notes(Path(image), list(first.values()), copies, encoded)
+        view = _view(picture, result.map, calibration)
+        return Answer(view, result, calibration, notes, time.perf_counter() - start)
 
-    def _build_memory(self, name: str, references: Sequence[str]) -> tuple[Any, Calibration | None]:
-        key = name, file_digest(references)
-        if key not in self._known:
-            batches = readable(self._batches(references))
-            self._known[key] = self.inspector.build_memory(batches, len(references), name, "references")
-        self._known.move_to_end(key)
-        while len(self._known) > _KEPT:
-            self._known.popitem(last=False)
-        return self._known[key]
+    def _encode(self, name: str, references: dict[str, Path]) -> EncodedReferences:
+        """references: digest of the pixels -> file."""
+        key = (name, *sorted(references))
+        if key not in self._encoded:
+            batches = readable(self._batches(list(references.values())))
+            self._encoded[key] = self._predictor.encode_references(batches, len(references), name, "references")
+        self._encoded.move_to_end(key)
+        while len(self._encoded) > _KEPT:
+            self._encoded.popitem(last=False)
+        return self._encoded[key]
 
-    def _batches(self, files: Sequence[str]) -> DataLoader:
-        return DataLoader(UnlabeledImages([Path(file) for file in files], self._image_size), self._batch_size)
+    def _notes(
+        self, image: Path, references: Sequence[Path], copies: Sequence[Path], encoded: EncodedReferences | None
+    ) -> list[str]:
+        notes = []
+        if copies:
+            count = len(references) + len(copies)
+            notes.append(f"{len(copies)} of the {count} normal images are copies of others and left out.")
+        if encoded and encoded.near_copies:
+            notes.append(
+                f"{len(encoded.near_copies)} of the normal images are nearly copies of others, so that the threshold "
+                "is too low; take each photograph anew."
+            )
+        if references and distinct([*references, image], self._bits)[1]:
+            notes.append("The image is one of the normal images, so that its score is too low.")
+        hint = bits_hint([image, *references]) if self._bits is None else None
+        if hint:
+            notes.append(
+                f"The images seem to hold {hint.bits} bits in files of 16: start app.py with --bits {hint.bits}."
+            )
+        return notes
+
+    def _batches(self, files: Sequence[Path]) -> DataLoader[Any]:
+        return DataLoader(UnlabeledImages(files, self._image_size, bits=self._bits), self._batch_size)
 
 
 def _view(picture: np.ndarray, one: np.ndarray, calibration: Calibration | None) -> View:

@@ -1,150 +1,186 @@
-"""What predict.py and export.py need before they score: inputs, detector, references and calibration."""
+"""What predict.py and export.py do before they score or write: a detector for one object, references, scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from config.settings import log_settings
-from data.images import find_images, passed_over_line
+from config.settings import ObjectSettings, Sources, log_settings
 from dataset import UnlabeledImages
 from engine import checkpoint
-from engine.build import load_detector
-from inference.calibration import Calibration, images_for
+from engine.build import Built, build_for_scoring, check_memories
+from engine.feature_cache import FeatureCache
+from inference.calibration import Calibration, images_needed
+from inference.inputs import NormalImages, find_normal_images
 from inference.predictor import Predictor, readable
-from model import METHODS, memory_bank
+from model import capabilities, memory_bank
+from model.interface import Memory
 from utils import memory_check
-from utils.files import clear_leftovers, clear_results, file_digest, result_folder
+from utils.files import clear_leftovers, clear_results, file_digest
 from utils.logs import LOG, log_to
 from utils.provenance import write_config
 
 RESULTS = ("scores.csv", "skipped.csv", "calibration.json", "imgs", "maps")
+MEMORY_SUFFIX = ".safetensors"
+_DATASET = "own images"  # stands where results of datasets have its name
 
 
-def inputs(settings) -> list[tuple[Path, str]]:
-    """The images to score, without those in the folder of results; refuses what would make results go nowhere."""
-    found, passed_over = find_images(settings.inputs)
-    passed_over = [path for path in passed_over if not lies_in(path, settings.save_path)]
-    if passed_over:
-        LOG.info(passed_over_line(passed_over))
-    images = [(path, name) for path, name in found if not lies_in(path, settings.save_path)]
-    if not images:
-        raise ValueError(f"--save_path {settings.save_path} holds the images themselves; name another folder")
-    if len(images) < len(found):
-        LOG.info(
-            "%d images below --save_path %s are results and left out", len(found) - len(images), settings.save_path
+@dataclass(frozen=True)
+class ObjectDetector:
+    """A detector for one object, its texts encoded.
+
+    description: what identifies the detector and the object.
+    memory: of references that were stored in a file; None where there are none.
+    calibration: of an earlier run; None where no file of it was given.
+    """
+
+    built: Built
+    predictor: Predictor
+    class_name: str
+    description: Mapping[str, Any]
+    memory: Memory | None
+    calibration: Calibration | None
+
+
+def normal_images(settings: ObjectSettings) -> NormalImages:
+    """The images of --references and --calibrate. Raises ValueError: see `find_normal_images`; a method that takes no
+    references, or that requires some."""
+    abilities = capabilities(settings.method)
+    if settings.references is not None and not abilities.few_shot:
+        raise ValueError(f"--references {settings.references}: {settings.method} is zero-shot and takes none")
+    if settings.references is None and not abilities.zero_shot:
+        raise ValueError(f"--method {settings.method} requires --references: normal images of the object")
+    folder = None if _is_memory(settings.references) else settings.references
+    return find_normal_images(folder, settings.calibrate, settings.save_path, settings.bits)
+
+
+def build_for_object(
+    settings: ObjectSettings,
+    normal: NormalImages,
+    accelerator: Accelerator,
+    feature_cache: FeatureCache | None = None,
+) -> ObjectDetector:
+    """The detector with its checkpoint; stored references and an earlier calibration are checked against it.
+
+    Raises:
+        ValueError: see `build_for_scoring`; a file of references or a calibration that was made with something else.
+    """
+    known = None if settings.calibration is None else Calibration.load(settings.calibration)
+    memory_path = settings.references if _is_memory(settings.references) else None
+    stored = None if memory_path is None else memory_bank.load(memory_path, accelerator.device)
+    built = build_for_scoring(
+        settings, settings.batch_size, settings.checkpoint_path, _DATASET, accelerator, feature_cache
+    )
+    memory = None
+    if memory_path is not None and stored is not None:
+        header, memories = stored
+        check_memories(memory_path, header, memories, built)
+        memory = memory_of_class(memory_path, header["classes"], memories, settings.class_name)
+    description = {**built.description, **_identity(settings, built.checkpoint, memory_path, normal)}
+    if known:
+        _check_calibration(str(settings.calibration), known, description)
+    built.detector.encode_names([settings.class_name])
+    predictor = Predictor(built.detector, accelerator, settings.fpr, description)
+    return ObjectDetector(built, predictor, settings.class_name, description, memory, known)
+
+
+def _is_memory(references: str | None) -> bool:
+    return references is not None and Path(references).suffix == MEMORY_SUFFIX
+
+
+def _identity(
+    settings: ObjectSettings, trained: Path | None, memory_path: str | None, normal: NormalImages
+) -> dict[str, Any]:
+    """What the scores depend on beside the detector's description."""
+    references = list(normal.references.values()) or ([] if memory_path is None else [Path(memory_path)])
+    return {
+        "class_name": settings.class_name,
+        "prompts": settings.prompts,
+        "references": file_digest(references) if references else None,
+        "checkpoint": None if trained is None else file_digest([trained]),
+        "bits": settings.bits,
+    }
+
+
+def _check_calibration(path: str, known: Calibration, description: Mapping[str, Any]) -> None:
+    """Raises ValueError where a calibration was made with another detector, object or references."""
+    keys = description.keys() - {"version", "pretrained", "dataset"}
+    # A file that this toolkit wrote has all of them, but for bits in earlier versions.
+    made_with = {**dict.fromkeys(keys, "nothing known"), "bits": None, **known.made_with}
+    checkpoint.check_compatible(f"calibration {path} was made", made_with, description, sorted(keys))
+
+
+def memory_of_class(
+    path: str, classes: Sequence[str], memories: Mapping[tuple[int, str], Memory], class_name: str
+) -> Memory:
+    """The one memory of a class in a file of memories. Raises ValueError where it holds none, or several."""
+    found = [memory for (_, name), memory in memories.items() if name == class_name]
+    if len(found) != 1:
+        raise ValueError(
+            f"memory {path}: holds {len(found)} memories of class '{class_name}' (its classes: {', '.join(classes)}); "
+            "must be one, made by test.py with one --k_shot and one --seed"
         )
-    result_folder(settings.save_path)
-    return images
+    return found[0]
 
 
-def lies_in(path: Path, folder: str) -> bool:
-    return path.resolve().is_relative_to(Path(folder).resolve())
-
-
-def normal_images(flag: str, settings) -> list[Path]:
-    """The images that --references or --calibrate names; results of an earlier run are none (ValueError)."""
-    given = getattr(settings, flag)
-    files = [path for path, _ in find_images([given]).images]
-    if any(lies_in(path, settings.save_path) for path in files):
-        raise ValueError(f"--{flag} {given} lies in --save_path {settings.save_path}; name another folder for results")
-    return files
-
-
-def begin(settings, sources, description, accelerator: Accelerator) -> None:
-    """An empty folder of results, with its log and config.json."""
-    save_path = Path(settings.save_path)
+def start_results(
+    save_path: Path,
+    values: Mapping[str, Any],
+    sources: Sources,
+    description: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> None:
+    """An empty folder of results, with its log and config.json. values: of the settings, by name."""
     save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         clear_results(save_path, RESULTS)
         clear_leftovers(save_path)
     accelerator.wait_for_everyone()  # nobody may write where the first process still clears
     log_to(save_path, quiet=not accelerator.is_main_process)
-    log_settings(settings, sources)
+    log_settings(values, sources)
     if accelerator.is_main_process:
-        write_config(save_path, settings, sources, description)
+        write_config(save_path, values, sources, description)
 
 
-def build_for_object(settings, accelerator) -> tuple:
-    """(detector, its description, file of memories or None, images of the references, known calibration or None), the
-    texts encoded; export.py takes it too."""
-    known = None if settings.calibration is None else Calibration.load(settings.calibration)
-    stored, normal = reference_files(settings, accelerator)
-    detector, description = load_detector(settings, accelerator, stored)
-    description |= identity(settings, normal)
-    if known:
-        keys = description.keys() - {"version", "pretrained", "dataset"}
-        absent = dict.fromkeys(keys, "nothing known")  # a file of ours says all of them
-        checkpoint.check_compatible(
-            f"calibration {settings.calibration} was made", absent | known.made_with, description, sorted(keys)
-        )
-    vars(settings).update(detector.options, image_size=description["image_size"])
-    detector.encode_names([settings.class_name])
-    return detector, description, stored, normal, known
+def encode_normal_images(
+    one: ObjectDetector, normal: NormalImages, settings: ObjectSettings
+) -> tuple[Memory | None, Calibration | None]:
+    """(memory of the references, calibration on normal images), each None where there is none."""
+    predictor, memory, calibration = one.predictor, one.memory, one.calibration
+    references = list(normal.references.values())
+    size = int(one.description["image_size"])
 
+    def load(files: Sequence[Path]) -> DataLoader[Any]:
+        workers = min(settings.num_workers, len(files))
+        return DataLoader(UnlabeledImages(files, size, bits=settings.bits), one.built.batch_size, num_workers=workers)
 
-def reference_files(settings, accelerator) -> tuple[Any, list[Path]]:
-    """(a file of memories or None, images of the references)."""
-    settings.memory = None
-    if settings.references is None:
-        return None, []
-    if not METHODS[settings.method].FEW_SHOT:
-        raise ValueError(f"--references {settings.references}: {settings.method} is zero-shot and takes none")
-    if Path(settings.references).suffix == ".safetensors":
-        settings.memory = settings.references
-        return memory_bank.load(settings.references, accelerator.device), []
-    return None, normal_images("references", settings)
-
-
-def identity(settings, normal: Sequence[Path]) -> dict[str, str | None]:
-    """What else, beside the detector's description, the scores depend on."""
-    files = {"checkpoint": settings.checkpoint_path, "memory": settings.memory}
-    held = {key: None if path is None else file_digest([path]) for key, path in files.items()}
-    references = file_digest(normal) if normal else held.pop("memory")
-    return {"class_name": settings.class_name, "prompts": settings.prompts, "references": references,
-            "checkpoint": held["checkpoint"]}  # fmt: skip
-
-
-def prepare(settings, inspector: Predictor, stored, normal: Sequence[Path]) -> tuple:
-    """(memory of the references or None, calibration or None)."""
-    bank, calibration, name = None, None, settings.class_name
-    if stored:
-        bank = class_memory(settings, *stored)
-    elif normal:
+    if references:
         advice = "name fewer images, or lower --image_size"
-        memory_check.check_bank(inspector.detector, len(normal), inspector.accelerator.device, "--references", advice)
-        source = settings.references if settings.calibrate is None and settings.calibration is None else None
-        bank, calibration = inspector.build_memory(readable(batches(settings, normal)), len(normal), name, source)
+        device = predictor.accelerator.device
+        memory_check.check_bank(predictor.detector, len(references), device, "--references", advice)
+        wanted = settings.calibrate is None and settings.calibration is None
+        source = settings.references if wanted else None
+        encoded = predictor.encode_references(readable(load(references)), len(references), one.class_name, source)
+        memory, calibration = encoded.memory, encoded.calibration or calibration
+        _log_near_copies([references[row] for row in encoded.near_copies], len(references))
     if settings.calibrate is not None:
-        files = normal_images("calibrate", settings)
-        same = {file_digest([path]) for path in files} & {file_digest([path]) for path in normal}
-        if same:
-            raise ValueError(
-                f"--calibrate {settings.calibrate}: {len(same)} of its images are references, and find themselves "
-                "among them; drop --calibrate (the references alone give a threshold), or name other images"
-            )
-        calibration = inspector.calibrate(readable(batches(settings, files)), name, bank, settings.calibrate)
-    if calibration and calibration.fpr > settings.fpr:
+        batches = readable(load(list(normal.calibrate.values())))
+        calibration = predictor.calibrate(batches, one.class_name, memory, settings.calibrate)
+    if calibration and calibration.fpr > settings.fpr and settings.calibration is None:
         LOG.warning(
             "--fpr %g takes %d normal images; with %d the rate is %.2g, and the threshold is their highest score",
-            settings.fpr, images_for(settings.fpr), calibration.normal_images, calibration.fpr,
+            settings.fpr, images_needed(settings.fpr), calibration.normal_images, calibration.fpr,
         )  # fmt: skip
-    return bank, calibration
+    return memory, calibration
 
 
-def class_memory(settings, header, memories):
-    """The one memory of the class in a file of memories."""
-    found = [one for (_, name), one in memories.items() if name == settings.class_name]
-    if len(found) != 1:
-        raise ValueError(
-            f"memory {settings.references}: holds {len(found)} memories of class '{settings.class_name}' (its classes: "
-            f"{', '.join(header['classes'])}); want one, made by test.py with one --k_shot and one --seed"
-        )
-    return found[0]
-
-
-def batches(settings, files: Sequence[Path]) -> DataLoader:
-    dataset = UnlabeledImages(files, settings.image_size)
-    return DataLoader(dataset, settings.batch_size, num_workers=min(settings.num_workers, len(files)))
+def _log_near_copies(files: Sequence[Path], count: int) -> None:
+    if files:
+        LOG.warning(
+            "%d of %d references are nearly copies of others (%s is one), so that scale and threshold are too low; "
+            "take each photograph anew, or name normal images to --calibrate",
+            len(files), count, files[0],
+        )  # fmt: skip

@@ -1,10 +1,13 @@
-"""What people may hand to the web page: checked before a pixel is decoded."""
+"""What people may upload to the web page: checked before a pixel is decoded, so that its cost is bounded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+
+from data.images import check_size, pictures_in
+from utils.text import escape_controls
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow reads more, some by running other programs
 NAME_LENGTH = 80  # characters; CLIP reads no more than 77 tokens
@@ -12,18 +15,17 @@ NAME_LENGTH = 80  # characters; CLIP reads no more than 77 tokens
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """Of one request: megabytes (10^6 bytes) of a file, pixels of an image, number of reference images.
-
-    find_picture: goes to the picture of an opened file that is going to be read: the first is not always the one.
-    """
+    """Of one request: megabytes (10^6 bytes) of a file, pixels of an image, number of reference images; side of the
+    square that images are resized to, in pixels."""
 
     megabytes: int
     pixels: int
     references: int
-    find_picture: Callable[[Image.Image], object]
+    side: int
 
-    def check(self, name: str, image: str | None, references: Sequence[str]) -> None:
-        """Raises ValueError with a sentence for the user: something missing, too much, or no image by its content."""
+    def check(self, name: str, image: str | None, references: Sequence[str]) -> str:
+        """Returns the image's path. Raises ValueError with a sentence for the user: something missing, too much, or no
+        image by its content."""
         if image is None:
             raise ValueError("There is no image yet: drop one, or take one of the examples.")
         if not name.strip():
@@ -34,24 +36,31 @@ class UploadLimits:
             raise ValueError(f"There are {len(references)} reference images; {self.references} are allowed.")
         for path in (image, *references):
             self._check_file(Path(path))
+        return image
 
     def _check_file(self, path: Path) -> None:
+        name = escape_controls(path.name)
         if not path.is_file():
-            raise ValueError(f"{path.name} is no longer here, uploads are kept for an hour; add it again.")
+            raise ValueError(f"{name} is no longer here, uploads are kept for an hour; add it again.")
         size = path.stat().st_size
         if size > self.megabytes * 10**6:
-            raise ValueError(f"{path.name} has {size / 1e6:.1f} MB; {self.megabytes} MB are allowed.")
+            raise ValueError(f"{name} has {size / 1e6:.1f} MB; {self.megabytes} MB are allowed.")
         Image.init()  # `open` wants formats that are loaded
         formats = [kind for kind in FORMATS if kind in Image.OPEN]
         try:
             with Image.open(path, formats=formats) as image:  # reads headers alone
-                self.find_picture(image)
+                count = pictures_in(image)  # goes to the one that is going to be read
                 width, height = image.size
+                check_size(width, height, self.side)
         except Image.DecompressionBombError:
-            raise ValueError(f"{path.name} has more pixels than can be opened safely.") from None
+            raise ValueError(f"{name} has more pixels than can be opened safely.") from None
         except Exception:  # decoders raise what they like on a broken file
             kinds = ", ".join(FORMATS)
-            raise ValueError(f"{path.name} is not an image that can be read here; want one of {kinds}.") from None
+            raise ValueError(f"{name} is not an image that can be read here; must be one of {kinds}.") from None
+        if count > 1:
+            raise ValueError(
+                f"{name} holds several pictures in one file; save the one that is meant as a file of its own."
+            )
         if width * height > self.pixels:
             allowed = f"{self.pixels / 1e6:.3g} megapixels are allowed"
-            raise ValueError(f"{path.name} has {width} x {height} pixels; {allowed}.")
+            raise ValueError(f"{name} has {width} x {height} pixels; {allowed}.")

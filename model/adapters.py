@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from model import anomaly_map
+from model import anomaly_map, state_dicts
 
 
 class Adapters(nn.Module):
@@ -55,7 +54,7 @@ def load_part(module: nn.Module, state: Mapping[str, Any], key: str, method: str
     """
     if key not in state:
         raise ValueError(
-            f"no '{key}' in it (found: {', '.join(map(str, state)) or 'nothing'}); it is no checkpoint of {method}"
+            f"no '{key}' in it (found: {', '.join(map(str, state))[:90] or 'nothing'}); it is no checkpoint of {method}"
         )
     load_exactly(module, state[key])
 
@@ -67,19 +66,19 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         ValueError: a missing or surplus key, a tensor of another shape, NaN or infinity.
     """
     own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    if not isinstance(state, Mapping) or not all(
-        isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point() and not value.is_meta
-        for value in state.values()
-    ):
-        raise ValueError("its weights are no mapping of names to floating-point tensors")
-    theirs = {key: tuple(value.shape) for key, value in state.items()}
-    for key in own.keys() | theirs.keys():
-        if own.get(key) != theirs.get(key):
-            raise ValueError(
-                f"'{key}' is {theirs.get(key, 'absent')} in the file but {own.get(key, 'absent')} in this model; "
-                "were model, features_list or method others when it was trained?"
-            )
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise ValueError("its weights are no mapping of names to tensors")
+    state_dicts.check_tensors(state)
+    state = state_dicts.strip_prefixes(state, own)
+    try:
+        state_dicts.check_fit({key: tuple(value.shape) for key, value in state.items()}, own)
+    except ValueError as error:
+        raise ValueError(f"{error}; were model, features_list or method others when it was trained?") from None
     for key, value in state.items():
+        if not value.is_floating_point():
+            raise ValueError(
+                f"'{key}' holds {str(value.dtype).removeprefix('torch.')} numbers, not floating-point ones"
+            )
         if not value.isfinite().all():
             raise ValueError(f"'{key}' holds NaN or infinity; take an earlier checkpoint or train again")
     module.load_state_dict(state)

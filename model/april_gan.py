@@ -6,19 +6,20 @@ texts of two states; few-shot adds the distance of the raw tokens to a memory ba
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map, memory_bank
 from model.adapters import Adapters, load_part
-from model.interface import Memory, Prediction, ScoreRange, SimilarityCache, Tokens
-from model.losses import LabeledBatch, segmentation_losses
+from model.interface import LabeledBatch, Memory, Prediction, ScoreRange, SimilarityCache, Tokens
+from model.losses import segmentation_losses
 from model.options import FEATURES_LIST, MEDICAL_PROMPTS, ByDataset, Option, Preset, Training
-from model.text_features import TextFeatures
-from prompt_ensemble import APRIL_GAN, Prompts, sentences
+from model.text_features import TextFeatures, encode_states
+from prompt_ensemble import APRIL_GAN, Prompts
 
 if TYPE_CHECKING:
     from model.backbones.clip import Backbone
@@ -37,7 +38,7 @@ class AprilGan(nn.Module):
         prompts: states and templates.
     """
 
-    PRESET = Preset(
+    PRESET: ClassVar[Preset] = Preset(
         "ViT-L-14-336",
         "openai",
         518,
@@ -54,7 +55,7 @@ class AprilGan(nn.Module):
             seed=111,
         ),
     )
-    OPTIONS = (
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
         FEATURES_LIST,
         Option(
             "few_shot_features",
@@ -64,8 +65,8 @@ class AprilGan(nn.Module):
             scripts=("test",),
         ),
     )
-    needs_text = True
-    LOSSES = ("focal", "dice")
+    needs_text: ClassVar[bool] = True
+    LOSSES: ClassVar[tuple[str, ...]] = ("focal", "dice")
 
     def __init__(
         self,
@@ -89,6 +90,10 @@ class AprilGan(nn.Module):
         self.texts = TextFeatures(self._encode_name)
 
     @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
+
+    @property
     def options(self) -> dict[str, list[int]]:
         return {"features_list": list(self.features_list), "few_shot_features": list(self.few_shot_features)}
 
@@ -99,7 +104,7 @@ class AprilGan(nn.Module):
 
     def _encode_name(self, name: str) -> Tensor:
         """Per state: mean of the unit embeddings of all its sentences, unit length again. Returns (D, 2)."""
-        states = [self.backbone.encode_text(texts) for texts in sentences(name, self.prompts)]  # each (n, D)
+        states = encode_states(self.backbone.text, name, self.prompts)  # each (n, D)
         means = [F.normalize(state, dim=-1).mean(0) for state in states]
         return F.normalize(torch.stack(means, dim=-1), dim=0)
 

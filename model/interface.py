@@ -7,10 +7,15 @@ Shape legend, used by every comment in model/:
 Layers count from 1, as in the papers.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+from typing_extensions import Self
+
+from data.input_spec import InputSpec
+from model.options import Option, Preset
 
 
 class Tokens(NamedTuple):
@@ -35,7 +40,7 @@ class Memory(NamedTuple):
     banks: dict[str, Tensor]  # what the method compares ("6": a layer) -> (M, W), unit length
     images: tuple[
         str, ...
-    ] = ()  # what each bank is made of, in equal parts, where somebody says so; see `SimilarityCache`
+    ] = ()  # what each bank is made of, in equal parts, where that is known; see `SimilarityCache`
 
     def cpu(self) -> "Memory":
         """The same in main memory."""
@@ -57,31 +62,207 @@ class Prediction(NamedTuple):
     score_components: dict[str, Tensor]  # name -> (B,)
 
 
+class LabeledBatch(NamedTuple):
+    """What a training step learns from."""
+
+    images: Tensor  # (B, 3, S, S) uint8 RGB
+    masks: Tensor  # (B, S, S) uint8, 1 = defect
+    names: Sequence[str]  # the B class names
+
+
+# Computes features of images: some images (b, 3, S, S) -> name of the feature -> (b, ...).
+Encoder = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+class Cache(Protocol):
+    """Keeps features of images."""
+
+    def __call__(
+        self, images: Tensor, identity: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], encode: Encoder
+    ) -> Mapping[str, Tensor]:
+        """name -> (B, ...).
+
+        Args:
+            images: (B, 3, S, S).
+            identity: what the features depend on besides, see `ImageTower.identity`.
+            shapes: name of each feature -> its shape of one image.
+            encode: computes them.
+        """
+
+    def log(self) -> None:
+        """Say in the log how many images it had."""
+
+
+class ImageTower(Protocol):
+    """A frozen image encoder, an nn.Module in eval mode: what a method may ask of any backbone, with texts or without.
+
+    A method that needs more (`dual_path` or `embed` of a CLIP ViT) takes the class of model/backbones/ that has it and
+    checks once, in its constructor, with one clear line.
+    """
+
+    name: str  # of the architecture, as --model names it
+    image_size: int  # side S of the square input in pixels
+    embed_dim: int  # D, width of the pooled embedding
+    fingerprint: str  # identity of the weights; the same at every image size
+    cache: Cache | None  # asked for the features of images before they are computed
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that can be tapped."""
+
+    @property
+    def grid(self) -> int | None:
+        """Patches a side, G, where all layers share one grid (a ViT); None where layers have grids of their own."""
+
+    def width(self, layer: int) -> int:
+        """Width W of a layer's tokens."""
+
+    def token_count(self, layer: int) -> int:
+        """Patch tokens of a layer, N."""
+
+    def default_layers(self) -> list[int]:
+        """Four evenly spaced layers, the last included."""
+
+    def check_layers(self, flag: str, layers: Sequence[int]) -> None:
+        """Raises ValueError where a layer does not exist or is listed twice."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> float32 as the weights expect it."""
+
+    def __call__(self, images: Tensor, layers: Collection[int]) -> Tokens:
+        """Tokens of the asked layers. images: (B, 3, S, S) uint8 RGB."""
+
+    def features(self, images: Tensor, shapes: Mapping[str, tuple[int, ...]], encode: Encoder) -> Mapping[str, Tensor]:
+        """Features of a method's own making, each (B, ...), from `cache` where it holds them.
+
+        shapes: name of each feature -> its shape of one image; one name means the same whatever else is asked for.
+        """
+
+    def identity(self, device: torch.device) -> dict[str, str]:
+        """What the features of an image depend on beside its pixels: equal values, equal features."""
+
+    def description(self) -> dict[str, Any]:
+        """What checkpoints, memories and results record of the backbone, as plain values: model, pretrained, weights,
+        image_size, and what else a run must share with them."""
+
+    def check_room(self, images: int, device: torch.device | str, what: str, advice: str) -> None:
+        """Raises ValueError where so many images at a time cannot fit into a device's memory."""
+
+    def compile_encoder(self) -> None:
+        """Compile the encoder with torch.compile, when it first runs."""
+
+
+class TextTower(Protocol):
+    """A frozen text encoder: what a method may ask of it, apart from the image tower."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that it reads; a longer text is cut at its end."""
+
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """Embeddings of sentences, (n, D), not normalised."""
+
+    def cut(self, sentences: Sequence[str]) -> list[bool]:
+        """Of each sentence, whether it is longer than the tower reads."""
+
+
+class PromptableTextTower(TextTower, Protocol):
+    """A text encoder into which a method may put tokens of its own. Gradients flow through `run` and `project`."""
+
+    @property
+    def width(self) -> int:
+        """Width of its tokens."""
+
+    @property
+    def depth(self) -> int:
+        """Number of its blocks."""
+
+    def check_learned_tokens(self, method: str) -> None:
+        """Raises ValueError where learned tokens cannot be put into this text tower."""
+
+    def embed(self, text: str, *, start: bool = False, end: bool = False) -> Tensor:
+        """Embeddings of the tokens of a piece of text, (n, width), without positions.
+
+        start, end: with the token that begins, that ends a text.
+        """
+
+    def positions(self, length: int) -> Tensor:
+        """Position embeddings of the first tokens, (length, width)."""
+
+    def run(self, tokens: Tensor, before_block: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """All blocks under the causal mask: (B, n, width) -> the same.
+
+        Args:
+            tokens: with positions; n at most the context length.
+            before_block: (number of the block from 0, its input) -> what it is to have instead.
+        """
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """What `run` made of the end tokens, (B, width) -> embeddings (B, D), not normalised."""
+
+
 class Detector(Protocol):
-    """An nn.Module that maps images to anomaly maps. Each method of the papers is one such class."""
+    """An nn.Module that maps images to anomaly maps. Each method of the papers is one such class.
 
-    OPTIONS: tuple[str, ...]  # keywords of the constructor that `model.build` may pass
-    TRAINABLE: bool  # whether there is anything to train; the last four below are for trainable methods
-    FEW_SHOT: bool  # whether it can use references; the four on memories below are for methods that can
+    All methods have what stands here. What else a method can do it says by defining it, and what it cannot do it does
+    not define: `TextDetector`, `ZeroShotDetector`, `FewShotDetector` and `TrainableDetector` list what belongs
+    together. It has a zero-shot or a few-shot part, or both.
+    """
 
-    HALF_WEIGHTS: bool  # whether the published program rounds the backbone's weights to half precision
-    EXTRA_METRICS: tuple[str, ...]  # metrics that the table shows beside the usual ones
+    PRESET: ClassVar[Preset]
+    OPTIONS: ClassVar[tuple[Option, ...]]
+    needs_text: ClassVar[bool]  # whether it compares images with texts: has `encode_names`, its backbone a text tower
+
+    @property
+    def backbone(self) -> ImageTower:
+        """The frozen image tower that it stands on."""
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """How pictures become the images that `encode` takes."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """The values of OPTIONS in use."""
+        """The values of OPTIONS in use, as plain values."""
+
+    def to(self, device: torch.device) -> Self:
+        """As of every nn.Module."""
+
+    def eval(self) -> Self:
+        """As of every nn.Module."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every nn.Module."""
+
+    def encode(self, images: Tensor) -> Any:
+        """The expensive part, which knows no classes and no references: Tokens, or a NamedTuple of the method's own.
+
+        images: (B, 3, S, S) uint8 RGB.
+        """
+
+    def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
+        """Scores of a class, (n,), from the components of its images, each (n,); limits: see `anomaly_map.rescale`."""
+
+
+class TextDetector(Detector, Protocol):
+    """A method with `needs_text`."""
 
     def encode_names(self, names: Sequence[str]) -> None:
         """Encode the texts of class names once; asking again for a known name costs nothing."""
 
-    def encode(self, images: Tensor) -> Any:
-        """The expensive part: Tokens, or a NamedTuple of the method's own. images: (B, 3, S, S) uint8 RGB."""
 
-    def build_memory(self, tokens: Any) -> Memory:
-        """The memory of one class from the tokens of its reference images."""
+class ZeroShotDetector(Detector, Protocol):
+    """A method that needs no references."""
 
     def zero_shot(self, tokens: Any, names: Sequence[str]) -> Prediction:
         """Maps and score components without references; names: the B class names."""
+
+
+class FewShotDetector(Detector, Protocol):
+    """A method that compares images with normal reference images."""
+
+    def build_memory(self, tokens: Any) -> Memory:
+        """The memory of one class from the tokens of its reference images."""
 
     @property
     def bank_widths(self) -> dict[str, int]:
@@ -93,22 +274,32 @@ class Detector(Protocol):
 
     def few_shot(
         self,
-        zero_shot: Prediction,
+        zero_shot: Prediction | None,
         tokens: Any,
         names: Sequence[str],
         memories: Mapping[str, Memory],
         found: SimilarityCache | None = None,
     ) -> Prediction:
-        """The zero-shot prediction with one setting's references added.
+        """The prediction with one setting's references.
 
-        memories: class name -> Memory. found: shared by the settings of a batch, which read and fill it.
+        Args:
+            zero_shot: what `zero_shot` made of the same images; None of a method without it.
+            memories: class name -> Memory.
+            found: shared by the settings of a batch, which read and fill it.
         """
 
-    def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
-        """Scores of a class, (n,), from the components of its images, each (n,); limits: see `anomaly_map.rescale`."""
 
-    def forward(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
-        """Trainable methods: per map (B, 2, S, S) state probabilities, to which the engine applies the losses."""
+class ScoringDetector(ZeroShotDetector, FewShotDetector, TextDetector, Protocol):
+    """What the engine scores images with: it asks `capabilities` before it calls what a method may lack."""
+
+
+class TrainableDetector(ScoringDetector, Protocol):
+    """A method with parts to train."""
+
+    LOSSES: ClassVar[tuple[str, ...]]  # names of the parts of `loss`, in the order of losses.csv
+
+    def loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        """The parts of the loss by name, each a scalar; their sum is minimised, and each is logged."""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """What there is to train, as torch's optimisers take it, each group with its learning rate."""

@@ -1,20 +1,11 @@
 """Segmentation losses on state probabilities; pure functions."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _SMOOTH = 1e-5
-
-
-class LabeledBatch(NamedTuple):
-    """What a training step learns from."""
-
-    images: Tensor  # (B, 3, S, S) uint8 RGB
-    masks: Tensor  # (B, S, S) uint8, 1 = defect
-    names: Sequence[str]  # the B class names
 
 
 def segmentation_losses(probabilities: Sequence[Tensor], masks: Tensor) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """The memory bank: the reference images' patch tokens, the distance of a token to its nearest one, and its file."""
 
+import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.interface import Memory, SimilarityCache
+from utils import memory_check
+from utils.errors import first_line
+from utils.files import check_regular
 
 Memories = dict[tuple[int, str], Memory]  # (number of the few-shot setting, class name) -> its memory
 # Similarities held at once; bounds the memory of a search whatever the size of the bank: to 16 MiB, near the caches, on
@@ -23,7 +28,7 @@ _BANK = 1 << 16  # bank tokens compared at once
 
 def build_bank(tokens: Tensor) -> Tensor:
     """Pool the tokens of the reference images, (k, N, W), into one bank of unit vectors, (k * N, W), float32."""
-    return F.normalize(tokens.flatten(0, 1).float(), dim=-1)
+    return _unit(tokens)
 
 
 def nearest_distance(
@@ -49,7 +54,7 @@ def nearest_distance(
             each = references.unflatten(0, (len(images), -1))[new]  # (k, M / images, W)
             found.update(zip((images[number] for number in new), _nearest_in_each(_unit(tokens), each), strict=True))
         best = torch.stack([found[image] for image in images]).amax(0)
-    return (1 - best).clamp_min(0).unflatten(0, tokens.shape[:2])
+    return torch.unflatten((1 - best).clamp_min(0), 0, tokens.shape[:2])
 
 
 def cached_similarities(found: SimilarityCache | None, name: str, key: str) -> dict[str, Tensor] | None:
@@ -125,23 +130,36 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str
     """What `save` wrote: (header, memories).
 
     Raises:
-        ValueError: missing, broken, or no file of memories; names it.
+        ValueError: missing, broken, no file of memories, or more of them than fit into memory; names it.
     """
     try:
+        check_regular(path)
+    except ValueError as error:
+        raise ValueError(f"memory {error}") from None
+    with _open(path, device) as file:
+        header = json.loads((file.metadata() or {})["header"])
+        if not isinstance(header["classes"], list) or not all(isinstance(name, str) for name in header["classes"]):
+            raise ValueError("its classes are no list of names")
+        need = sum(4 * math.prod(file.get_slice(entry).get_shape()) for entry in file.keys())  # noqa: SIM118
+    memory_check.check(need, device, f"memory {path}", "store fewer references")
+    banks: dict[tuple[int, str], dict[str, Tensor]] = {}
+    with _open(path, device) as file:
+        for entry in file.keys():  # noqa: SIM118 - no mapping
+            setting, name, key = entry.split("/", 2)
+            banks.setdefault((int(setting), header["classes"][int(name)]), {})[key] = file.get_tensor(entry)
+    return header, {place: Memory(bank) for place, bank in banks.items()}
+
+
+@contextlib.contextmanager
+def _open(path: str | Path, device: torch.device | str) -> Iterator[Any]:
+    """The file for reading. Raises ValueError, which names it, for what is wrong with it."""
+    try:
         with safe_open(path, "pt", device=str(device)) as file:
-            header = json.loads((file.metadata() or {})["header"])
-            if not isinstance(header["classes"], list) or not all(isinstance(name, str) for name in header["classes"]):
-                raise ValueError("its classes are no list of names")
-            banks: dict[tuple[int, str], dict[str, Tensor]] = {}
-            for entry in file.keys():  # noqa: SIM118 - no mapping
-                setting, name, key = entry.split("/", 2)
-                banks.setdefault((int(setting), header["classes"][int(name)]), {})[key] = file.get_tensor(entry)
-    except (FileNotFoundError, IsADirectoryError):
+            yield file
+    except FileNotFoundError:
         raise ValueError(f"memory {path}: no such file") from None
     except (SafetensorError, KeyError, IndexError, OSError, RecursionError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"memory {path}: no file that --save_memory wrote ({reason})") from None
-    return header, {place: Memory(bank) for place, bank in banks.items()}
+        raise ValueError(f"memory {path}: no file that --save_memory wrote ({first_line(error)})") from None
 
 
 def check(path: str | Path, memories: Memories, widths: Mapping[str, int]) -> None:
@@ -153,7 +171,8 @@ def check(path: str | Path, memories: Memories, widths: Mapping[str, int]) -> No
     for (_, name), memory in memories.items():
         for key, width in widths.items():
             bank = memory.banks.get(key)
-            if bank is None or bank.dtype != torch.float32 or bank.shape != (max(1, len(bank)), width):
+            fits = bank is not None and bank.dtype == torch.float32 and bank.ndim == 2
+            if bank is None or not fits or bank.shape[1] != width or not len(bank):
                 found = "absent" if bank is None else f"of shape {tuple(bank.shape)}, {bank.dtype}"
                 wanted = f"want (tokens, {width}), torch.float32"
                 raise ValueError(f"memory {path}: bank '{key}' of class '{name}' is {found}; {wanted}")

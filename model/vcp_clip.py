@@ -7,16 +7,17 @@ updated by what they find in the patches (Post-VCP). Each image has texts of its
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map
 from model.adapters import Adapters, load_exactly, load_part
-from model.interface import Prediction, ScoreRange, Tokens
-from model.losses import LabeledBatch, segmentation_losses
+from model.interface import LabeledBatch, Prediction, ScoreRange, Tokens
+from model.losses import segmentation_losses
 from model.options import FEATURES_LIST, ByDataset, Option, Preset, Training, boolean, natural, positive, probability
 from prompt_ensemble import VCP_CLIP, Prompts, sentences
 
@@ -51,7 +52,7 @@ class VcpClip(nn.Module):
         ValueError: another text tower, widths that do not fit, numbers out of range; one line.
     """
 
-    PRESET = Preset(
+    PRESET: ClassVar[Preset] = Preset(
         "ViT-L-14-336",
         "openai",
         518,
@@ -69,7 +70,7 @@ class VcpClip(nn.Module):
             seed=333,
         ),
     )
-    OPTIONS = (
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
         FEATURES_LIST,
         Option("prompt_len", positive, "tokens that stand for the image (default: 2)", default=_PROMPT_LEN),
         Option("deep_prompt_len", positive, "learned tokens after the start token (default: 1)", default=_DEEP_LEN),
@@ -83,8 +84,8 @@ class VcpClip(nn.Module):
             scripts=("train",),
         ),
     )
-    needs_text = True
-    LOSSES = ("focal", "dice")
+    needs_text: ClassVar[bool] = True
+    LOSSES: ClassVar[tuple[str, ...]] = ("focal", "dice")
 
     def __init__(
         self,
@@ -99,12 +100,12 @@ class VcpClip(nn.Module):
         prompts: Prompts = VCP_CLIP,
     ):
         super().__init__()
-        backbone.check_text_tokens("vcp_clip")
+        backbone.text.check_learned_tokens("vcp_clip")
         features_list = sorted(features_list or backbone.default_layers())
         backbone.check_layers("features_list", features_list)
         widths = [backbone.width(layer) for layer in features_list]
         _check_widths(backbone, widths)
-        later = backbone.text_depth - 1
+        later = backbone.text.depth - 1
         if total_d_layer_len not in (None, 0, later):
             raise ValueError(
                 f"--total_d_layer_len {total_d_layer_len}: want {later}, all later blocks of the text tower of "
@@ -116,10 +117,14 @@ class VcpClip(nn.Module):
         self.pre_vcp = PreVcp(backbone.embed_dim, prompt_len)
         self.pre_vcp.prompt_linear1.requires_grad_(self.use_global)
         deep = later if total_d_layer_len is None else total_d_layer_len
-        self.text_prompts = TextPrompts(backbone.text_width, deep_prompt_len, deep, prompt_dropout)
+        self.text_prompts = TextPrompts(backbone.text.width, deep_prompt_len, deep, prompt_dropout)
         self.adapters = Adapters(widths, backbone.embed_dim)
         self.post_vcp = PostVcp(backbone.embed_dim, widths[0])
         self.sentences = _pieces(backbone, prompts, prompt_len + deep_prompt_len)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -150,18 +155,18 @@ class VcpClip(nn.Module):
         longest = max(ends) + 1
         tokens = torch.cat([F.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts])  # (2 B, longest, D)
         tokens = self.text_prompts.insert(tokens)
-        tokens = self.backbone.run_text(tokens, self.text_prompts.exchange)
+        tokens = self.backbone.text.run(tokens, self.text_prompts.exchange)
         tokens = self.text_prompts.remove(tokens).unflatten(0, (2, -1))  # (2, B, longest, D)
         end_tokens = torch.stack([state[:, end] for state, end in zip(tokens, ends, strict=True)], dim=1)  # (B, 2, D)
-        return F.normalize(self.backbone.project_text(end_tokens), dim=-1).transpose(1, 2)
+        return F.normalize(self.backbone.text.project(end_tokens), dim=-1).transpose(1, 2)
 
     def _with_context(self, before: str, context: Tensor, after: str) -> Tensor:
         """Token embeddings of start, `before`, the image's tokens, `after`, end, with positions. (B, n, D)"""
         count = context.shape[0]
-        head = self.backbone.embed_text(before, start=True).expand(count, -1, -1)
-        tail = self.backbone.embed_text(after, end=True).expand(count, -1, -1)
+        head = self.backbone.text.embed(before, start=True).expand(count, -1, -1)
+        tail = self.backbone.text.embed(after, end=True).expand(count, -1, -1)
         text = torch.cat([head, context, tail], dim=1)
-        return text + self.backbone.text_positions(text.shape[1])
+        return text + self.backbone.text.positions(text.shape[1])
 
     # --- images -----------------------------------------------------------------------------------------------------
 
@@ -306,9 +311,9 @@ class PostVcp(nn.Module):
 
 
 def _check_widths(backbone: "Backbone", widths: Sequence[int]) -> None:
-    if backbone.text_width != backbone.embed_dim:
+    if backbone.text.width != backbone.embed_dim:
         raise ValueError(
-            f"vcp_clip cannot use {backbone.name}: its text tower is {backbone.text_width} wide, its joint embedding "
+            f"vcp_clip cannot use {backbone.name}: its text tower is {backbone.text.width} wide, its joint embedding "
             f"{backbone.embed_dim}, and image embeddings take the place of word embeddings"
         )
     if len(set(widths)) > 1 or widths[0] % _HEADS:
@@ -326,13 +331,13 @@ def _pieces(backbone: "Backbone", prompts: Prompts, learned: int) -> list[tuple[
             f"vcp_clip takes one sentence per state, and the prompts make {len(states[0])} and {len(states[1])}; "
             "give one phrase per state and one template"
         )
-    pieces = [tuple(texts[0].split("{}")) for texts in states]
+    pieces = [(before, after) for texts in states for before, _, after in [texts[0].partition("{}")]]
     for before, after in pieces:
-        length = len(backbone.embed_text(before, start=True)) + len(backbone.embed_text(after, end=True)) + learned
-        if length > backbone.context_length:
+        length = len(backbone.text.embed(before, start=True)) + len(backbone.text.embed(after, end=True)) + learned
+        if length > backbone.text.context_length:
             raise ValueError(
                 f"the prompt '{before}{{}}{after}' makes {length} tokens with the learned ones, and the text tower "
-                f"takes {backbone.context_length}; shorten it, --prompt_len or --deep_prompt_len"
+                f"takes {backbone.text.context_length}; shorten it, --prompt_len or --deep_prompt_len"
             )
     return pieces
 

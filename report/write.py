@@ -14,7 +14,7 @@ from report.missing import missing_metrics
 from report.predictions import ClassScores, scored_images
 from report.tables import METRICS, Run
 from utils.files import atomic_write, write_json
-from utils.logs import LOG
+from utils.logs import LOG, Lines
 from utils.text import csv_cell, escape_controls
 
 
@@ -56,7 +56,7 @@ def write_results(
     html.write_page(save_path / "report.html", runs, images, results, galleries, extra)
     for line in missing_metrics(results, samples):
         LOG.warning("%s", escape_controls(line))
-    LOG.info("\n%s\n\nresults are in %s", tables.markdown(runs, extra), save_path)
+    LOG.info("\n%s\n\nresults are in %s", Lines(tables.markdown(runs, extra)), save_path)
 
 
 def write_tables(save_path: Path, runs: Sequence[Run], settings: Mapping[str, Any], extra: Sequence[str] = ()) -> None:

@@ -12,28 +12,28 @@ import pytest
 import yaml
 
 import config.flags
-import config.settings
+import config.resolve
 import engine.build
 import predict as predict_script
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
-from model import METHODS, build
+from model import METHODS, build, capabilities
 from model.backbones.architectures import register_architecture
 
 
 def resolve_predict(args):
     """As predict.py: with --onnx the file says what the detector is, here WinCLIP for screws."""
     known = {"method": "winclip", "class_name": "screw", "image_size": 240}
-    return config.settings.resolve_predict(args) if args.onnx is None else config.settings.resolve_onnx(args, known)
+    return config.resolve.resolve_predict(args) if args.onnx is None else config.resolve.resolve_onnx(args, known)
 
 
 PARSERS = {
     "predict.py": (config.flags.predict_parser, resolve_predict),
-    "export.py": (config.flags.export_parser, config.settings.resolve_export),
-    "app.py": (config.flags.app_parser, config.settings.resolve_app),
-    "train.py": (config.flags.train_parser, config.settings.resolve_train),
-    "test.py": (config.flags.test_parser, config.settings.resolve_test),
+    "export.py": (config.flags.export_parser, config.resolve.resolve_export),
+    "app.py": (config.flags.app_parser, config.resolve.resolve_app),
+    "train.py": (config.flags.train_parser, config.resolve.resolve_train),
+    "test.py": (config.flags.test_parser, config.resolve.resolve_test),
 }
 README = ROOT / "README.md"
 PAGES = {path: path.read_text(encoding="utf-8") for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
@@ -54,7 +54,7 @@ COMMANDS = list(dict.fromkeys(command for page in PAGES.values() for command in 
 
 def settings_of(script: str, flags: list[str]):
     parser, resolve = PARSERS[script]
-    return resolve(parser(list(METHODS)).parse_args(flags))[0]
+    return resolve(parser().parse_args(flags))[0]
 
 
 def printed(script: str, *flags: str, **environment: str) -> tuple[str, list[str]]:
@@ -128,10 +128,10 @@ def test_shell_defaults_are_the_published_settings():
     ("method", "dataset", "train", "test"),
     [
         ("sdp_plus", "mvtec", {"learning_rate": 1e-4, "betas": (0.9, 0.999), "epoch": 5, "batch_size": 8, "seed": 42,
-                               "aug_rate": 0.0, "no_shuffle": True, "augment": False, "dbscan": [0.5, 15]},
-         {"batch_size": 16, "dbscan": [0.5, 15], "smoothing": 8.0}),
-        ("sdp_plus", "visa", {"dbscan": [1.5, 25]}, {"dbscan": [1.5, 25], "smoothing": 2.0}),
-        ("sdp", "visa", None, {"batch_size": 16, "dbscan": [1.5, 25], "smoothing": None, "prompts": None}),
+                               "aug_rate": 0.0, "no_shuffle": True, "augment": False, "dbscan": (0.5, 15)},
+         {"batch_size": 16, "dbscan": (0.5, 15), "smoothing": 8.0}),
+        ("sdp_plus", "visa", {"dbscan": (1.5, 25)}, {"dbscan": (1.5, 25), "smoothing": 2.0}),
+        ("sdp", "visa", None, {"batch_size": 16, "dbscan": (1.5, 25), "smoothing": 8.0, "prompts": None}),
         ("vcp_clip", "mvtec", {"learning_rate": 2e-5, "betas": (0.5, 0.999), "epoch": 10, "batch_size": 32, "seed": 333,
                                "aug_rate": 0.2, "mosaic_of": "anomalies", "augment": True, "no_shuffle": False}, {}),
         ("vcp_clip", "visa", {"learning_rate": 4e-5, "aug_rate": 0.0}, {"smoothing": None}),
@@ -146,7 +146,8 @@ def test_presets_are_the_published_settings(method, dataset, train, test):
             settings = settings_of(*printed(script, METHOD=method, DATASET=dataset))
             backbone = backbones.get(method, ("ViT-B-16-plus-240", "laion400m_e31", 240))
             assert (settings.model, settings.pretrained, settings.image_size) == backbone
-            assert {key: getattr(settings, key) for key in wanted} == wanted
+            values = settings.as_dict()
+            assert {key: values.get(key) for key in wanted} == wanted
 
 
 def test_shell_settings_come_from_the_environment_and_flags_pass_through():
@@ -220,7 +221,7 @@ def test_readme_command_for_photographs_runs(tmp_path, monkeypatch):
 
 def test_every_flag_has_help():
     for parser, _ in PARSERS.values():
-        for action in parser(list(METHODS))._actions:
+        for action in parser()._actions:
             assert action.help or action.dest == "help"
 
 
@@ -234,7 +235,7 @@ def test_every_flag_that_the_docs_name_is_there():
     declared = {flag for path in scripts for flag in re.findall(r'"(--[a-z_]+)"', path.read_text(encoding="utf-8"))}
     declared |= {f"--{name}" for name in ("mvtec", "visa", "help")}  # data/mvisa.py makes its flags in a loop
     for parser, _ in PARSERS.values():
-        declared |= {flag for action in parser(list(METHODS))._actions for flag in action.option_strings}
+        declared |= {flag for action in parser()._actions for flag in action.option_strings}
     others = {"--logdir", "--nproc_per_node", "--path"}
     named = {flag for page in PAGES.values() for flag in re.findall(r"(?<![\w-])--[a-z_]+", page)}
     assert named - declared - others == set()
@@ -338,8 +339,8 @@ def test_readme_table_says_what_each_method_can_do():
             rows[cells[1].strip("`")] = cells
     assert list(rows) == list(METHODS)
     for method, (_, _, _, few_shot, trains, backbone, _, _) in rows.items():
-        kind, default = METHODS[method], settings_of("test.py", ["--method", method]).model
-        assert (few_shot != "no", trains != "no") == (kind.FEW_SHOT, kind.TRAINABLE), method
+        able, default = capabilities(method), settings_of("test.py", ["--method", method]).model
+        assert (few_shot != "no", trains != "no") == (able.few_shot, able.trains), method
         assert f"({default})" in backbone, method
 
 

@@ -78,12 +78,12 @@ def test_the_curves_do_not_fit(tiny_a, mini_mvtec, small_disk):
 
 LIMITED = """
 import resource, sys
-from utils import runtime
+from utils.errors import run_script
 for script, limit, *flags in map(eval, sys.argv[1:]):
     main = __import__(script).main
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        runtime.run(lambda: main(flags))
+        run_script(lambda: main(flags))
     except SystemExit as end:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print("ended with", end.code, file=sys.stderr)

@@ -191,7 +191,7 @@ def test_training_goes_through_and_its_weights_load(tmp_path):
 
 
 def test_captions_name_both_states(detector):
-    captions = train_quickstart_clip.Captions(detector.backbone.tokenizer, random.Random(0))
+    captions = train_quickstart_clip.Captions(detector.backbone.text.tokenizer, random.Random(0))
     ids = captions.ids([["brick"], ["coin"]], ["stain", "scratch"])
     assert ids.shape[0] == 4 and all(
         phrase.count("{}") == 1 for kind in train_quickstart_clip.KINDS.values() for phrase in kind

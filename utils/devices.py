@@ -2,16 +2,44 @@
 
 import os
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 
-from utils.distributed import process_timeout
 from utils.errors import first_line
+from utils.launch import process_timeout
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 CPU_BATCH = 16  # of --batch_size auto, where there is no memory of a GPU to fill
 PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def make_accelerator(device: str, precision: str) -> "Accelerator":
+    """Device, precision and processes of a run.
+
+    Args:
+        device: "auto" (the first accelerator that is there, else the CPU), "cpu", "cuda", "cuda:1", "mps", ...
+        precision: one of PRECISIONS.
+
+    Raises:
+        ValueError: a device or precision that is not available on this machine.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs  # here, since it takes a second, and flags need it not
+
+    if device != "auto":
+        _check_device(device)
+    if ":" in device:  # without a number, each of several processes takes one of its own
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    if precision == "fp16" and (device == "cpu" or not torch.accelerator.is_available()):
+        raise ValueError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    torch.backends.cudnn.allow_tf32 = False  # which rounds to 10 bits the convolutions that are left in full precision
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    group = InitProcessGroupKwargs(timeout=process_timeout())
+    return Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[group])
 
 
 def default_precision(device: str) -> tuple[str, str]:
@@ -33,34 +61,27 @@ def check_compiler(device: torch.device) -> None:
         ) from None
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """Device, precision and processes of a run.
-
-    Args:
-        device: "auto" (the first accelerator that is there, else the CPU), "cpu", "cuda", "cuda:1", "mps", ...
-        precision: one of PRECISIONS.
-
-    Raises:
-        ValueError: a device or precision that is not to be had here.
-    """
-    if device != "auto":
-        try:
-            torch.zeros(1, device=device).tolist()
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"--device {device}: not to be had here ({first_line(error)})") from None
-    if ":" in device:  # without a number, each of several processes takes one of its own
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    if precision == "fp16" and (device == "cpu" or not torch.accelerator.is_available()):
-        raise ValueError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
-    torch.backends.cudnn.allow_tf32 = False  # which rounds to 10 bits the convolutions that are left in full precision
-    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    group = InitProcessGroupKwargs(timeout=process_timeout())
-    return Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[group])
-
-
 def set_seed(seed: int) -> None:
     """Seed every generator that a library may draw from."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def _check_device(device: str) -> None:
+    """Raises ValueError where a device cannot hold a number; names those that can."""
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (AssertionError, RuntimeError) as error:
+        # Of a GPU torch says why, such as a driver that is missing; of all others it says much and means "no".
+        reason = f" ({first_line(error).partition('. ')[0]})" if device.startswith("cuda") else ""
+        raise ValueError(
+            f"--device {device}: not available on this machine{reason}; available: {', '.join(_devices())}"
+        ) from None
+
+
+def _devices() -> list[str]:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return ["cpu"]
+    return ["cpu", *(f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count()))]

@@ -1,44 +1,18 @@
 """Several processes: who takes which images, and how results come together. With one process nothing is sent."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, Protocol, TypeVar
 
 import torch.distributed as distributed
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Sampler
 
-TIMEOUT_VARIABLE = "VAND_TIMEOUT"  # environment: seconds that a process waits for the others
+T = TypeVar("T")
 
 
-def process_timeout() -> timedelta:
-    """How long a process waits for the others before it gives up; 10 minutes unless VAND_TIMEOUT says otherwise.
-
-    Raises:
-        ValueError: VAND_TIMEOUT is no positive number of seconds.
-    """
-    text = os.environ.get(TIMEOUT_VARIABLE, "600")
-    try:
-        seconds = timedelta(seconds=float(text))
-    except (ValueError, OverflowError):
-        seconds = timedelta(0)
-    if seconds <= timedelta(0):
-        raise ValueError(f"{TIMEOUT_VARIABLE}={text}: want a number of seconds above 0")
-    return seconds
-
-
-def process_label() -> str:
-    """Which of several processes this is, for its messages; "" where there is one."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return f" (process {os.environ.get('RANK', '?')} of {ranks})" if ranks > 1 else ""
-
-
-def is_process_lost(error: RuntimeError) -> bool:
-    """Whether an error says that another process is gone, or too late."""
-    signs = ("gloo", "NCCL", "Connection closed by peer", "Timed out waiting", "Broken pipe", "Connection reset")
-    ours = distributed.is_available() and distributed.is_initialized()
-    return ours and (isinstance(error, distributed.DistError) or any(sign in str(error) for sign in signs))
+class Order(Sized, Iterable[int], Protocol):
+    """Indices in an order, which may be another one in each epoch."""
 
 
 class DistributedBatchSampler(Sampler[list[int]]):
@@ -48,13 +22,13 @@ class DistributedBatchSampler(Sampler[list[int]]):
     sits that round out.
 
     Args:
-        order: indices, in order; it may give others in each epoch.
+        order: the indices.
         size: of a round, in all processes together.
         rank, ranks: number of this process, and how many there are.
         skip: how many rounds are left out at the start, since an interrupted run has done them.
     """
 
-    def __init__(self, order: Iterable[int], size: int, rank: int, ranks: int, skip: int = 0):
+    def __init__(self, order: Order, size: int, rank: int, ranks: int, skip: int = 0):
         self._order, self.size, self._rank, self._ranks, self.skip = order, size, rank, ranks, skip
 
     def __len__(self) -> int:
@@ -84,44 +58,45 @@ def isolate_signals(_: int) -> None:
     os.setpgid(0, 0)
 
 
-def each_round(loader: DataLoader | Iterable[Any]) -> Iterator[tuple[int, Any]]:
+def each_round(loader: DataLoader[Any] | Iterable[Any]) -> Iterator[tuple[int, Any]]:
     """Per round of a loader: how many images it has, and the batch of this process (None: none).
 
     Batches that are not on `DistributedBatchSampler` are all of one process.
     """
-    if not isinstance(getattr(loader, "batch_sampler", None), DistributedBatchSampler):
+    rounds = getattr(loader, "batch_sampler", None)
+    if not isinstance(rounds, DistributedBatchSampler):
         yield from ((len(batch["cls_name"]), batch) for batch in loader)
         return
     batches = iter(loader)
-    for length, own in loader.batch_sampler.lengths():
+    for length, own in rounds.lengths():
         yield length, next(batches) if own else None
 
 
-def skipped_images(loader: DataLoader | Iterable[Any]) -> int:
+def skipped_images(loader: DataLoader[Any] | Iterable[Any]) -> int:
     """How many images of a loader an interrupted run has seen."""
     rounds = getattr(loader, "batch_sampler", None)
     return rounds.skip * rounds.size if isinstance(rounds, DistributedBatchSampler) else 0
 
 
-def gather(value: Any, accelerator: Accelerator) -> list[Any]:
+def gather(value: T, accelerator: Accelerator) -> list[T]:
     """The values of all processes in their order, on every process; each must call it."""
     if accelerator.num_processes == 1:
         return [value]
-    values = [None] * accelerator.num_processes
+    values: list[Any] = [None] * accelerator.num_processes
     distributed.all_gather_object(values, value)
     return values
 
 
-def gather_to(value: Any, owner: int, accelerator: Accelerator) -> list[Any] | None:
+def gather_to(value: T, owner: int, accelerator: Accelerator) -> list[T] | None:
     """As `gather`, but on one process alone; None on the others."""
     if accelerator.num_processes == 1:
         return [value]
-    values = [None] * accelerator.num_processes if accelerator.process_index == owner else None
+    values: list[Any] | None = [None] * accelerator.num_processes if accelerator.process_index == owner else None
     distributed.gather_object(value, values, dst=owner)
     return values
 
 
-def flatten(parts: Iterable[Sequence[Any]]) -> list[Any]:
+def flatten(parts: Iterable[Sequence[T]]) -> list[T]:
     """The elements of all parts."""
     return [value for part in parts for value in part]
 

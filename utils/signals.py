@@ -3,7 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Stopped(KeyboardInterrupt):  # noqa: N818 - it is no error
@@ -32,10 +32,10 @@ class HeldSignals:
         self._before = handle_signals(self._note)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         restore_signals(self._before)
 
-    def _note(self, number: int, _) -> None:
+    def _note(self, number: int, _: Any) -> None:
         self.number = number
         restore_signals(dict.fromkeys(self._before, signal.SIG_DFL))
 
@@ -50,15 +50,20 @@ class HeldSignals:
 
 
 def handle_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Returns what handled SIGINT and SIGTERM before; one that is ignored, as nohup or "&" want it, stays so."""
-    heard = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
-    return {one: signal.signal(one, handler) for one in heard}
+    """Have SIGINT and SIGTERM handled; returns what handled them before, by number.
+
+    A signal that is ignored, as nohup or "&" want it, stays so.
+    """
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def restore_signals(before: Mapping[int, Any]) -> None:
-    for one, handler in before.items():
-        signal.signal(one, handler)
+    """Put back what `handle_signals` has returned."""
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def raise_stopped(number: int, _) -> None:
+def raise_stopped(number: int, _: Any) -> NoReturn:
+    """A handler that ends the run."""
     raise Stopped(number)

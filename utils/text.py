@@ -1,4 +1,4 @@
-"""Names of classes and files, metadata: text of unknown origin, made safe for terminals, tables and spreadsheets."""
+"""Text of unknown origin (names, metadata, messages), made safe for terminals, tables and spreadsheets."""
 
 import re
 import unicodedata
@@ -46,6 +46,21 @@ def csv_value(text: str) -> str:
     if text.startswith("'") and _FORMULA.match(text):
         text = text[1:]
     return _ESCAPE.sub(lambda match: chr(int(match[1] or match[2], 16)), text)
+
+
+def shorten(text: str, limit: int) -> str:
+    """A text of at most `limit` characters. What is left out is the middle of long words, such as paths, and then of
+    the text: a message says at its start what is wrong and where, and at its end what to do."""
+    if len(text) > limit:
+        text = " ".join(_without_middle(word, max(limit // 3, 20)) for word in text.split(" "))
+    return _without_middle(text, limit)
+
+
+def _without_middle(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 3]}...{text[len(text) - end :]}"
 
 
 def _is_number(text: str) -> bool:

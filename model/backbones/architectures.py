@@ -1,65 +1,169 @@
-"""Architectures of open_clip, by name or by a JSON file."""
+"""Architectures of open_clip, by name or by a JSON file: what they say, and building them."""
 
 import contextlib
 import difflib
 import json
 import logging
+import math
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import open_clip
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import VisionTransformer
+
+from utils import memory_check
+from utils.errors import first_line
+from utils.files import check_regular
+
+_LARGEST_FILE = 1 << 20  # bytes of an architecture's JSON
+_MOST_LAYERS = 1000  # of a tower or a stage: more take minutes to build, however narrow they are
+_VIT_LAYERS = 12  # where an architecture does not say
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of the channels R, G, B in [0, 1], by which images are normalised."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, mean: Sequence[float], std: Sequence[float], where: str) -> "Normalization":
+        """Raises ValueError where these are not three numbers each, or a standard deviation is not above 0."""
+        for name, values in (("mean", mean), ("std", std)):
+            numbers = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
+            if not numbers or len(values) != 3 or not all(map(math.isfinite, values)):
+                raise ValueError(f"{where}: {name} must be three numbers, of R, G and B in [0, 1], not {values!r:.80}")
+        if min(std) <= 0:
+            raise ValueError(f"{where}: each std must be above 0, not {min(std)}")
+        return cls((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+_NORMALIZATIONS: dict[str, Normalization] = {}  # of registered architectures whose file says one
 
 
 def register_architecture(config_path: str) -> str:
     """Register an architecture JSON under its stem, which is returned.
 
-    A file that does not exist, but whose stem open_clip ships (`./open_clip/model_configs/ViT-L-14-336.json` in
-    published commands), means that architecture.
+    The file holds embed_dim, vision_cfg, text_cfg and, if it likes, preprocess_cfg ({"mean": [r, g, b], "std": [r, g,
+    b]}); or, as the open_clip_config.json of a hub, model_cfg and preprocess_cfg. A file that does not exist, but whose
+    stem open_clip ships (`./open_clip/model_configs/ViT-L-14-336.json` in published commands), means that architecture.
 
     Raises:
         ValueError: neither, or no architecture in the file.
     """
     path = Path(config_path)
-    if not path.is_file():
+    config = _read(path)
+    if config is None:
         if path.stem in open_clip.list_models():
             return path.stem
         raise ValueError(
             f"--config_path {config_path}: no such file, and open_clip ships no architecture '{path.stem}'"
             f"{suggest_models(path.stem)}"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
-        raise ValueError(f"--config_path {config_path}: no valid JSON ({error})") from None
+    preprocess = config.pop("preprocess_cfg", None) if isinstance(config, dict) else None
+    if isinstance(config, dict) and isinstance(config.get("model_cfg"), dict):
+        config = config["model_cfg"]
     complete = isinstance(config, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys()
     if not complete or path.suffix != ".json":
         raise ValueError(f"--config_path {config_path}: want a .json file with embed_dim, vision_cfg and text_cfg")
     if "trust_remote_code" in json.dumps(config["text_cfg"]):
         raise ValueError(f"--config_path {config_path}: refused, since trust_remote_code would run code from elsewhere")
-    open_clip.add_model_config(path)
+    _NORMALIZATIONS.pop(path.stem, None)
+    if isinstance(preprocess, dict) and {"mean", "std"} & preprocess.keys():
+        where = f"--config_path {config_path}: preprocess_cfg"
+        _NORMALIZATIONS[path.stem] = Normalization.of(preprocess.get("mean", ()), preprocess.get("std", ()), where)
+    # open_clip would read the file again, in the encoding of the system and without a byte order mark.
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        copy.write_text(json.dumps(config), encoding="ascii")
+        open_clip.add_model_config(copy)
     return path.stem
 
 
-def architecture(model: str) -> dict:
+def _read(path: Path) -> Any:
+    """What the JSON file holds; None where there is no file."""
+    try:
+        check_regular(path)
+        if path.exists() and path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"{path}: is larger than {_LARGEST_FILE >> 20} MiB, which no architecture needs")
+    except ValueError as error:
+        raise ValueError(f"--config_path {error}") from None
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"--config_path {path}: no valid JSON ({first_line(error)})") from None
+
+
+def normalization(model: str) -> Normalization | None:
+    """What the file of a registered architecture says; None where it says nothing, or open_clip ships it."""
+    return _NORMALIZATIONS.get(model)
+
+
+def architecture(model: str) -> dict[str, Any]:
     """The architecture's settings. Raises ValueError with the nearest known names where it is unknown."""
-    config = open_clip.get_model_config(model.replace("/", "-")) if ":" not in model else None
+    config: dict[str, Any] | None = None
+    if ":" not in model:
+        config = open_clip.get_model_config(model.replace("/", "-"))
     if config is None:
         raise ValueError(
             f"unknown model '{model}'{suggest_models(model)}; --config_path FILE.json registers one of your own"
         )
-    vision = config["vision_cfg"]
-    if not isinstance(vision, dict) or not isinstance(config["text_cfg"], dict):
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if not isinstance(vision, dict) or not isinstance(text, dict):
         raise ValueError(f"model '{model}': vision_cfg and text_cfg must be objects")
     for key, value in (("embed_dim", config["embed_dim"]), ("image_size", vision.get("image_size", 224)),
                        ("patch_size", vision.get("patch_size") or 16), ("width", vision.get("width", 64))):  # fmt: skip
         if type(value) is not int or value < 1:
-            raise ValueError(f"model '{model}': {key} must be a positive whole number, not {value!r}")
+            raise ValueError(f"model '{model}': {key} must be a positive whole number, not {value!r:.80}")
     if "timm_model_name" in vision:
         raise ValueError(
             f"model '{model}': its image tower comes from timm; only open_clip's own ViTs and ResNets give layers"
         )
+    stages = vision.get("layers", _VIT_LAYERS)
+    for layers in (*(stages if isinstance(stages, list) else [stages]), text.get("layers", _VIT_LAYERS)):
+        if type(layers) is not int or not 1 <= layers <= _MOST_LAYERS:
+            raise ValueError(
+                f"model '{model}': layers must be whole numbers from 1 to {_MOST_LAYERS}, not {layers!r:.80}"
+            )
     return config
+
+
+def create(model: str, quick_gelu: bool, image_size: int | None) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+    """The model with random weights, on the CPU.
+
+    Args:
+        image_size: None takes the architecture's own.
+
+    Raises:
+        ValueError: weights that memory cannot hold, which is known before they are made; what open_clip cannot build.
+    """
+    with torch.device("meta"):
+        draft = _create(model, quick_gelu, image_size, "meta")
+    if not isinstance(draft.visual, VisionTransformer | ModifiedResNet):
+        raise ValueError(f"model '{model}': only open_clip's own ViTs and ResNets give layers")
+    need = sum(value.numel() * value.element_size() for value in (*draft.parameters(), *draft.buffers()))
+    memory_check.check(need, "cpu", f"the weights of model '{model}'", "take a smaller one")
+    return _create(model, quick_gelu, image_size, "cpu")
+
+
+def _create(
+    model: str, quick_gelu: bool, image_size: int | None, device: str
+) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+    try:
+        with silent():
+            return open_clip.create_model(
+                model, load_weights=False, pretrained_text=False, force_image_size=image_size, quick_gelu=quick_gelu,
+                device=device,
+            )  # fmt: skip
+    except Exception as error:  # whatever an architecture's numbers break, the user needs its name
+        raise ValueError(f"model '{model}' cannot be built by open_clip: {first_line(error)}") from None
 
 
 def suggest_models(model: str) -> str:
@@ -78,7 +182,3 @@ def silent() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,33 +1,27 @@
-"""The frozen CLIP: the only file that imports open_clip or touches its insides.
+"""The frozen CLIP of open_clip: an image tower, and a text tower beside it.
 
-A `Backbone` turns images into `Tokens` and sentences into embeddings. Layers count from 1: the blocks of a ViT, or the
-four stages of a ResNet.
+A `Backbone` turns images into `Tokens`; its `text` turns sentences into embeddings. Layers count from 1: the blocks of
+a ViT, or the four stages of a ResNet.
 """
 
 import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import open_clip
 import torch
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from model.backbones.architectures import architecture, first_line, silent
-from model.backbones.taps import ResNetTaps, ViTTaps, project
+from model.backbones.architectures import architecture, create
+from model.backbones.taps import ResNetTaps, ViTTaps
+from model.backbones.text_tower import TextTower
 from model.backbones.weights import Weights, fingerprint
-from model.interface import DualTokens, Tokens
+from model.interface import Cache, DualTokens, Encoder, Tokens
 from utils import memory_check
-
-_SENTENCES_AT_ONCE = 256
-# images (B, 3, S, S), what their features depend on besides, names of the features, what computes them (see
-# `Backbone.features`) -> name -> (B, ...)
-Cache = Callable[
-    [Tensor, Mapping[str, str], Sequence[str], Callable[[Tensor], Mapping[str, Tensor]]], Mapping[str, Tensor]
-]
 
 
 class Backbone(nn.Module):
@@ -41,6 +35,8 @@ class Backbone(nn.Module):
         quick_gelu: "auto" takes what the architecture says, as the published programs do; "on" and "off" force it.
         half_weights: round the weights to half precision, as a program does that keeps them so; they are used in
             single precision all the same.
+        mean, std: of the channels R, G, B in [0, 1], by which images are normalised; None takes those that the weights
+            were trained with, as `Weights.find` knows them.
 
     Raises:
         ValueError: unknown or unsupported architecture, unknown tag, an image size that the patches do not divide or
@@ -56,30 +52,37 @@ class Backbone(nn.Module):
         image_size: int | None = None,
         quick_gelu: str = "auto",
         half_weights: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ):
         super().__init__()
         config = architecture(model)
+        vision = config["vision_cfg"]
         self.name = model
         self.pretrained = pretrained
         self.quick_gelu = {"on": True, "off": False, "auto": bool(config.get("quick_gelu", False))}[quick_gelu]
-        self.image_size = image_size or config["vision_cfg"].get("image_size", 224)
+        self.image_size: int = image_size or vision.get("image_size", 224)
         self.embed_dim: int = config["embed_dim"]
-        source = Weights.find(model, pretrained)
-        source.warn_of_activation(self.quick_gelu)
-        is_vit = isinstance(config["vision_cfg"].get("layers", 12), int)
-        patch = (config["vision_cfg"].get("patch_size") or 16) if is_vit else 32
-        _check_image_size(self.image_size, patch, model)
-        self._patch = patch
-        width = config["vision_cfg"].get("width", 768 if is_vit else 64)
-        self._least_bytes = _least_bytes(self.image_size, patch, width if is_vit else 0)
+        source = Weights.find(model, pretrained, mean, std)
+        source.log(model, self.quick_gelu, asked=quick_gelu != "auto")
+        is_vit = isinstance(vision.get("layers", 12), int)
+        self._patch: int = (vision.get("patch_size") or 16) if is_vit else 32
+        _check_image_size(self.image_size, self._patch, model)
+        width = vision.get("width", 768) if is_vit else 0
+        self._least_bytes = _least_bytes(self.image_size, self._patch, width)
         self.check_room(1, "cpu", f"--image_size {self.image_size}", "take a smaller one")
-        # The attention pool of a ResNet is built at its own size and resampled after loading (see _ResNetTaps).
-        self.clip = _create(model, config, self.quick_gelu, self.image_size if is_vit else None)
+        # The attention pool of a ResNet is built at its own size and resampled after loading (see ResNetTaps).
+        self.clip: open_clip.CLIP | open_clip.CustomTextCLIP = create(
+            model, self.quick_gelu, self.image_size if is_vit else None
+        )
         source.load_into(self.clip, half_weights)
-        self.taps = ViTTaps(self.clip.visual) if is_vit else ResNetTaps(self.clip.visual, self.image_size)
-        self.tokenizer = _tokenizer(model)
-        self.register_buffer("mean", torch.tensor(source.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(source.std).view(3, 1, 1), persistent=False)
+        visual = self.clip.visual
+        self.taps: ViTTaps | ResNetTaps = ViTTaps(visual) if is_vit else ResNetTaps(visual, self.image_size)
+        self.text = TextTower(self.clip, model)
+        self.mean: Tensor  # (3, 1, 1), of the weights, in [0, 1]
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(source.normalization.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(source.normalization.std).view(3, 1, 1), persistent=False)
         self.fingerprint = fingerprint(self.clip)
         self._compiled = False
         self.cache: Cache | None = None  # asked for the features of images before they are computed
@@ -102,7 +105,16 @@ class Backbone(nn.Module):
     @property
     def grid(self) -> int | None:
         """Patches a side, G, of a ViT; None for a ResNet, whose stages have grids of their own."""
-        return self.taps.visual.grid_size[0] if isinstance(self.taps, ViTTaps) else None
+        if not isinstance(self.taps, ViTTaps):
+            return None
+        side: int = self.taps.visual.grid_size[0]
+        return side
+
+    @property
+    def _vit(self) -> ViTTaps:
+        if not isinstance(self.taps, ViTTaps):
+            raise TypeError(f"{self.name} is a ResNet: it has no blocks and no class token")
+        return self.taps
 
     def width(self, layer: int) -> int:
         """Width W of a layer's tokens."""
@@ -139,25 +151,34 @@ class Backbone(nn.Module):
             pooled, patches = self.taps(self.normalize(some), layers)
             return {"pooled": pooled, **_named("patches", patches)}
 
-        found = self.features(images, ["pooled", *(f"patches {layer}" for layer in layers)], encode)
+        shapes = {f"patches {layer}": (self.token_count(layer), self.width(layer)) for layer in layers}
+        found = self.features(images, {"pooled": (self.embed_dim,), **shapes}, encode)
         patches = {layer: found[f"patches {layer}"] for layer in layers}
         return Tokens(found["pooled"], patches, _grids(patches))
 
-    def features(
-        self, images: Tensor, names: Sequence[str], encode: Callable[[Tensor], Mapping[str, Tensor]]
-    ) -> Mapping[str, Tensor]:
+    def features(self, images: Tensor, shapes: Mapping[str, tuple[int, ...]], encode: Encoder) -> Mapping[str, Tensor]:
         """Features of images, each (B, ...), from `cache` where it holds them.
 
         Args:
             images: (B, 3, S, S) uint8 RGB.
-            names: of the features; one name means the same whatever else is asked for.
+            shapes: name of each feature -> its shape of one image; one name means the same whatever else is asked for.
             encode: computes them: some images (b, 3, S, S) -> name -> (b, ...).
         """
         if self.cache is None:
             return encode(images)
-        return self.cache(images, self._identity(images.device), names, encode)
+        return self.cache(images, self.identity(images.device), shapes, encode)
 
-    def _identity(self, device: torch.device) -> dict[str, str]:
+    def description(self) -> dict[str, Any]:
+        """What checkpoints, memories and results record of the backbone, as plain values."""
+        return {
+            "model": self.name,
+            "pretrained": self.pretrained,
+            "weights": self.fingerprint,
+            "quick_gelu": self.quick_gelu,
+            "image_size": self.image_size,
+        }
+
+    def identity(self, device: torch.device) -> dict[str, str]:
         """What the features of an image depend on beside its pixels: equal values, equal features."""
         kind = device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.mean.dtype
@@ -186,7 +207,7 @@ class Backbone(nn.Module):
 
         images: (B, 3, S, S) uint8 RGB.
         """
-        return self.taps.embed(self.normalize(images))
+        return self._vit.embed(self.normalize(images))
 
     @torch.no_grad()
     def encode(self, tokens: Tensor, layers: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
@@ -195,12 +216,12 @@ class Backbone(nn.Module):
         Returns:
             The pooled embedding (B, D), not normalised, and the asked layers' raw output, each (B, 1 + n, W).
         """
-        return self.taps.encode(tokens, layers)
+        return self._vit.encode(tokens, layers)
 
     @torch.no_grad()
     def pool(self, tokens: Tensor) -> Tensor:
         """The pooled embedding alone of what `encode` takes, (B, D), not normalised; cheaper where only that counts."""
-        return self.taps.pool(tokens)
+        return self._vit.pool(tokens)
 
     def compile_encoder(self) -> None:
         """Compile the image tower with torch.compile, when it first runs: block by block, since alike blocks share what
@@ -225,90 +246,16 @@ class Backbone(nn.Module):
         """
 
         def encode(some: Tensor) -> dict[str, Tensor]:
-            values, patches = self.taps.dual_path(self.embed(some), layers)
+            values, patches = self._vit.dual_path(self.embed(some), layers)
             return {**_named("second path", values), **_named("first path", patches)}
 
-        names = [f"{path} {layer}" for path in ("second path", "first path") for layer in layers]
-        found = self.features(images, names, encode)
+        shapes = {f"second path {layer}": (1 + self.token_count(layer), self.embed_dim) for layer in layers}
+        shapes |= {f"first path {layer}": (self.token_count(layer), self.width(layer)) for layer in layers}
+        found = self.features(images, shapes, encode)
         values, patches = (
             {layer: found[f"{path} {layer}"] for layer in layers} for path in ("second path", "first path")
         )
         return DualTokens(values, patches, _grids(patches))
-
-    @torch.no_grad()
-    def encode_text(self, sentences: Sequence[str]) -> Tensor:
-        """Embeddings of sentences, (n, D), not normalised."""
-        ids = self.tokenizer(list(sentences)).to(self.mean.device)
-        return torch.cat([self._encode_ids(part) for part in ids.split(_SENTENCES_AT_ONCE)]).float()
-
-    def _encode_ids(self, ids: Tensor) -> Tensor:
-        """open_clip's `encode_text` without the padding: under the causal mask nothing sees what follows the end token,
-        so the tokens behind the longest sentence need not be computed."""
-        clip = self.clip
-        if not self._causal:
-            return clip.encode_text(ids)
-        end = ids.argmax(-1)  # (n,), the end token has the largest id
-        length = int(end.max()) + 1
-        x = clip.token_embedding(ids[:, :length]) + clip.positional_embedding[:length]  # (n, length, width)
-        x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
-        return self.project_text(x[torch.arange(len(x), device=x.device), end])
-
-    @property
-    def _causal(self) -> bool:
-        """Whether the text tower is CLIP's own, which looks back only and pools the end token."""
-        clip = self.clip
-        return isinstance(clip, open_clip.CLIP) and clip.attn_mask is not None and clip.text_pool_type == "argmax"
-
-    # --- texts with learned tokens ---
-
-    def check_text_tokens(self, method: str) -> None:
-        """Raises ValueError where learned tokens cannot be put into the text tower: it must be CLIP's own."""
-        if not self._causal or not isinstance(self.tokenizer, open_clip.tokenizer.SimpleTokenizer):
-            raise ValueError(f"{method} puts learned tokens into CLIP's own text tower; {self.name} has another one")
-
-    @property
-    def text_width(self) -> int:
-        return self.clip.ln_final.weight.shape[0]
-
-    @property
-    def text_depth(self) -> int:
-        return len(self.clip.transformer.resblocks)
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that the text tower has positions for."""
-        return len(self.clip.positional_embedding)
-
-    def embed_text(self, text: str, *, start: bool = False, end: bool = False) -> Tensor:
-        """Embeddings of the tokens of a piece of text, (n, text width), without positions.
-
-        Args:
-            start, end: with the token that begins, that ends a text.
-        """
-        tokenizer = self.tokenizer
-        ids = [tokenizer.sot_token_id] * start + tokenizer.encode(text) + [tokenizer.eot_token_id] * end
-        return self.clip.token_embedding(torch.tensor(ids, dtype=torch.long, device=self.mean.device))
-
-    def text_positions(self, length: int) -> Tensor:
-        """Position embeddings of the first tokens, (length, text width)."""
-        return self.clip.positional_embedding[:length]
-
-    def run_text(self, tokens: Tensor, before_block: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """All blocks of the text tower under its causal mask: (B, n, text width) -> the same. Gradients flow through.
-
-        Args:
-            tokens: with positions; n at most the context length.
-            before_block: (number of the block from 0, its input) -> what it is to have instead.
-        """
-        mask = self.clip.attn_mask[: tokens.shape[1], : tokens.shape[1]]
-        for index, block in enumerate(self.clip.transformer.resblocks):
-            tokens = block(before_block(index, tokens), attn_mask=mask)
-        return tokens
-
-    def project_text(self, tokens: Tensor) -> Tensor:
-        """What `run_text` made of the end tokens, (B, text width) -> embeddings (B, D), not normalised."""
-        tokens = self.clip.ln_final(tokens)
-        return tokens if self.clip.text_projection is None else project(tokens, self.clip.text_projection)
 
 
 def _named(field: str, of_layers: Mapping[int, Tensor]) -> dict[str, Tensor]:
@@ -332,24 +279,3 @@ def _least_bytes(size: int, patch: int, width: int) -> int:
     """What one image takes at least: its pixels, and in a block of a ViT a token, what the block makes of it, and its
     four times wider hidden layer; all in single precision."""
     return 4 * (3 * size**2 + 6 * width * (size // patch) ** 2)
-
-
-def _create(model: str, config: dict, quick_gelu: bool, image_size: int | None) -> nn.Module:
-    try:
-        with silent():
-            clip = open_clip.create_model(
-                model, load_weights=False, pretrained_text=False, force_image_size=image_size, quick_gelu=quick_gelu
-            )
-    except Exception as error:  # whatever an architecture's numbers break, the user needs its name
-        raise ValueError(f"model '{model}' cannot be built by open_clip: {first_line(error)}") from None
-    if not isinstance(clip.visual, VisionTransformer | ModifiedResNet):
-        raise ValueError(f"model '{model}': only open_clip's own ViTs and ResNets give layers")
-    return clip
-
-
-def _tokenizer(model: str):
-    try:
-        with silent():
-            return open_clip.get_tokenizer(model)
-    except (ImportError, OSError) as error:
-        raise ValueError(f"model '{model}': its tokenizer is not to be had here: {first_line(error)}") from None

@@ -7,6 +7,7 @@ few names that stand for tensors, and the tensors' bytes out of the zip file.
 import io
 import math
 import pickle
+import pickletools
 import re
 import sys
 import zipfile
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model import state_dicts
+
 _DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -23,13 +26,14 @@ _DTYPES = {
 }  # fmt: skip
 _LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
 _MODULES = 10_000  # visited at most: modules that hold each other would never end
-_PACKED = 1 << 24  # bytes that a packed entry may hold: PyTorch packs code alone, and more may be a bomb
+_LONGEST_NAME = 1000  # characters of a weight's name
 _CLASS = re.compile(r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*?)\]\n(?:  __buffers__ = \[(.*?)\]\n)?", re.M)
 
 
 class _Module:
     """A module as the pickle has it: attributes alone."""
 
+    place: str  # path of its class
     attributes: dict[str, Any] = {}
 
     def __setstate__(self, state: Any) -> None:
@@ -53,6 +57,7 @@ def read(path: Path) -> dict[str, Tensor]:
         ValueError: anything in it but modules of plain data and tensors; what the zip and pickle readers raise on a
             broken file.
     """
+    state_dicts.check_archive(path)
     with zipfile.ZipFile(path) as archive:
         (pickled,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
         root = pickled.partition("/")[0]
@@ -69,8 +74,11 @@ class _Reader(pickle.Unpickler):
     """Unpickles modules and tensors; any other name that the pickle wants to call is refused."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(io.BytesIO(_bytes(archive, f"{root}/data.pkl")))
-        self._archive, self._root, self._storages = archive, root, {}
+        pickled = _bytes(archive, f"{root}/data.pkl")
+        _check_memo(pickled)
+        super().__init__(io.BytesIO(pickled))
+        self._archive, self._root = archive, root
+        self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
@@ -97,13 +105,18 @@ class _Reader(pickle.Unpickler):
 
 
 def _bytes(archive: zipfile.ZipFile, name: str) -> bytes:
-    entry = archive.getinfo(name)
-    if entry.compress_type != zipfile.ZIP_STORED and entry.file_size > _PACKED:
-        raise ValueError(f"{name} in it is {entry.file_size} bytes, packed")
-    return archive.read(entry)
+    return archive.read(name)
 
 
-def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+def _check_memo(pickled: bytes) -> None:
+    """Raises ValueError where a pickle gives what it keeps a number beyond any need: its memo has room for all numbers
+    up to the highest, so that a few bytes can ask for gigabytes."""
+    for opcode, number, _ in pickletools.genops(pickled):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(number, int) and number > len(pickled):
+            raise ValueError(f"its pickle of {len(pickled)} bytes keeps something under the number {number}")
+
+
+def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     """A view of what a storage holds, which a tensor of a state dict never exceeds."""
     if not isinstance(storage, Tensor) or math.prod(size) > len(storage):
         raise ValueError("a tensor in it is larger than its data")
@@ -123,15 +136,16 @@ def _tensor_names(archive: zipfile.ZipFile, root: str) -> dict[tuple[str, str], 
 
 def _collect(top: _Module, names: dict[tuple[str, str], set[str]]) -> dict[str, Tensor]:
     """All weights of a module and of those that it holds, by their places."""
-    state, waiting, visited = {}, [("", top)], 0
+    state: dict[str, Tensor] = {}
+    waiting, visited = [("", top)], 0
     while waiting:
         prefix, module = waiting.pop()
         visited += 1
         own = names.get((module.place, type(module).__name__))
         if own is None:
             raise ValueError(f"nothing says which tensors of {type(module).__name__} are weights")
-        if visited > _MODULES:
-            raise ValueError("its modules hold each other")
+        if visited > _MODULES or len(prefix) > _LONGEST_NAME:
+            raise ValueError("its modules hold each other, or have endless names")
         for name, value in module.attributes.items():
             if isinstance(value, _Module):
                 waiting.append((f"{prefix}{name}.", value))

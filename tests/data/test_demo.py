@@ -10,14 +10,13 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from data import meta
+from data import demo, demo_scenes, meta
 
 SCRIPT = Path(__file__).parents[2] / "data" / "demo.py"
 NO_NETWORK = """
 import runpy, socket, sys
 socket.socket = None
 sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -38,16 +37,6 @@ def made(tmp_path_factory):
     result = run(root)
     assert result.returncode == 0, result.stderr
     return root
-
-
-@pytest.fixture(scope="module")
-def demo():
-    """The script as a module; it imports meta as scripts do."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    import demo
-
-    yield demo
-    sys.path.remove(str(SCRIPT.parent))
 
 
 def test_both_sets_are_whole(made):
@@ -95,7 +84,7 @@ def test_masks(made):
         assert seen == values
 
 
-def test_the_same_bytes_again(made, demo, tmp_path, monkeypatch):
+def test_the_same_bytes_again(made, tmp_path, monkeypatch):
     """One class of either set, made once more."""
     for name, sets, cls in (("demo_textures", "TEXTURES", "wood"), ("demo_objects", "OBJECTS", "coins")):
         monkeypatch.setattr(demo, sets, {cls: getattr(demo, sets)[cls]})
@@ -104,10 +93,10 @@ def test_the_same_bytes_again(made, demo, tmp_path, monkeypatch):
         assert again and again == contents(made / name / cls)
 
 
-def test_more_test_images_hold_the_usual_ones(made, demo, tmp_path, monkeypatch):
+def test_more_test_images_hold_the_usual_ones(made, tmp_path, monkeypatch):
     for sets, cls in (("TEXTURES", "wood"), ("OBJECTS", "coins")):
         monkeypatch.setattr(demo, sets, {cls: getattr(demo, sets)[cls]})
-    assert demo.main(["--root", str(tmp_path), "--times", "2"]) == 0
+    demo.main(["--root", str(tmp_path), "--times", "2"])
     for name, cls in (("demo_textures", "wood"), ("demo_objects", "coins")):
         usual, more = contents(made / name / cls), contents(tmp_path / name / cls)
         assert usual.items() < more.items()
@@ -117,21 +106,21 @@ def test_more_test_images_hold_the_usual_ones(made, demo, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("times", ["0", "-1", "two", "1.5"])
-def test_a_wrong_number_of_images_is_refused(demo, tmp_path, times, capsys):
+def test_a_wrong_number_of_images_is_refused(tmp_path, times, capsys):
     with pytest.raises(SystemExit) as stopped:
         demo.main(["--root", str(tmp_path), f"--times={times}"])
     assert stopped.value.code == 2 and f"--times: {times}: want" in capsys.readouterr().err
 
 
-def test_nothing_differs_outside_the_mask(demo):
+def test_nothing_differs_outside_the_mask():
     for sets in (demo.TEXTURES, demo.OBJECTS):
         for name, recipe in sets.items():
             for defect in recipe.defects:
-                before = demo.normal_image(recipe, demo.generator(name, 1))
-                after, mask = demo.defect_image(recipe, defect, 1, demo.generator(name, 1))
+                before = demo_scenes.normal_image(recipe, demo_scenes.generator(name, 1))
+                after, mask = demo_scenes.defect_image(recipe, defect, 1, demo_scenes.generator(name, 1))
                 difference = np.abs(after.astype(int) - before).max(-1)
                 assert not difference[mask == 0].any()
-                assert (difference[mask > 0] > demo.VISIBLE).mean() > 0.5
+                assert (difference[mask > 0] > demo_scenes.VISIBLE).mean() > 0.5
 
 
 def test_no_image_is_there_twice(made):
@@ -150,7 +139,7 @@ def test_a_set_with_a_file_gone_is_refused(made, tmp_path):
         (root / "meta.json").unlink(missing_ok=True)
 
 
-def test_a_failure_leaves_nothing(demo, tmp_path, monkeypatch):
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch, fails):
     monkeypatch.setitem(demo.TEXTURES, "brick", demo.TEXTURES["brick"]._replace(photo="none.png"))
-    assert demo.main(["--root", str(tmp_path)]) == 2
+    assert "none.png" in fails(demo.main, "--root", tmp_path)
     assert os.listdir(tmp_path) == []

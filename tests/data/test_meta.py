@@ -1,12 +1,13 @@
 """data/meta.py: the format."""
 
 import json
+import logging
 import os
 
 import pytest
 
-from data import meta
-from data.meta import Sample
+from data import meta, script
+from data.meta import PixelSettings, Sample
 
 NORMAL = {"img_path": "a/0.png", "mask_path": "", "cls_name": "nut", "specie_name": "good", "anomaly": 0}
 DEFECT = {"img_path": "a/1.png", "mask_path": "m/1.png", "cls_name": "nut", "specie_name": "bent", "anomaly": 1}
@@ -51,6 +52,68 @@ def test_every_class_of_test_is_a_key_of_train(tmp_path):
     meta.write(tmp_path, {"test": [Sample(**DEFECT)]})
     document = json.loads((tmp_path / "meta.json").read_text())
     assert document == {"train": {"nut": []}, "test": {"nut": [DEFECT]}}
+
+
+def test_settings_are_read_back(tmp_path):
+    for settings in (PixelSettings(), PixelSettings(12), PixelSettings(exif=True), PixelSettings(10, True)):
+        meta.write(tmp_path, {"test": [Sample(**DEFECT)]}, settings=settings)
+        assert meta.read_settings(tmp_path) == settings and meta.read(tmp_path)["test"] == [Sample(**DEFECT)]
+        document = json.loads((tmp_path / "meta.json").read_text())
+        assert document.get("settings", {}) == {key: value for key, value in settings._asdict().items() if value}
+
+
+def test_a_file_without_settings_has_none(tmp_path):
+    put(tmp_path, with_sample())
+    assert meta.read_settings(tmp_path) == PixelSettings(bits=None, exif=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ([12], "settings must be an object such as {}, got [12]"),
+        ({"bit": 12}, 'settings: unknown key "bit"; this version knows bits, exif'),
+        ({"bits": 7}, "settings: bits must be a whole number from 8 to 16, got 7"),
+        ({"bits": 12.0}, "got 12.0"),
+        ({"bits": True}, "got True"),
+        ({"bits": "12"}, 'got "12"'),
+        ({"bits": None}, "got None"),
+        ({"exif": 1}, "settings: exif must be true or false, got 1"),
+    ],
+)
+def test_unknown_settings_are_refused(tmp_path, settings, named):
+    put(tmp_path, {**with_sample(), "settings": settings})
+    assert named in refusal(tmp_path)
+    with pytest.raises(ValueError, match="settings"):
+        meta.read_settings(tmp_path)
+
+
+def test_a_sample_listed_twice_is_said_and_kept(tmp_path, caplog):
+    put(tmp_path, {"train": {"nut": [NORMAL]}, "test": {"nut": [DEFECT, NORMAL, DEFECT, DEFECT]}})
+    with caplog.at_level(logging.WARNING, "vand"):
+        assert len(meta.read(tmp_path)["test"]) == 4
+    twice, both = (record.getMessage() for record in caplog.records)
+    assert '1 image stands more than once in test, the first is "a/1.png"; each counts as often' in twice
+    assert '1 image is in train and in test, the first is "a/0.png"' in both
+
+
+def test_a_sample_listed_twice_with_two_labels_is_refused(tmp_path):
+    put(tmp_path, {"test": {"nut": [DEFECT, {**DEFECT, "anomaly": 0}]}})
+    message = refusal(tmp_path)
+    assert 'test, class "nut": "a/1.png" is listed twice, as normal and as defect' in message
+    put(tmp_path, {"test": {"nut": [DEFECT, {**DEFECT, "anomaly": 0, "cls_name": "bolt"}]}})
+    assert len(meta.read(tmp_path)["test"]) == 2
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "meta.json")
+    assert "meta.json: is a FIFO" in refusal(tmp_path)
+    with pytest.raises(ValueError, match="is a FIFO"):
+        meta.read_settings(tmp_path)
+
+
+def test_a_path_longer_than_any_system_takes_is_refused(tmp_path):
+    put(tmp_path, with_sample(img_path="a/" * 100_000 + "0.png"))
+    assert "is not a path inside the root" in refusal(tmp_path)
 
 
 def test_published_file_loads(tmp_path):
@@ -154,7 +217,7 @@ def test_links_may_not_lead_out_of_the_root(tmp_path):
     (root / "out").symlink_to(outside)
     for path in ("a/1.png", "out/1.png"):
         put(root, with_sample(img_path=path))
-        assert f'img_path "{path}" is not a path inside the root' in refusal(root)
+        assert f"{root / path.removesuffix('/1.png' * path.startswith('out'))} is a link to {outside}" in refusal(root)
 
 
 def test_links_inside_the_root_and_a_linked_root_are_fine(tmp_path):
@@ -201,5 +264,5 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_table_counts(tmp_path):
     samples = {"train": [Sample(**NORMAL)] * 3, "test": [Sample(**NORMAL)] * 2 + [Sample(**DEFECT)]}
-    lines = [line.split() for line in meta.table(samples).splitlines()]
+    lines = [line.split() for line in script.table(samples).splitlines()]
     assert lines[1:] == [["nut", "3", "2", "1", "1"], ["all", "3", "2", "1", "1"]]

@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data import meta
+from data import meta, mvisa
 from data.references import draw_shots
 from dataset import AnomalyDataset
 from dataset_scripts import PROJECT, accepted, refused, run, touch
@@ -38,16 +37,6 @@ def small(tmp_path):
     for kind in ("bent", "torn"):
         put(source / f"nut/ground_truth/{kind}/000_mask.png", 255)
     return source, tmp_path / "mvisa"
-
-
-@pytest.fixture
-def script():
-    """The script as a module; it imports meta as scripts do."""
-    sys.path.insert(0, str(PROJECT / "data"))
-    import mvisa
-
-    yield mvisa
-    sys.path.remove(str(PROJECT / "data"))
 
 
 def put(path, value, mode="L", size=(6, 4)):
@@ -161,13 +150,13 @@ def test_samples_come_from_the_meta_json_where_there_is_one(small):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 @pytest.mark.parametrize("value", [1, 128, 255])
-def test_any_colour_but_black_is_a_defect(small, script, mode, value):
+def test_any_colour_but_black_is_a_defect(small, mode, value):
     if mode == "1" and value < 255:
         return  # rounded to black before the script sees it
     source, root = small
     put(source / "mask.png", value, mode)
     old = meta.Sample("nut/test/bent/000.png", "mask.png", "nut", "bent", 1)
-    script.convert(source, old, root, old._replace(img_path="new.bmp", mask_path="new.png"))
+    mvisa.convert(source, old, root, old._replace(img_path="new.bmp", mask_path="new.png"))
     assert np.asarray(Image.open(root / "new.png"))[:, 0].tolist() == [255, 0, 0, 0]
 
 
@@ -285,11 +274,10 @@ def rename(source, cls_name):
     meta.write(source, {split: [s._replace(cls_name=cls_name) for s in part] for split, part in samples.items()})
 
 
-def test_a_full_disk_is_named(small, script, monkeypatch, capsys):
+def test_a_full_disk_is_named(small, monkeypatch, fails):
     source, root = small
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr(script.Image.Image, "save", lambda *_: (_ for _ in ()).throw(full))
-    assert script.main(["--root", str(root), "--mvtec", str(source)]) == 2
-    message = capsys.readouterr().err
-    assert "mvtec_000000.bmp: not to be written (No space left on device)" in message and message.count("\n") == 1
+    monkeypatch.setattr(mvisa.Image.Image, "save", lambda *_: (_ for _ in ()).throw(full))
+    message = fails(mvisa.main, "--root", root, "--mvtec", source)
+    assert "mvtec_000000.bmp: not to be written (No space left on device)" in message
     assert os.listdir(root) == []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inference.calibration import Calibration, images_for, limits_of, threshold_of
+from inference.calibration import Calibration, images_needed, limits_of, threshold_of
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.2, 0.5])
@@ -27,7 +27,7 @@ def test_few_images_promise_what_they_can():
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1, 0.2, 0.3, 0.5])
 def test_how_many_images_keep_a_rate(fpr):
-    count = images_for(fpr)
+    count = images_needed(fpr)
     assert threshold_of(range(count), fpr)[1] == pytest.approx(fpr)
     assert count == 1 or threshold_of(range(count - 1), fpr)[1] > fpr + 1e-6
 

@@ -11,6 +11,7 @@ from conftest import REFERENCE, load_case, reference_images
 from engine import checkpoint
 from model import build
 from model.backbones.clip import Backbone
+from model.backbones.text_tower import TextTower
 from model.losses import dice, focal
 from prompt_ensemble import Prompts
 
@@ -100,7 +101,7 @@ def test_text_features_against_the_full_context(tiny_a, use_global, deep):
                 context = pre.prompt_query[0]
                 if use_global:
                     context = context + pre.prompt_linear1["fc"](embedding[None])
-                ids = detector.backbone.tokenizer([sentence])[0]
+                ids = detector.backbone.text.tokenizer([sentence])[0]
                 end = int(ids.argmax())
                 words = clip.token_embedding(ids)
                 x = torch.cat([words[:end], context, words[end:]])[:77] + clip.positional_embedding
@@ -120,8 +121,8 @@ def test_text_features_against_the_full_context(tiny_a, use_global, deep):
 
 def test_the_text_tower_runs_once_per_batch(detector, monkeypatch):
     calls = []
-    run = Backbone.run_text
-    monkeypatch.setattr(Backbone, "run_text", lambda self, *args: calls.append(args[0].shape) or run(self, *args))
+    run = TextTower.run
+    monkeypatch.setattr(TextTower, "run", lambda self, *args: calls.append(args[0].shape) or run(self, *args))
     detector.text_features(torch.randn(5, 32))
     ((texts, length, _),) = calls
     assert texts == 10 and length < 15

@@ -6,11 +6,22 @@ import signal
 import socket
 import subprocess
 import sys
+from hashlib import sha256
 
 import pytest
 
 from conftest import ROOT
-from utils.files import LOCK, NotWrittenError, atomic_write, check_regular, clear_leftovers, lock_folder, write_json
+from utils.files import (
+    LOCK,
+    atomic_write,
+    check_regular,
+    clear_leftovers,
+    clear_results,
+    file_digest,
+    lock_folder,
+    read_json,
+    write_json,
+)
 
 RUN = """
 import sys, time
@@ -125,7 +136,7 @@ def test_a_worker_that_outlives_a_killed_run_holds_no_lock(tmp_path):
 def test_a_lock_file_that_leads_elsewhere_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("kept")
     (tmp_path / LOCK).symlink_to("precious")
-    with pytest.raises(NotWrittenError, match="lock is not written"):
+    with pytest.raises(ValueError, match="lock: is a link, which is not followed"):
         lock_folder(tmp_path).__enter__()
     assert (tmp_path / "precious").read_text() == "kept"
 
@@ -135,3 +146,49 @@ def test_leftovers_of_a_killed_run_are_cleared_and_no_other_file(tmp_path):
     (tmp_path / LOCK).touch()
     clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+def test_names_that_are_no_text_come_back_from_json(tmp_path):
+    write_json(tmp_path / "a.json", {"path": "bytes \udc80 é"})
+    assert (tmp_path / "a.json").read_bytes().decode() == '{\n  "path": "bytes \\udc80 é"\n}\n'
+    assert read_json(tmp_path / "a.json") == {"path": "bytes \udc80 é"}
+
+
+def test_a_digest_is_of_contents_alone(tmp_path):
+    for name, content in (("a", b"one"), ("b", b"two" * 500_000), ("c", b"one")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (tmp_path / name for name in "abc")
+    assert file_digest([a, b]) == file_digest([b, c]) != file_digest([a, a])
+    assert file_digest([a]) == sha256(sha256(b"one").digest()).hexdigest()[:16]
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="fifo: is a FIFO"):
+        file_digest([tmp_path / "fifo"])
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff", b"9" * 5000, b""])
+def test_a_broken_json_file_is_named(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: not valid JSON"):
+        read_json(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_json_file(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "3", '"vand_kit"', '["vand_kit"]', "{}", "null"])
+def test_results_are_cleared_beside_a_config_of_this_toolkit_alone(tmp_path, content):
+    (tmp_path / "table.md").touch()
+    for config, left in ((content, True), ('{"vand_kit": "0.1.0"}', False)):
+        (tmp_path / "config.json").write_text(config)
+        clear_results(tmp_path, ["table.md"])
+        assert (tmp_path / "table.md").exists() is left
+
+
+def test_a_config_that_is_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "table.md").touch()
+    clear_results(tmp_path, ["table.md"])
+    assert (tmp_path / "table.md").exists()

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from utils.text import csv_cell, csv_value, escape_controls, markdown_cell
+from utils.text import csv_cell, csv_value, escape_controls, markdown_cell, shorten
 
 HOSTILE = [
     "plain", "Gehäuse 目", "", "two\nlines", "\x1b[2Jgone", "a\tb", "\t=1+1", "\r\n", "abc\u202egnp.exe", "\u2028",
@@ -37,3 +37,9 @@ def test_a_csv_cell_is_no_formula_and_comes_back(text):
 @pytest.mark.parametrize("value", [-1.5, 3, None, True, "-1.5", "2e-5"])
 def test_numbers_stay_in_a_csv_file(value):
     assert csv_cell(value) is value
+
+
+def test_a_long_message_keeps_its_ends():
+    assert shorten("short", 10) == "short"
+    assert shorten(f"/{'a' * 100}/b.png: broken, make it anew", 60) == "/aaaaaaaaaa...b.png: broken, make it anew"
+    assert shorten("words " * 20 + "end", 30) == "words words words... words end"

@@ -401,7 +401,7 @@ def train(
     device: str,
 ) -> None:
     """Phases of (steps, side of the parts in pixels, pairs in a batch)."""
-    rng, captions = np.random.default_rng(seed), Captions(backbone.tokenizer, random.Random(seed))
+    rng, captions = np.random.default_rng(seed), Captions(backbone.text.tokenizer, random.Random(seed))
     prepare(backbone, pictures.flawless, rng)
     clip = backbone.clip.train().requires_grad_(True)
     heads = nn.ModuleList(nn.Linear(backbone.width(1), 1) for _ in range(backbone.depth - 1)).to(device)

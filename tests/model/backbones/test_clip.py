@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from model.backbones import torchscript
 from model.backbones import weights as module
 from model.backbones.architectures import register_architecture
 from model.backbones.clip import Backbone
-from model.backbones.weights import _LOG, Weights, _read_state
+from model.backbones.weights import _LOG, Weights
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 VIT = {"image_size": 32, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8}
@@ -99,8 +100,8 @@ def test_position_table_is_resampled(name, request, tmp_path):
 )
 def test_text_equals_open_clips(vit, sentences):
     own = Backbone(vit)
-    expected = own.clip.encode_text(own.tokenizer(sentences))
-    torch.testing.assert_close(own.encode_text(sentences), expected, atol=1e-5, rtol=1e-5)
+    expected = own.clip.encode_text(own.text.tokenizer(sentences))
+    torch.testing.assert_close(own.text.encode(sentences), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_normalize_is_that_of_the_published_transform(vit):
@@ -134,7 +135,8 @@ def test_weights_in_every_format_are_the_same(vit, tmp_path):
         torch.jit.trace(own.clip.visual, torch.zeros(1, 3, 32, 32)).save(tmp_path / "archive.pt")
     for name in ("w.safetensors", "w.pt", "training.pt"):
         assert Backbone(vit, str(tmp_path / name)).fingerprint == own.fingerprint
-    torch.testing.assert_close(_read_state(tmp_path / "archive.pt")["conv1.weight"], state["visual.conv1.weight"])
+    read = torchscript.read(tmp_path / "archive.pt")
+    torch.testing.assert_close(read["conv1.weight"], state["visual.conv1.weight"])
 
 
 def test_fingerprint_tells_weights_apart_but_not_sizes(vit, tmp_path):
@@ -225,9 +227,9 @@ def test_warns_where_the_tag_was_trained_with_another_activation(monkeypatch, ca
     monkeypatch.setattr(module, "_download", lambda tag, label: None)
     monkeypatch.setattr(_LOG, "propagate", True)
     weights = Weights.find("ViT-B-32", "openai")
-    weights.warn_of_activation(True)
+    weights.log("ViT-B-32", True, asked=True)
     assert not caplog.messages
-    weights.warn_of_activation(False)
+    weights.log("ViT-B-32", False, asked=False)
     assert caplog.messages == [
         "ViT-B-32 openai was trained with QuickGELU and runs with exact GELU; --quick_gelu on changes it"
     ]

@@ -1,0 +1,1 @@
+"""Datasets: the one format, the scripts that write it, image files, references."""

@@ -1,0 +1,36 @@
+"""Devices, precisions and compilers that are not there, and what is taken without a flag."""
+
+import pytest
+import torch
+import torch._inductor.config
+
+from utils.devices import check_compiler, default_precision, make_accelerator
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "meta", "banana", "xla", "cuda:x", ":1"])
+def test_a_device_that_is_not_there_is_one_short_sentence(device):
+    with pytest.raises(ValueError) as error:
+        make_accelerator(device, "fp32")
+    message = str(error.value)
+    assert message.startswith(f"--device {device}: not available on this machine") and "; available: cpu" in message
+    assert len(message) < 160 and "\n" not in message
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has one")
+def test_no_apple_gpu_is_one_short_sentence():
+    with pytest.raises(ValueError, match=r"^--device mps: not available on this machine; available: cpu[^.]*$"):
+        make_accelerator("mps", "fp32")
+
+
+def test_no_compiler_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    with pytest.raises(ValueError, match=r"^--compile: nothing here compiles for cpu \(.*install a C\+\+ compiler"):
+        check_compiler(torch.device("cpu"))
+
+
+def test_precision_without_a_flag():
+    """bf16 where a GPU has it; a device that is named counts, not what else is there."""
+    assert default_precision("cpu")[0] == "fp32"
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    assert default_precision("auto")[0] == ("bf16" if on_gpu else "fp32")
