@@ -15,9 +15,11 @@ from report.heatmap import HeatScale
 
 _STRETCH = 2.0  # of the colour scale beyond normal images
 _HEAT_IMAGES = 256  # normal images whose maps give the colour scale
-# A normal image whose patches are all this near to those of another one is nearly a copy of it. Of the distance that
-# references add to a map; photographs of different objects are tens of times as far apart.
-_NEAR_COPY = 0.01
+# A reference is nearly a copy of another one where its distance to the nearest is less than this part of the distance
+# between references: JPEG leaves 2% (quality 95) to 7% (75), photographs of different objects 70% and more.
+_NEAR_COPY = 0.1
+_ALL_BUT_ZERO = 1e-4  # the same where there are only two, which leaves nothing to compare their distance with
+_COMPARED, _OTHERS = 16, 3  # references whose distance to each of some others is looked at
 
 
 class ImageResult(NamedTuple):
@@ -103,18 +105,35 @@ class Predictor:
         memory = self.detector.build_memory(tokens)
         if source is None or count < 2:
             return EncodedReferences(memory, None, [])
-        near_copies: list[int] = []
+        distances: list[float] = []  # of each to the nearest other
 
         def leave_one_out() -> Iterator[list[ImageResult]]:
             for row in range(count):
-                rest = select_rows(tokens, [other for other in range(count) if other != row])
-                others = self.detector.build_memory(rest)
-                prediction, distance = self._compare(select_rows(tokens, [row]), 1, name, others)
-                if float(distance) < _NEAR_COPY:
-                    near_copies.append(row)
+                others = [other for other in range(count) if other != row]
+                prediction, distance = self._compare_rows(tokens, row, others, name)
+                distances.append(distance)
                 yield self._results(prediction, None)
 
-        return EncodedReferences(memory, self._calibration(leave_one_out(), source), near_copies)
+        calibration = self._calibration(leave_one_out(), source)
+        bound = max(_ALL_BUT_ZERO, _NEAR_COPY * self._usual_distance(tokens, count, name))
+        near = [row for row, distance in enumerate(distances) if distance < bound]
+        return EncodedReferences(memory, calibration, near)
+
+    def _compare_rows(self, tokens: Any, row: int, others: list[int], name: str) -> tuple[Prediction, float]:
+        """`_compare` of one reference with some of the others."""
+        memory = self.detector.build_memory(select_rows(tokens, others))
+        prediction, distance = self._compare(select_rows(tokens, [row]), 1, name, memory)
+        return prediction, float(distance)
+
+    def _usual_distance(self, tokens: Any, count: int, name: str) -> float:
+        """Between references that are not copies: the median, over some of them, of the largest distance to one of a
+        few others; 0 where there are only two."""
+        steps = range(1, min(_OTHERS, count - 1) + 1)
+        rows = range(0, count, max(1, -(-count // _COMPARED)))
+        largest = [
+            max(self._compare_rows(tokens, row, [(row + step) % count], name)[1] for step in steps) for row in rows
+        ]
+        return float(np.median(largest)) if count > 2 else 0.0
 
     @torch.no_grad()
     def calibrate(
