@@ -19,31 +19,31 @@ from collections.abc import Sequence
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from config.resolve import resolve_train
 from config.settings import TrainSettings, log_settings
-from data.meta import Sample, read
+from data.defects import defect_pixels
+from data.meta import PixelSettings, Sample, read, read_settings
 from dataset import AnomalyDataset, select
 from engine import checkpoint, validation
 from engine.build import build_for_training
 from engine.evaluation import batches
 from engine.feature_cache import FeatureCache
-from engine.loss_log import write_losses
+from engine.loss_log import Step, write_losses
 from engine.resume import resume_training
 from engine.training import Trainer, TrainingPlan, shown_steps
 from model import build_on
-from model.interface import Detector
+from model.interface import TrainableDetector
 from prompt_ensemble import load_prompts
 from report.tensorboard import FOLDER, TensorBoardLogger
 from utils.devices import make_accelerator, set_seed
 from utils.distributed import shutdown
 from utils.errors import run_script
-from utils.files import clear_leftovers, clear_results, result_folder
+from utils.files import clear_leftovers, clear_results, lock_folder, result_folder
 from utils.logs import LOG, log_to
 from utils.packages import require
 from utils.provenance import write_config
@@ -57,45 +57,59 @@ def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_train(train_parser().parse_args(argv))
     require("train.py", ("tensorboard",), "requirements.txt")
     accelerator = make_accelerator(settings.device, settings.precision)
-    samples = select(read(settings.train_data_path, settings.meta_path)["test"], settings.classes)
-    check_masks(samples, settings.train_data_path)
+    root = settings.train_data_path
+    meta_file = read(root, settings.meta_path, follow_links=settings.follow_links)
+    samples, pixels = select(meta_file["test"], settings.classes), read_settings(root, settings.meta_path)
+    check_masks(samples, root)
     save_path = result_folder(settings.save_path)
     last = checkpoint.to_resume(save_path) if settings.resume else None
-    start = checkpoint.load(last or settings.init_checkpoint) if last or settings.init_checkpoint else None
+    first = last or settings.init_checkpoint
+    start = checkpoint.load(first) if first else None
     set_seed(settings.seed)
     cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
     detector = build_for_training(settings, settings.batch_size, len(samples), cache, accelerator)
     description = checkpoint.describe(detector, settings.method, settings.dataset)
+    check_defects(root, samples, description["image_size"])
     optimizer = torch.optim.Adam(detector.parameter_groups(settings.learning_rate), betas=settings.betas)
     if start:
         checkpoint.restore(start, detector, description)
-    meta = {**description, **{key: getattr(settings, key) for key in RESUMED}, "samples": identity_of(samples)}
+    meta = {**description, **{key: getattr(settings, key) for key in RESUMED}, "samples": identity_of(samples, pixels)}
     validate = validator(settings, detector, accelerator)
-    done, history = 0, []
+    done, history = 0, list[Step]()
     if start and last:
         same = {key: meta[key] for key in (*RESUMED, "samples", *detector.options, "dataset", "image_size")}
         done, history = resume_training(start, optimizer, same, detector.LOSSES)
-    begin(save_path, accelerator, detector.LOSSES, resumes=last is not None)
-    decided = {**settings.as_dict(), **detector.options, "image_size": description["image_size"]}
-    log_settings(decided, sources)
-    if last:
-        LOG.info("resumed after %s", last)
-    elif settings.resume:
-        LOG.info("nothing in %s to resume: the training starts from the beginning", save_path)
-    observer = None
-    if accelerator.is_main_process:
-        write_config(save_path, decided, sources, description)
-        observer = TensorBoardLogger(save_path, Path(settings.train_data_path), shown_steps(done, history))
-    detector.encode_names([sample.cls_name for sample in samples])
-    values = {field.name: getattr(settings, field.name) for field in fields(TrainingPlan) if field.name != "root"}
-    plan = TrainingPlan(root=settings.train_data_path, **values)
-    Trainer(
-        detector, optimizer, accelerator, plan, samples, save_path, meta,
-        observer=observer, validate=validate, done=done, history=history,
-    ).fit()  # fmt: skip
-    if cache:
-        cache.log()
-    shutdown(accelerator)
+    with lock_folder(save_path):
+        begin(save_path, accelerator, detector.LOSSES, resumes=last is not None)
+        decided = {
+            **settings.as_dict(),
+            **detector.options,
+            "image_size": description["image_size"],
+            **pixels._asdict(),
+        }
+        log_settings(decided, sources)
+        if last:
+            LOG.info("resumed after %s", last)
+        elif settings.resume:
+            LOG.info("nothing in %s to resume: the training starts from the beginning", save_path)
+        observer = None
+        if accelerator.is_main_process:
+            write_config(save_path, decided, sources, description)
+            observer = TensorBoardLogger(save_path, Path(root), pixels, shown_steps(done, history))
+        detector.encode_names([sample.cls_name for sample in samples])
+        values = {
+            field.name: getattr(settings, field.name)
+            for field in fields(TrainingPlan)
+            if field.name not in ("root", "pixels")
+        }
+        plan = TrainingPlan(root=root, pixels=pixels, **values)
+        Trainer(
+            detector, optimizer, accelerator, plan, samples, save_path, meta,
+            observer=observer, validate=validate, done=done, history=history,
+        ).fit()  # fmt: skip
+        if cache:
+            cache.log()
+        shutdown(accelerator)
 
 
 def check_masks(samples: Sequence[Sample], root: str) -> None:
@@ -105,13 +119,30 @@ def check_masks(samples: Sequence[Sample], root: str) -> None:
             raise ValueError(f"training needs masks, and {sample.img_path} of {root} is anomalous without one")
 
 
-def identity_of(samples: Sequence[Sample]) -> str:
-    return f"{len(samples)} images ({sha256(json.dumps(samples).encode()).hexdigest()[:8]})"
+def check_defects(root: str, samples: Sequence[Sample], image_size: int) -> None:
+    """Raises ValueError where no sample has a defect pixel at the image size; says which masks are empty there."""
+    found = defect_pixels(root, samples, image_size)
+    lost = len(found.empty) + len(found.vanished)
+    if set(found.classes_without) == {sample.cls_name for sample in samples}:
+        raise ValueError(
+            f"{root}: nothing to learn from: {sum(sample.anomaly for sample in samples)} anomalous images, and no "
+            f"defect pixel in their masks at {image_size} x {image_size} pixels"
+        )
+    if lost:
+        LOG.warning(
+            "%d masks hold no defect pixel at %d x %d pixels (%d are empty, %d defects are too small), such as %s",
+            lost, image_size, image_size, len(found.empty), len(found.vanished), (found.empty + found.vanished)[0],
+        )  # fmt: skip
+
+
+def identity_of(samples: Sequence[Sample], pixels: PixelSettings) -> str:
+    """How many samples there are, and a digest of them and of how they are read."""
+    content = samples if pixels == PixelSettings() else [samples, pixels]
+    return f"{len(samples)} images ({sha256(json.dumps(content).encode()).hexdigest()[:8]})"
 
 
 def begin(save_path: Path, accelerator: Accelerator, losses: Sequence[str], *, resumes: bool) -> None:
     """Prepare the folder and its log; a training that starts anew removes what an earlier one left."""
-    save_path.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         clear_leftovers(save_path)
         if not resumes:
@@ -122,21 +153,22 @@ def begin(save_path: Path, accelerator: Accelerator, losses: Sequence[str], *, r
     log_to(save_path, append=resumes, quiet=not accelerator.is_main_process)
 
 
-def validator(settings: TrainSettings, trained: Detector, accelerator: Accelerator) -> validation.Validation | None:
+def validator(
+    settings: TrainSettings, trained: TrainableDetector, accelerator: Accelerator
+) -> validation.Validation | None:
     """Scores --val_dataset, zero-shot, with the options that the method has there; None where none is named."""
     if settings.val_dataset is None or settings.val_data_path is None or settings.val_metric is None:
         return None
-    root, backbone = settings.val_data_path, trained.backbone
-    samples = read(root, settings.val_meta_path)["test"]
+    root = settings.val_data_path
+    samples = read(root, settings.val_meta_path, follow_links=settings.follow_links)["test"]
+    bits, upright = read_settings(root, settings.val_meta_path)
     prompts = None if settings.val_prompts is None else load_prompts(settings.val_prompts)
-    detector = build_on(backbone, settings.method, prompts=prompts, **settings.val_options).to(accelerator.device)
-
-    def load(samples: Sequence[Sample]) -> DataLoader[Any]:
-        dataset = AnomalyDataset(root, samples, backbone.image_size)
-        return batches(dataset, settings.batch_size, settings.num_workers, accelerator)
-
+    other = build_on(trained.backbone, settings.method, prompts=prompts, **settings.val_options)
+    detector = cast(TrainableDetector, other).to(accelerator.device)
+    dataset = AnomalyDataset(root, samples, detector.input_spec, bits=bits, upright=upright)
+    loader = batches(dataset, settings.batch_size, settings.num_workers, accelerator)
     folder, name, metric = Path(settings.save_path), settings.val_dataset, settings.val_metric
-    return validation.Validation(detector, folder, name, metric, samples, load, accelerator)
+    return validation.Validation(detector, folder, name, metric, samples, loader, accelerator)
 
 
 if __name__ == "__main__":

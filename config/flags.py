@@ -142,6 +142,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="mvtec", help="its name (default mvtec)")
     add("--meta_path", help="the dataset's meta.json, where it is not in the root")
+    add("--follow_links", action="store_true", help="accept links out of the root that the owner of the dataset made")
     add("--class", dest="classes", nargs="+", metavar="NAME", help="only these classes")
     _add_common(parser)
     _add_device(parser)

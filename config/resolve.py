@@ -26,7 +26,13 @@ from utils.devices import CPU_BATCH, default_precision
 Settings = TypeVar("Settings")
 
 OPTIONS = tuple(dict.fromkeys(option.name for method in METHODS.values() for option in method.OPTIONS))
-_COMMON = {"method": "april_gan", "quick_gelu": "auto", "device": "auto", "num_workers": 2, "compile": False}
+_COMMON: dict[str, Any] = {
+    "method": "april_gan",
+    "quick_gelu": "auto",
+    "device": "auto",
+    "num_workers": 2,
+    "compile": False,
+}
 _APP = {
     "host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8,
     "max_total_megabytes": 2000, "allow_host": (),

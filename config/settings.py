@@ -46,6 +46,7 @@ class DataSettings:
     dataset: str
     meta_path: str | None
     classes: Sequence[str] | None
+    follow_links: bool
     save_path: str
     num_workers: int
     feature_cache: str | None

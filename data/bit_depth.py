@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL.ImageFile import ImageFile
 
 BITS = range(8, 17)  # what `bits` may be wherever it is a parameter
+_ROWS = 64  # looked up at once: NumPy widens each index to 8 bytes
 _TIFF_BITS, _TIFF_PLANES = 258, 284  # tags
 _COLOURS = ("RGB;16", "RGBA;16", "RGBX;16", "LA;16")  # raw modes of Pillow whose low bytes it drops, but OpenCV keeps
 
@@ -21,7 +22,7 @@ class Depth(NamedTuple):
     reader: str = "Pillow"  # "OpenCV" where Pillow would drop the low bytes; "high byte" where nothing here keeps them
 
 
-def depth_of(image: Image.Image) -> Depth:
+def depth_of(image: ImageFile) -> Depth:
     """Of an opened image that is not loaded yet.
 
     Raises ValueError for colours of 16 bits in separate planes of a TIFF, which no decoder here reads rightly.
@@ -64,12 +65,13 @@ def _depth_of_tiff(image: Any, codec: str, raw: str) -> Depth:
     return Depth(65535, 16, "OpenCV") if raw.startswith(_COLOURS) else Depth(reader="high byte")
 
 
-def _jpeg2000_bits(image: Any) -> int:
+def _jpeg2000_bits(image: ImageFile) -> int:
     """The bits of the first component, from the codestream's SIZ marker (ISO 15444-1, A.5.1); 0 where it has none."""
-    place = image.fp.tell()
-    image.fp.seek(0)
-    head = image.fp.read(4096)
-    image.fp.seek(place)
+    file: Any = image.fp
+    place = file.tell()
+    file.seek(0)
+    head = file.read(4096)
+    file.seek(place)
     start = head.find(b"\xff\x4f\xff\x51")
     return (head[start + 42] & 0x7F) + 1 if 0 <= start < len(head) - 42 else 0
 
@@ -110,7 +112,10 @@ def to_eight_bits(pixels: np.ndarray, depth: Depth, bits: int | None) -> np.ndar
             raise ValueError(f"a pixel value of {high} does not fit into --bits {bits}, which ends at {white}")
     elif depth.stored == 32 and high <= 255:
         white = 255
-    return _table(white)[pixels.astype(np.uint16, copy=False)]
+    table, result = _table(white), np.empty(pixels.shape, np.uint8)
+    for row in range(0, len(pixels), _ROWS):
+        result[row : row + _ROWS] = table[pixels[row : row + _ROWS]]
+    return result
 
 
 @functools.lru_cache(maxsize=16)

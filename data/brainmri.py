@@ -36,4 +36,4 @@ def build(root: Path) -> DatasetFiles:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/brainmri"))
+    run(build, "data/brainmri")

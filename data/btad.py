@@ -32,4 +32,4 @@ def build(root: Path) -> DatasetFiles:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/btad"))
+    run(build, "data/btad")

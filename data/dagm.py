@@ -62,4 +62,4 @@ def _check_list(source: Path, present: set[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/dagm"))
+    run(build, "data/dagm")

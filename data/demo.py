@@ -27,7 +27,9 @@ if not __package__:  # run as a script: the packages of the project lie one fold
 
 from data.layouts import mvtec_layout, visa_layout
 from data.meta import missing, read, write
-from data.script import guard, table
+from data.script import table
+from utils.errors import run_script
+from utils.logs import log_to
 
 try:
     from data.demo_scenes import OBJECTS, TEXTURES, defect_image, generator, normal_image
@@ -40,8 +42,7 @@ TRAIN, GOOD, DEFECT = 10, 8, 12  # images per class: normal to train, normal to 
 def save(pixels: np.ndarray, path: Path) -> None:
     """Write (H, W) or (H, W, C); the suffix decides the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"quality": 92} if path.suffix == ".JPG" else {}
-    Image.fromarray(pixels.squeeze()).save(path, **options)
+    Image.fromarray(pixels.squeeze()).save(path, quality=92)  # of JPEG; PNG has none
 
 
 def make_textures(root: Path, times: int) -> None:
@@ -72,7 +73,9 @@ def make_objects(root: Path, times: int) -> None:
         for index in range(DEFECT * times):
             image, mask = f"{name}/Data/Images/Anomaly/{index:03d}.JPG", f"{name}/Data/Masks/Anomaly/{index:03d}.png"
             rng = generator(name, "anomaly", index)
-            pixels, labels = defect_image(recipe, recipe.defects[index % len(recipe.defects)], rng.integers(1, 4), rng)
+            pixels, labels = defect_image(
+                recipe, recipe.defects[index % len(recipe.defects)], int(rng.integers(1, 4)), rng
+            )
             save(pixels, root / image)
             save(labels, root / mask)
             rows.append((name, "test", "anomaly", image, mask))
@@ -82,6 +85,12 @@ def make_objects(root: Path, times: int) -> None:
 
 
 SETS = {"demo_textures": (make_textures, mvtec_layout), "demo_objects": (make_objects, visa_layout)}
+
+
+def make_all(root: Path, times: int) -> None:
+    log_to(None)  # to the screen
+    for name in SETS:
+        make(root, name, times)
 
 
 def make(root: Path, name: str, times: int) -> None:
@@ -107,7 +116,8 @@ def check(target: Path) -> int:
     try:
         samples = read(target)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{target} is not a whole set, remove it and run again ({error})") from None
+        reason = str(error).partition(";")[0]
+        raise ValueError(f"{target} is not a whole set, remove it and run again ({reason})") from None
     if gone := missing(target, samples):
         raise ValueError(f"{target} is not a whole set, remove it and run again (no file {gone[0]})")
     return sum(map(len, samples.values()))
@@ -120,13 +130,13 @@ def multiple(text: str) -> int:
     return int(text)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data/demo", metavar="DIR", help="where the sets go (default: data/demo)")
     parser.add_argument("--times", type=multiple, default=1, metavar="N", help="times as many test images (default: 1)")
     args = parser.parse_args(argv)
-    return guard(lambda: [make(Path(args.root), name, args.times) for name in SETS])
+    run_script(lambda: make_all(Path(args.root), args.times))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

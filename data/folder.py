@@ -34,4 +34,4 @@ def build(root: Path) -> DatasetFiles:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, None, can_turn=True))
+    run(build, None, can_turn=True)

@@ -44,4 +44,4 @@ def build(root: Path) -> DatasetFiles:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/headct"))
+    run(build, "data/headct")

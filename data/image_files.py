@@ -38,7 +38,9 @@ def image_files(folder: Path, recursive: bool = True) -> tuple[list[Path], list[
         recursive: look into the folders below, too; otherwise they appear in neither list.
     """
     suffixes = known_suffixes()
-    images, passed_over, folders = [], [], [folder]
+    images: list[Path] = []
+    passed_over: list[Path] = []
+    folders = [folder]
     while folders:
         current = folders.pop()
         try:

@@ -6,12 +6,13 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
-from data.bit_depth import BitsHint, Depth, depth_of, read_colours, seeming_bits, to_eight_bits
+from data.bit_depth import BITS, BitsHint, Depth, depth_of, read_colours, seeming_bits, to_eight_bits
 from data.image_files import find_images, formats, image_files, passed_over_line, result_names
 from utils.files import check_regular
 
@@ -55,8 +56,10 @@ def load_image(path: Path, *, upright: bool = False, bits: int | None = None, si
 
     Raises:
         ValueError: missing, no regular file, truncated, too large, several pictures in one file, values that do not fit
-            `bits`, or otherwise unreadable; names the file.
+            `bits`, or otherwise unreadable; names the file. `bits` that are not 8..16.
     """
+    if bits is not None and bits not in BITS:
+        raise ValueError(f"bits must be {BITS[0]} to {BITS[-1]}, got {bits}")
     with _named(path):
         raw = _open(path, upright, side)
         return _turned(_eight_bits(raw, bits), raw.turn)
@@ -136,7 +139,7 @@ def pixel_digest(path: Path, *, upright: bool = True, bits: int | None = None) -
     if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
         pixels = pixels[..., 0]
     digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()[:16]
 
 
@@ -195,7 +198,7 @@ def _named(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: unreadable image ({reason})") from None
 
 
-def _header(path: Path) -> Image.Image:
+def _header(path: Path) -> ImageFile:
     """An opened image, not decoded."""
     return Image.open(path, formats=formats())
 
@@ -279,7 +282,7 @@ def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _is_lossy(image: Image.Image) -> bool:
+def _is_lossy(image: ImageFile) -> bool:
     """Whether a format may change pixels. WebP has two codecs, named by its chunks (RFC 9649)."""
     if image.format == "TIFF":
         return image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
@@ -289,7 +292,7 @@ def _is_lossy(image: Image.Image) -> bool:
             while len(head := file.read(8)) == 8 and head[:4] not in (b"VP8 ", b"VP8L"):
                 length = int.from_bytes(head[4:], "little")
                 file.seek(length + length % 2, os.SEEK_CUR)
-        return head[:4] == b"VP8 "
+        return bool(head[:4] == b"VP8 ")
     return image.format in _LOSSY
 
 
@@ -321,14 +324,15 @@ def pictures_in(image: Image.Image) -> int:
         return 1
     if image.format != "TIFF":
         return 2
-    first = None
+    pages: Any = image
+    first: int | None = None
     for page in range(_PAGES + 1):  # `n_frames` would walk over all of them
         try:
-            image.seek(page)
+            pages.seek(page)
         except EOFError:
             image.seek(first or 0)
             return 1
-        if not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 0b101:
+        if not int(pages.tag_v2.get(_SUBFILE_TYPE, 0)) & 0b101:
             if first is not None:
                 break
             first = page

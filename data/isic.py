@@ -33,4 +33,4 @@ def build(root: Path) -> DatasetFiles:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/isic"))
+    run(build, "data/isic")

@@ -57,4 +57,4 @@ def _is_blank(mask: Path) -> bool:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/ksdd2"))
+    run(build, "data/ksdd2")

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.bit_depth import BITS
-from utils.files import atomic_write, check_regular
+from utils.files import atomic_write, read_json
 from utils.logs import LOG
-from utils.text import escape_controls
 
 SPLITS = ("train", "test")
 _LONGEST = 4096  # bytes of a path, more than Linux takes
@@ -128,16 +127,15 @@ def _images(paths: list[str]) -> str:
 
 
 def _load(source: Path, root: Path) -> Any:
-    check_regular(source)
     if not source.exists():
         raise FileNotFoundError(
             f"{source}: no such file; write it with the dataset's script (python data/mvtec.py --root {root}, or "
             "data/visa.py, data/mtd.py, ...; data/folder.py for images of your own)"
         )
     try:
-        return json.loads(source.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source}: not valid JSON ({error}); write it again with the dataset's script") from None
+        return read_json(source)
+    except ValueError as error:
+        raise ValueError(f"{error}; write it again with the dataset's script") from None
 
 
 def _check(document: Any, root: Path, source: Path, follow_links: bool) -> Samples:
@@ -146,12 +144,12 @@ def _check(document: Any, root: Path, source: Path, follow_links: bool) -> Sampl
             f'{source}: expected {{"train": ..., "test": {{class: [sample, ...]}}}}, got {display(document)}'
         )
     _settings(document, source)
-    fault_of = _boundary(root, follow_links)
+    stays_inside = _boundary(root, follow_links)
     samples: Samples = {split: [] for split in SPLITS}
     for split in SPLITS:
         for where, entry in _entries(document.get(split, {}), f"{source}: {split}"):
             if split == "test" or not _is_placeholder(entry):
-                samples[split].append(_sample(entry, where, fault_of))
+                samples[split].append(_sample(entry, where, root, stays_inside))
         _check_labels(samples[split], f"{source}: {split}")
     if not samples["test"]:
         raise ValueError(f'{source}: "test" holds no sample, nothing to score; check that {root} holds test images')
@@ -201,7 +199,7 @@ def _is_placeholder(entry: Any) -> bool:
     return isinstance(entry, dict) and all(entry.get(key) == "" for key in ("img_path", "mask_path", "dataset_name"))
 
 
-def _sample(entry: Any, where: str, fault_of: Callable[[str], str]) -> Sample:
+def _sample(entry: Any, where: str, root: Path, stays_inside: Callable[[str], bool]) -> Sample:
     if not isinstance(entry, dict):
         raise ValueError(f"{where} must be an object with img_path, cls_name, anomaly, ...; got {display(entry)}")
     texts = {key: entry.get(key, "") for key in ("img_path", "mask_path", "cls_name", "specie_name")}
@@ -217,39 +215,47 @@ def _sample(entry: Any, where: str, fault_of: Callable[[str], str]) -> Sample:
         raise ValueError(f"{where}: anomaly must be 0 (normal) or 1 (defect), got {display(anomaly)}")
     for key in ("img_path", "mask_path"):
         texts[key] = texts[key].replace("\\", "/")  # files made on Windows
-        if texts[key] and (fault := fault_of(texts[key])):
-            raise ValueError(f"{where}: {key} {display(texts[key])} {fault}")
+        if texts[key] and not stays_inside(texts[key]):
+            raise ValueError(
+                f"{where}: {key} {display(texts[key])} is not a path inside the root {root}; keep the file there"
+            )
     return Sample(**texts, anomaly=int(anomaly))
 
 
-def _boundary(root: Path, follow_links: bool) -> Callable[[str], str]:
-    """Return path -> why it may not be read, "" where it stays under root; each folder is looked at once."""
-    top = os.path.realpath(root)
-    outside = f"is not a path inside the root {root}"
+def _boundary(root: Path, follow_links: bool) -> Callable[[str], bool]:
+    """Return path -> whether it stays under root; each folder is looked at once.
 
-    def fault_of(path: str) -> str:
+    It raises ValueError for links that lead out of the root and are not accepted.
+    """
+    top = os.path.realpath(root)
+
+    def stays_inside(path: str) -> bool:
         try:
             encoded = os.fsencode(path)
         except UnicodeEncodeError:  # a lone surrogate
-            encoded = b"\0"
+            return False
         parts = path.split("/")
         if b"\0" in encoded or len(encoded) > _LONGEST or ".." in parts or re.match("/|[A-Za-z]:", path):
-            return f"{outside}; keep the file there"
-        return next(filter(None, (of_link("/".join(parts[: end + 1])) for end in range(len(parts)))), "")
+            return False
+        for end in range(len(parts)):
+            check_link("/".join(parts[: end + 1]))
+        return True
 
     @functools.cache
-    def of_link(path: str) -> str:
+    def check_link(path: str) -> None:
         place = os.path.join(top, path)
         if not os.path.islink(place) or Path(target := os.path.realpath(place)).is_relative_to(top):
-            return ""
-        led = f"{outside}: {display(path)} is a link to {escape_controls(target)}"
+            return
         if not follow_links:
-            return f"{led}; copy it there, or accept the links that the root's owner made with --follow_links"
+            advice = "copy it there, or accept the links that the root's owner made with --follow_links"
+            raise ValueError(f"{root / path} is a link to {target}, outside of the root; {advice}")
         if os.lstat(place).st_uid != os.stat(top).st_uid:
-            return f"{led} that somebody else than the root's owner made; remove it, or copy what is meant"
-        return ""
+            raise ValueError(
+                f"{root / path} is a link to {target}, outside of the root, that somebody else than the root's owner "
+                "made; remove it, or copy what is meant"
+            )
 
-    return fault_of
+    return stays_inside
 
 
 def missing(root: Path, samples: Samples) -> list[str]:

@@ -49,4 +49,4 @@ def _defects(root: Path, kind: Path) -> list[Sample]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/mtd"))
+    run(build, "data/mtd")

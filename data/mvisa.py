@@ -39,7 +39,9 @@ if not __package__:  # run as a script: the packages of the project lie one fold
 
 from data.layouts import mvtec_layout, visa_layout
 from data.meta import SPLITS, Sample, Samples, missing, read, read_settings, write
-from data.script import guard, table
+from data.script import table
+from utils.errors import run_script
+from utils.logs import log_to
 
 LAYOUTS = {"mvtec": mvtec_layout, "visa": visa_layout}
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel whose zero is black
@@ -152,6 +154,7 @@ def make(root: Path, name: str, source: Path, copies: list[Copy]) -> None:
 
 def make_all(root: Path, sources: dict[str, Path]) -> None:
     """Make those sets that are not there yet; every source is looked through before the first image is written."""
+    log_to(None)  # to the screen
     if not sources:
         raise ValueError("nothing to convert; give --mvtec DIR, --visa DIR or both")
     plans = {}
@@ -172,21 +175,21 @@ def check(root: Path, name: str) -> int:
     try:
         samples = read(root, root / f"meta_{name}.json")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{again} ({error})") from None
+        raise ValueError(f"{again} ({str(error).partition(';')[0]})") from None
     if gone := missing(root, samples):
         raise ValueError(f"{again} (no file {gone[0]})")
     return sum(map(len, samples.values()))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data/mvisa", metavar="DIR", help="where it goes (default: data/mvisa)")
     for name in LAYOUTS:
         parser.add_argument(f"--{name}", metavar="DIR", help=f"root of the {name} set; left out where not given")
     args = parser.parse_args(argv)
     sources = {name: Path(vars(args)[name]) for name in LAYOUTS if vars(args)[name]}
-    return guard(lambda: make_all(Path(args.root), sources))
+    run_script(lambda: make_all(Path(args.root), sources))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -23,4 +23,4 @@ def build(root: Path) -> DatasetFiles:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/mvtec"))
+    run(build, "data/mvtec")

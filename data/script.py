@@ -10,7 +10,7 @@ from data.bit_depth import BITS
 from data.layouts import DatasetFiles, UnknownLayout, folders
 from data.meta import SPLITS, PixelSettings, Samples, write
 from data.survey import notes
-from utils.logs import safe_streams
+from utils.errors import run_script
 from utils.text import escape_controls
 
 _CANDIDATES = 50  # folders below a root that are looked at where it is not the root
@@ -22,8 +22,10 @@ def run(
     argv: list[str] | None = None,
     *,
     can_turn: bool = False,
-) -> int:
-    """A dataset script: parse the flags, build the samples, write meta.json, print what it holds; returns an exit code.
+) -> None:
+    """A dataset script: parse the flags, build the samples, write meta.json, print what it holds.
+
+    Ends as `run_script` says: a mistake of the user is one line and exit code 2.
 
     Args:
         build: root -> what lies there. Raises ValueError or OSError, `UnknownLayout` where there is nothing of it.
@@ -44,7 +46,7 @@ def run(
         lines = [table(found.samples), *notes(root, found, own, settings, can_turn), f"wrote {target}"]
         print("\n".join(lines))
 
-    return guard(action)
+    run_script(action)
 
 
 def _parser(build: Callable[[Path], DatasetFiles], default_root: str | None, can_turn: bool) -> argparse.ArgumentParser:
@@ -82,38 +84,28 @@ def _built(build: Callable[[Path], DatasetFiles], root: Path) -> DatasetFiles:
         if not root.is_dir():
             raise
         above = [Path(os.path.normpath(root / os.pardir)), Path(os.path.normpath(root / os.pardir / os.pardir))]
-        fitting = [str(path) for path in folders(root)[:_CANDIDATES] if _fits(build, path)]
-        fitting = fitting or [str(path) for path in above if path.resolve().name and _fits(build, path)][:1]
-        hint = f"; --root {' or '.join(fitting[:3])} would do" if fitting else ""
+        fitting = [path for path in folders(root)[:_CANDIDATES] if _fits(build, path)]
+        fitting = fitting or [path for path in above if _fits(build, path, root)][:1]
+        hint = f"; --root {' or '.join(map(str, fitting[:3]))} would do" if fitting else ""
         raise ValueError(f"{error}{hint}") from None
 
 
-def _fits(build: Callable[[Path], DatasetFiles], root: Path) -> bool:
-    """Whether a folder has the layout, be it with a fault."""
+def _fits(build: Callable[[Path], DatasetFiles], root: Path, part: Path | None = None) -> bool:
+    """Whether a folder has the layout, be it with a fault. part: a folder below it that must hold images of it."""
     try:
-        return any(build(root).samples.values())
+        samples = build(root).samples
     except (UnknownLayout, OSError):
         return False
     except ValueError:
-        return True
-
-
-def guard(action: Callable[[], object]) -> int:
-    """Run a script's action; an error of the data becomes one line on stderr and exit code 2. The screen never fails:
-    what cannot be encoded is escaped, and a closed pipe ends its lines alone."""
-    safe_streams()
-    try:
-        action()
-    except (ValueError, OSError) as error:
-        print(f"error: {escape_controls(error)}", file=sys.stderr)
-        return 2
-    return 0
+        return part is None
+    places = (os.path.abspath(root / sample.img_path) for split in SPLITS for sample in samples[split])
+    return any(part is None or Path(place).is_relative_to(os.path.abspath(part)) for place in places)
 
 
 def table(samples: Samples) -> str:
     """The numbers of images per class: train, normal and defect images of test, and how many have masks."""
     names = list(dict.fromkeys(sample.cls_name for split in SPLITS for sample in samples[split]))
-    rows = [("class", "train", "test normal", "test defect", "with masks")]
+    rows: list[tuple[str, ...]] = [("class", "train", "test normal", "test defect", "with masks")]
     rows += [(escape_controls(name), *_counts(samples, {name})) for name in names]
     rows += [("all", *_counts(samples, set(names)))]
     width = max(len(row[0]) for row in rows)

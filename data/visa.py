@@ -24,4 +24,4 @@ def build(root: Path) -> DatasetFiles:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(build, "data/visa"))
+    run(build, "data/visa")

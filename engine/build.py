@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from engine import checkpoint
 from engine.encoding import Timer, encode
 from engine.feature_cache import FeatureCache
 from model import METHODS, build, capabilities, memory_bank
-from model.interface import Detector
+from model.interface import ScoringDetector, TrainableDetector
 from model.memory_bank import Memories
 from prompt_ensemble import load_prompts
 from utils import memory_check
@@ -25,17 +25,34 @@ _LARGEST_BATCH = 128
 
 
 class BuildSettings(Protocol):
-    """What a detector is built from; `config.settings.DetectorSettings` is one."""
+    """What a detector is built from; `config.settings.DetectorSettings` has these fields."""
 
-    method: str
-    model: str
-    pretrained: str
-    config_path: str | None
-    image_size: int | None
-    quick_gelu: str
-    prompts: str | None
-    options: Mapping[str, Any]
-    compile: bool
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def pretrained(self) -> str: ...
+
+    @property
+    def config_path(self) -> str | None: ...
+
+    @property
+    def image_size(self) -> int | None: ...
+
+    @property
+    def quick_gelu(self) -> str: ...
+
+    @property
+    def prompts(self) -> str | None: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+    @property
+    def compile(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class Built:
     checkpoint: the file of its trained parts; None where there are none.
     """
 
-    detector: Detector
+    detector: ScoringDetector
     description: Mapping[str, Any]
     batch_size: int
     checkpoint: Path | None
@@ -60,7 +77,7 @@ class Built:
         return {**self.detector.options, **sizes, **found}
 
 
-def build_detector(settings: BuildSettings, accelerator: Accelerator) -> Detector:
+def build_detector(settings: BuildSettings, accelerator: Accelerator) -> ScoringDetector:
     """A detector on its device, without trained parts."""
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(
@@ -85,9 +102,9 @@ def build_for_training(
     images: int,
     feature_cache: FeatureCache | None,
     accelerator: Accelerator,
-) -> Detector:
+) -> TrainableDetector:
     """A detector to be trained on so many images; refuses batches that cannot fit into memory (ValueError)."""
-    detector = build_detector(settings, accelerator)
+    detector = cast(TrainableDetector, build_detector(settings, accelerator))
     own = min(-(-batch_size // accelerator.num_processes), images)
     detector.backbone.check_room(own, accelerator.device, f"--batch_size {batch_size}", "lower it, or --image_size")
     detector.backbone.cache = feature_cache
@@ -173,7 +190,7 @@ def check_room(
 
 
 @torch.no_grad()
-def fitting_batch_size(detector: Detector, image_size: int, accelerator: Accelerator) -> int:
+def fitting_batch_size(detector: ScoringDetector, image_size: int, accelerator: Accelerator) -> int:
     """How many images go through the backbone at a time: on a GPU the largest power of two, up to 128, whose pass takes
     no more than half of the memory that is free, which leaves the rest to references, distances and maps; on the CPU
     CPU_BATCH."""

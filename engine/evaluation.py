@@ -18,7 +18,7 @@ from metrics.curves import Points
 from metrics.image import image_metrics
 from metrics.pixel import PixelMetrics, label_regions
 from model import memory_bank
-from model.interface import Detector, Memory, Prediction, SimilarityCache
+from model.interface import Memory, Prediction, ScoringDetector, SimilarityCache
 from utils.distributed import (
     DistributedBatchSampler,
     each_round,
@@ -79,7 +79,7 @@ def batches(
 
 
 def _collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    batch = default_collate(items)
+    batch: dict[str, Any] = default_collate(list(items))
     if "mask" in batch:
         batch["regions"] = _regions(batch["mask"])
     return batch
@@ -91,7 +91,7 @@ def _regions(masks: Tensor) -> Tensor:
 
 
 def score(
-    detector: Detector,
+    detector: ScoringDetector,
     loader: DataLoader[Any],
     samples: Sequence[Sample],
     settings: Sequence[FewShotSetting],
@@ -108,8 +108,7 @@ def score(
 
     Args:
         detector: see `model.interface.Detector`.
-        loader: `batches` over the samples.
-        samples: the samples; a class's follow each other.
+        loader, samples: `batches` over the samples; those of a class follow each other.
         settings: few-shot settings; k_shot 0 is zero-shot.
         memories: class name -> a Memory per setting.
         accelerator: device, precision and processes.
@@ -194,13 +193,15 @@ class _Classes:
 
 
 @torch.no_grad()
-def infer(detector: Detector, images: Tensor, name: str, memory: Memory | None, accelerator: Accelerator) -> Prediction:
+def infer(
+    detector: ScoringDetector, images: Tensor, name: str, memory: Memory | None, accelerator: Accelerator
+) -> Prediction:
     """The prediction for images of one class, (B, 3, S, S) uint8; memory: its references, None for zero-shot."""
     tokens = encode(detector, images, accelerator, Timer())
     return _fuse(detector, tokens, [name] * len(images), memory)
 
 
-def _fuse(detector: Detector, tokens: Any, names: list[str], memory: Memory | None) -> Prediction:
+def _fuse(detector: ScoringDetector, tokens: Any, names: list[str], memory: Memory | None) -> Prediction:
     zero_shot = _zero_shot(detector, tokens, names)
     if memory is not None:
         return detector.few_shot(zero_shot, tokens, names, {names[0]: memory})
@@ -209,13 +210,13 @@ def _fuse(detector: Detector, tokens: Any, names: list[str], memory: Memory | No
     return zero_shot
 
 
-def _zero_shot(detector: Detector, tokens: Any, names: Sequence[str]) -> Prediction | None:
+def _zero_shot(detector: ScoringDetector, tokens: Any, names: Sequence[str]) -> Prediction | None:
     """None of a method that requires references."""
     return detector.zero_shot(tokens, names) if hasattr(detector, "zero_shot") else None
 
 
 @torch.no_grad()
-def leave_one_out(detector: Detector, tokens: Any, count: int, name: str) -> Iterator[Prediction]:
+def leave_one_out(detector: ScoringDetector, tokens: Any, count: int, name: str) -> Iterator[Prediction]:
     """Predictions for the references themselves, each compared with all others: what normal images look like.
 
     Args:
@@ -229,7 +230,7 @@ def leave_one_out(detector: Detector, tokens: Any, count: int, name: str) -> Ite
 
 @torch.no_grad()
 def _predict(
-    detector: Detector,
+    detector: ScoringDetector,
     images: Tensor,
     names: Sequence[str],
     settings: Sequence[FewShotSetting],
@@ -241,15 +242,20 @@ def _predict(
     tokens = encode(detector, images, accelerator, timer)
     zero_shot, similarities = _zero_shot(detector, tokens, names), SimilarityCache()
     for number, setting in enumerate(settings):
-        if setting.k_shot == 0:
+        if setting.k_shot == 0 and zero_shot is not None:
             yield zero_shot
         else:
-            memories = {name: banks[name][number] for name in dict.fromkeys(names)}
+            of_names = {name: banks[name][number] for name in dict.fromkeys(names)}
+            memories = {name: memory for name, memory in of_names.items() if memory is not None}
             yield detector.few_shot(zero_shot, tokens, names, memories, similarities)
 
 
 def _finish_class(
-    detector: Detector, name: str, pending: Sequence[_Pending], samples: Sequence[Sample], accelerator: Accelerator
+    detector: ScoringDetector,
+    name: str,
+    pending: Sequence[_Pending],
+    samples: Sequence[Sample],
+    accelerator: Accelerator,
 ) -> list[ClassScores]:
     """The results of a class under all settings, from what every process has seen of it. Each process computes those of
     some settings, so that none waits for a single one."""
@@ -262,7 +268,7 @@ def _finish_class(
 
 
 def _finish(
-    detector: Detector, setting: int, name: str, parts: Sequence[_Pending], samples: Sequence[Sample]
+    detector: ScoringDetector, setting: int, name: str, parts: Sequence[_Pending], samples: Sequence[Sample]
 ) -> ClassScores:
     """Merge what the processes have seen of a class, in the order of the samples."""
     parts = [part for part in parts if part.indices]

@@ -12,9 +12,10 @@ import json
 import math
 import os
 import re
+import stat
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,12 +24,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from model.interface import Encoder
 from utils.files import atomic_write, is_temporary
 from utils.logs import LOG
 from utils.provenance import VERSION
 
 _OWN = re.compile(r"[0-9a-f]{40}\.safetensors")  # names that may go when room is needed
 _KEY = "feature"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that a backbone computes in
+_HEADER = 1 << 16  # bytes of a file beside the feature, at most
 _BLOCK = 4096  # bytes that a file system gives out at once
 # Every process knows the size of the folder from its last look, and looks again after writing this part of the bound.
 _STEP = 1 / 32
@@ -73,36 +77,37 @@ class FeatureCache:
         self,
         images: Tensor,
         identity: Mapping[str, str],
-        names: Sequence[str],
-        encode: Callable[[Tensor], Mapping[str, Tensor]],
+        shapes: Mapping[str, tuple[int, ...]],
+        encode: Encoder,
     ) -> dict[str, Tensor]:
         """The named features of all images, each (B, ...); what a file does not hold is encoded and kept.
 
         Args:
             images: (B, 3, S, S) uint8.
             identity: what the features depend on beside the image and their names.
-            names: of the features.
+            shapes: name of each feature -> its shape of one image.
             encode: images (b, 3, S, S), those that lack a feature -> name -> (b, ...).
         """
         pixels = [hashlib.sha256(image.numpy()).hexdigest() for image in images.cpu().contiguous()]
         labels = [
             {
                 name: json.dumps({**identity, "vand_kit": VERSION, "feature": name, "image": one}, sort_keys=True)
-                for name in names
+                for name in shapes
             }
             for one in pixels
         ]
-        held = [self._read_all(each) for each in labels]
-        missing = [row for row, features in enumerate(held) if features is None]
-        self._found += len(images) - len(missing)
+        held = {row: found for row, each in enumerate(labels) if (found := self._read_all(each, shapes)) is not None}
+        missing = [row for row in range(len(images)) if row not in held]
+        self._found += len(held)
         self._encoded += len(missing)
         if missing:
             encoded = encode(images[missing])
             for place, row in enumerate(missing):
-                held[row] = {name: encoded[name][place] for name in names}
+                held[row] = {name: encoded[name][place] for name in shapes}
                 for name, feature in held[row].items():
                     self._write(labels[row][name], feature)
-        return {name: torch.stack([features[name].to(images.device) for features in held]) for name in names}
+        rows = [held[row] for row in range(len(images))]
+        return {name: torch.stack([features[name].to(images.device) for features in rows]) for name in shapes}
 
     def log(self) -> None:
         """Say how many images were found, and how many had to be encoded; all processes together."""
@@ -122,23 +127,26 @@ class FeatureCache:
         name = hashlib.sha256(label.encode()).hexdigest()[:40]
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def _read_all(self, labels: Mapping[str, str]) -> dict[str, Tensor] | None:
+    def _read_all(self, labels: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
         """All features of an image; None where one is missing."""
         features = {}
         for name, label in labels.items():
-            feature = self._read(label)
+            feature = self._read(label, shapes[name])
             if feature is None:
                 return None
             features[name] = feature
         return features
 
-    def _read(self, label: str) -> Tensor | None:
+    def _read(self, label: str, shape: tuple[int, ...]) -> Tensor | None:
         path = self._path(label)
+        most = _HEADER + math.prod(shape) * torch.float32.itemsize
         try:
-            content = path.read_bytes()
+            content = _read_file(path, most)
             length = int.from_bytes(content[:8], "little")
             said = json.loads(content[8 : 8 + length])["__metadata__"]
             feature = load(content)[_KEY]
+            if feature.shape != shape or feature.dtype not in _DTYPES:
+                return None
             if said["label"] != label or said["checksum"] != _checksum(feature):
                 return None
         except (OSError, RecursionError, SafetensorError, KeyError, TypeError, ValueError):
@@ -160,7 +168,9 @@ class FeatureCache:
                 )
             if self._written + size > self._step:
                 self._make_room()
-            with atomic_write(self._path(label)) as temporary:
+            path = self._path(label)
+            _check_folder(path.parent)
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
             self._keeping = False
@@ -171,8 +181,9 @@ class FeatureCache:
         """Remove the least recently used files until the folder is well within its bound."""
         files, total = [], 0
         for path in self.folder.glob("??/*"):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room, too
-                state = path.stat()
+            with contextlib.suppress(OSError):  # another process makes room, too; or the folder is a link
+                _check_folder(path.parent)
+                state = path.lstat()
                 if is_temporary(path) and state.st_mtime < time.time() - _HOUR:
                     path.unlink()
                     continue
@@ -188,6 +199,25 @@ class FeatureCache:
         self._written = 0
 
 
+def _check_folder(folder: Path) -> None:
+    """Raises OSError where a folder of the cache is a link, which would lead out of it."""
+    if folder.is_symlink():
+        raise OSError(f"{folder} is a link")
+
+
+def _read_file(path: Path, most: int) -> bytes:
+    """What a file holds that others may have put there. Raises OSError for a link, what is no file (a FIFO would be
+    waited for), or what is larger than `most` bytes."""
+    _check_folder(path.parent)
+    # Windows has neither of the two, nor FIFOs in folders.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode) or state.st_size > most:
+            raise OSError(f"{path} is no file of at most {most} bytes")
+        return file.read(most)
+
+
 def _on_disk(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
@@ -195,4 +225,4 @@ def _on_disk(size: int) -> int:
 def _checksum(feature: Tensor) -> str:
     """Of the values, their type and shape."""
     start = zlib.crc32(f"{feature.dtype} {tuple(feature.shape)}".encode())
-    return f"{zlib.crc32(feature.view(torch.uint8).numpy(), start):08x}"
+    return f"{zlib.crc32(feature.view(torch.uint8).numpy().data, start):08x}"

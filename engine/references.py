@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from data.meta import PixelSettings
 from data.references import ZERO_SHOT, FewShotSetting, choose_shots, draw_shots, load_shots, parse_shots
 from dataset import AnomalyDataset, Sample
 from engine.encoding import Timer, encode_all, select_rows
 from engine.evaluation import batches
-from model.interface import Detector, Memory
+from model.interface import Memory, ScoringDetector
 from model.memory_bank import Memories
 
 MemorySource = Callable[[str], list[Memory | None]]  # class name -> a Memory per setting; None for zero-shot
@@ -28,25 +29,25 @@ class References:
         detector, accelerator: as for `score`.
         settings: few-shot settings with their references.
         root: of the dataset.
-        image_size: side S in pixels.
         batch_size, num_workers: see `evaluation.batches`.
+        pixels: how the dataset's files are read.
         timer: measures.
     """
 
     def __init__(
         self,
-        detector: Detector,
+        detector: ScoringDetector,
         settings: Sequence[FewShotSetting],
         accelerator: Accelerator,
         *,
         root: str | Path,
-        image_size: int,
         batch_size: int,
         num_workers: int,
+        pixels: PixelSettings | None = None,
         timer: Timer | None = None,
     ):
         self._detector, self._settings, self._accelerator, self._timer = detector, settings, accelerator, timer
-        self._root, self._image_size = root, image_size
+        self._root, self._pixels = root, pixels or PixelSettings()
         self._batch_size, self._num_workers = batch_size, num_workers
 
     @torch.no_grad()
@@ -62,7 +63,9 @@ class References:
 
     def _load(self, paths: Sequence[str]) -> DataLoader[Any]:
         images = [Sample(path, "", "", "", 0) for path in paths]
-        dataset = AnomalyDataset(self._root, images, self._image_size)
+        dataset = AnomalyDataset(
+            self._root, images, self._detector.input_spec, bits=self._pixels.bits, upright=self._pixels.exif
+        )
         return batches(dataset, self._batch_size, self._num_workers, self._accelerator, shared=False)
 
     def _memory(self, tokens: Any, paths: list[str]) -> Memory:

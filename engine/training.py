@@ -13,14 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from data.meta import Sample
+from data.meta import PixelSettings, Sample
 from dataset import AnomalyDataset, EpochSampler
 from engine import checkpoint
 from engine.epoch import train_epoch
 from engine.evaluation import infer
 from engine.loss_log import Step, losses_text, write_losses
 from engine.validation import Validation
-from model.interface import Detector
+from model.interface import TrainableDetector
 from utils.devices import set_seed
 from utils.distributed import DistributedBatchSampler, isolate_signals, shutdown
 from utils.logs import LOG
@@ -61,9 +61,11 @@ class TrainingPlan:
     """How a training runs; see `config.settings.TrainSettings` for the fields of these names.
 
     root: of the dataset.
+    pixels: how its files are read.
     """
 
     root: str
+    pixels: PixelSettings
     epoch: int
     batch_size: int
     num_workers: int
@@ -93,7 +95,7 @@ class Trainer:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: TrainableDetector,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         plan: TrainingPlan,
@@ -112,11 +114,13 @@ class Trainer:
         self._dataset = AnomalyDataset(
             plan.root,
             samples,
-            meta["image_size"],
+            detector.input_spec,
             mosaic_rate=plan.aug_rate,
             mosaic_of=plan.mosaic_of,
             augmented=plan.augment,
             seed=plan.seed,
+            bits=plan.pixels.bits,
+            upright=plan.pixels.exif,
         )
         self._sampler = EpochSampler(len(self._dataset), plan.seed, shuffle=not plan.no_shuffle)
         # --batch_size is that of all processes together, so that the same command gives the same losses on any number.
@@ -216,7 +220,7 @@ class Trainer:
 
     def _show_maps(self) -> None:
         if self._observer:
-            self._observer.maps(_watched_maps(self._detector, self._accelerator, self._plan.root, self._samples))
+            self._observer.maps(_watched_maps(self._detector, self._accelerator, self._plan, self._samples))
 
 
 def resumes_after_epoch(done: int, history: Sequence[Step]) -> bool:
@@ -233,14 +237,15 @@ def shown_steps(done: int, history: Sequence[Step]) -> int:
 
 
 def _watched_maps(
-    detector: Detector, accelerator: Accelerator, root: str, samples: Sequence[Sample]
+    detector: TrainableDetector, accelerator: Accelerator, plan: TrainingPlan, samples: Sequence[Sample]
 ) -> list[WatchedMap]:
     """Of a few anomalous images, evenly spread."""
     anomalous = [sample for sample in samples if sample.anomaly]
     detector.eval()
     maps = []
     for sample in anomalous[:: max(1, len(anomalous) // _WATCHED)][:_WATCHED]:
-        (item,) = AnomalyDataset(root, [sample], detector.backbone.image_size)
+        bits, upright = plan.pixels
+        item = AnomalyDataset(plan.root, [sample], detector.input_spec, bits=bits, upright=upright)[0]
         prediction = infer(detector, item["image"][None], sample.cls_name, None, accelerator)
         maps.append(WatchedMap(sample, prediction.maps[0].float().cpu().numpy(), item["mask"].numpy()))
     return maps

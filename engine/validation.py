@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,8 @@ import metrics
 from data.meta import Sample
 from data.references import ZERO_SHOT
 from engine.evaluation import score
-from metrics.image import IMAGE
-from metrics.names import VALIDATION_METRICS
-from metrics.pixel import PIXEL
-from model.interface import Detector
+from metrics.names import IMAGE, PIXEL, VALIDATION_METRICS
+from model.interface import TrainableDetector
 from utils.files import atomic_write
 from utils.logs import LOG
 
@@ -34,7 +32,7 @@ class Validation:
         dataset: name of the dataset that is scored.
         metric: one of `metrics.names.VALIDATION_METRICS`, higher is better.
         samples: the dataset's samples; a class's follow each other.
-        load: samples -> `engine.evaluation.batches` over them.
+        loader: `engine.evaluation.batches` over the samples.
         accelerator: device, precision and processes.
 
     Raises:
@@ -43,17 +41,17 @@ class Validation:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: TrainableDetector,
         folder: Path,
         dataset: str,
         metric: str,
         samples: Sequence[Sample],
-        load: Callable[[Sequence[Sample]], DataLoader[Any]],
+        loader: DataLoader[Any],
         accelerator: Accelerator,
     ):
         self._check_metric(dataset, metric, samples)
         self._detector = detector.eval()
-        self._folder, self._dataset, self._metric, self._load = folder, dataset, metric, load
+        self._folder, self._dataset, self._metric, self._loader = folder, dataset, metric, loader
         self._accelerator = accelerator
         self._samples = samples
         self._rows: dict[int, dict[str, Any]] = {}
@@ -73,7 +71,7 @@ class Validation:
         self._detector.load_trainable_state(trained)
         every = score(
             self._detector,
-            self._load(self._samples),
+            self._loader,
             self._samples,
             [ZERO_SHOT],
             lambda _: [None],
@@ -82,7 +80,8 @@ class Validation:
         mean = metrics.mean([result.metrics for result in every])
         self._rows[epoch] = {"epoch": epoch, "dataset": self._dataset, **mean}
         best = " (best so far)" if self._best() == epoch else ""
-        shown = ", ".join(f"{key} {100 * mean[key]:.1f}" for key in VALIDATION_METRICS if mean[key] is not None)
+        values = {key: mean[key] for key in VALIDATION_METRICS}
+        shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in values.items() if value is not None)
         LOG.info("epoch %d on %s: %s%s", epoch, self._dataset, shown, best)
         if mean[self._metric] is None:
             LOG.warning("epoch %d on %s: %s cannot be computed", epoch, self._dataset, self._metric)

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from metrics.image import IMAGE, as_array, image_metrics
-from metrics.pixel import PIXEL, PixelMetrics, label_regions
+from metrics.image import as_array, image_metrics
+from metrics.names import IMAGE, PIXEL
+from metrics.pixel import PixelMetrics, label_regions
 
 
 def evaluate(
@@ -54,7 +55,7 @@ def mean(rows: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:
     """Plain mean over classes of every metric, over the classes that have it; None where none has."""
     rows = list(rows)
     names = dict.fromkeys(name for row in rows for name in row)
-    present = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    present = {name: [value for row in rows if (value := row.get(name)) is not None] for name in names}
     return {name: sum(values) / len(values) if values else None for name, values in present.items()}
 
 

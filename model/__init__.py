@@ -3,20 +3,17 @@
 Importing it needs no CLIP library: command lines are read from what the methods say of themselves.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
-from model.interface import Detector
+from model.interface import Detector, ImageTower, ScoringDetector
 from model.vcp_clip import VcpClip
 from model.winclip import WinClip
 from prompt_ensemble import Prompts
 
-if TYPE_CHECKING:
-    from model.backbones.clip import Backbone
-
-METHODS: Mapping[str, type] = {
+METHODS: Mapping[str, type[Detector]] = {
     "april_gan": AprilGan,
     "winclip": WinClip,
     "sdp": Sdp,
@@ -49,7 +46,7 @@ def build(
     quick_gelu: str = "auto",
     prompts: Prompts | None = None,
     **options: Any,
-) -> Detector:
+) -> ScoringDetector:
     """A detector on a frozen CLIP.
 
     Args:
@@ -79,12 +76,13 @@ def build(
     return build_on(backbone, method, prompts=prompts, **options)
 
 
-def build_on(backbone: "Backbone", method: str, *, prompts: Prompts | None = None, **options: Any) -> Detector:
+def build_on(backbone: ImageTower, method: str, *, prompts: Prompts | None = None, **options: Any) -> ScoringDetector:
     """As `build`, on a backbone that exists already."""
     given = check_options(method, options)
     if prompts is not None:
         given["prompts"] = prompts
-    return METHODS[method](backbone, **given)
+    constructor = cast(Callable[..., ScoringDetector], METHODS[method])  # which know their own arguments
+    return constructor(backbone, **given)
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ texts of two states; few-shot adds the distance of the raw tokens to a memory ba
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map, memory_bank
 from model.adapters import Adapters, load_part
 from model.interface import LabeledBatch, Memory, Prediction, ScoreRange, SimilarityCache, Tokens
@@ -37,7 +38,7 @@ class AprilGan(nn.Module):
         prompts: states and templates.
     """
 
-    PRESET = Preset(
+    PRESET: ClassVar[Preset] = Preset(
         "ViT-L-14-336",
         "openai",
         518,
@@ -54,7 +55,7 @@ class AprilGan(nn.Module):
             seed=111,
         ),
     )
-    OPTIONS = (
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
         FEATURES_LIST,
         Option(
             "few_shot_features",
@@ -64,8 +65,8 @@ class AprilGan(nn.Module):
             scripts=("test",),
         ),
     )
-    needs_text = True
-    LOSSES = ("focal", "dice")
+    needs_text: ClassVar[bool] = True
+    LOSSES: ClassVar[tuple[str, ...]] = ("focal", "dice")
 
     def __init__(
         self,
@@ -87,6 +88,10 @@ class AprilGan(nn.Module):
         self.prompts = prompts
         self.adapters = Adapters([backbone.width(layer) for layer in features_list], backbone.embed_dim)
         self.texts = TextFeatures(self._encode_name)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, list[int]]:

@@ -5,15 +5,17 @@ Beside the ordinary path of the vision transformer runs one of value-to-value at
 embedding without being trained for it. They are compared with one representative vector of the texts of each state.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map
 from model.adapters import Adapters, load_part
 from model.interface import DualTokens, LabeledBatch, Prediction, ScoreRange
@@ -68,12 +70,12 @@ class Sdp(nn.Module):
         ValueError: a ResNet or another transformer than CLIP's; an unknown rep_vec; parameters out of range.
     """
 
-    PRESET = Preset(*_BACKBONE, batch_size=16, prompts=MEDICAL_PROMPTS)
-    OPTIONS = (
+    PRESET: ClassVar[Preset] = Preset(*_BACKBONE, batch_size=16, prompts=MEDICAL_PROMPTS)
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
         *_TEXT_OPTIONS,
         Option("smoothing", float, "sigma of the Gaussian filter over maps, in pixels (default: 8)", default=_SIGMA),
     )
-    needs_text = True
+    needs_text: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -105,6 +107,10 @@ class Sdp(nn.Module):
         self.texts = TextFeatures(self._encode_name)
 
     @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
+
+    @property
     def options(self) -> dict[str, Any]:
         return {
             "features_list": list(self.features_list),
@@ -132,12 +138,10 @@ class Sdp(nn.Module):
     def _representative(self, embeddings: Tensor, what: str) -> Tensor:
         """(n, D) unit vectors -> (D,), a unit vector."""
         vector = representative(embeddings, self.rep_vec, *self.dbscan)
-        rounded = self.rep_vec != "mean" and vector is not None
         if vector is None:
             _LOG.warning("%s: %s finds no cluster in its texts; their mean is used", what, self.rep_vec)
-            vector = representative(embeddings, "mean", *self.dbscan)
-        if not rounded:
-            return F.normalize(vector, dim=0)
+        if vector is None or self.rep_vec == "mean":
+            return F.normalize(embeddings.mean(0), dim=0)
         vector = vector.half()  # the published program goes on in half precision
         return (vector / vector.norm()).float()
 
@@ -153,7 +157,8 @@ class Sdp(nn.Module):
     def state_map(self, tokens: DualTokens, names: Sequence[str]) -> Tensor:
         """Sum over layers of the difference in similarity to the states, not smoothed, (B, S, S)."""
         text = self.texts(names)  # (B, D, 2)
-        patches = sum(self._layer_scores(tokens.values[layer].float(), text) for layer in self.features_list)  # (B, N)
+        layers = [self._layer_scores(tokens.values[layer].float(), text) for layer in self.features_list]
+        patches = functools.reduce(torch.add, layers)  # (B, N)
         grid = tokens.grids[self.features_list[-1]]
         return anomaly_map.upsample(patches, grid, self.backbone.image_size, align_corners=False)
 
@@ -186,13 +191,13 @@ class SdpPlus(nn.Module):
     The arguments are those of `Sdp`.
     """
 
-    PRESET = Preset(
+    PRESET: ClassVar[Preset] = Preset(
         *_BACKBONE,
         batch_size=16,
         prompts=MEDICAL_PROMPTS,
         training=Training(batch_size=8, learning_rate=1e-4, betas=(0.9, 0.999), epoch=5, seed=42, no_shuffle=True),
     )
-    OPTIONS = (
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
         *_TEXT_OPTIONS,
         Option(
             "smoothing",
@@ -201,8 +206,8 @@ class SdpPlus(nn.Module):
             default=_SIGMA_PLUS,
         ),
     )
-    needs_text = True
-    LOSSES = ("focal", "dice")
+    needs_text: ClassVar[bool] = True
+    LOSSES: ClassVar[tuple[str, ...]] = ("focal", "dice")
 
     def __init__(
         self,
@@ -223,6 +228,10 @@ class SdpPlus(nn.Module):
     @property
     def backbone(self) -> "Backbone":
         return self.sdp.backbone
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, Any]:

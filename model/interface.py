@@ -8,10 +8,14 @@ Layers count from 1, as in the papers.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
+
+from data.input_spec import InputSpec
+from model.options import Option, Preset
 
 
 class Tokens(NamedTuple):
@@ -68,9 +72,25 @@ class LabeledBatch(NamedTuple):
 
 # Computes features of images: some images (b, 3, S, S) -> name of the feature -> (b, ...).
 Encoder = Callable[[Tensor], Mapping[str, Tensor]]
-# Keeps features of images: images (B, 3, S, S), what the features depend on besides (see `ImageTower.identity`), names
-# of the features, what computes them -> name -> (B, ...).
-Cache = Callable[[Tensor, Mapping[str, str], Sequence[str], Encoder], Mapping[str, Tensor]]
+
+
+class Cache(Protocol):
+    """Keeps features of images."""
+
+    def __call__(
+        self, images: Tensor, identity: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], encode: Encoder
+    ) -> Mapping[str, Tensor]:
+        """name -> (B, ...).
+
+        Args:
+            images: (B, 3, S, S).
+            identity: what the features depend on besides, see `ImageTower.identity`.
+            shapes: name of each feature -> its shape of one image.
+            encode: computes them.
+        """
+
+    def log(self) -> None:
+        """Say in the log how many images it had."""
 
 
 class ImageTower(Protocol):
@@ -112,8 +132,11 @@ class ImageTower(Protocol):
     def __call__(self, images: Tensor, layers: Collection[int]) -> Tokens:
         """Tokens of the asked layers. images: (B, 3, S, S) uint8 RGB."""
 
-    def features(self, images: Tensor, names: Sequence[str], encode: Encoder) -> Mapping[str, Tensor]:
-        """Features of a method's own making, each (B, ...), from `cache` where it holds them."""
+    def features(self, images: Tensor, shapes: Mapping[str, tuple[int, ...]], encode: Encoder) -> Mapping[str, Tensor]:
+        """Features of a method's own making, each (B, ...), from `cache` where it holds them.
+
+        shapes: name of each feature -> its shape of one image; one name means the same whatever else is asked for.
+        """
 
     def identity(self, device: torch.device) -> dict[str, str]:
         """What the features of an image depend on beside its pixels: equal values, equal features."""
@@ -183,18 +206,33 @@ class Detector(Protocol):
 
     All methods have what stands here. What else a method can do it says by defining it, and what it cannot do it does
     not define: `TextDetector`, `ZeroShotDetector`, `FewShotDetector` and `TrainableDetector` list what belongs
-    together. It has a zero-shot or a few-shot part, or both. Its PRESET and OPTIONS are in model/options.py's terms.
+    together. It has a zero-shot or a few-shot part, or both.
     """
 
-    needs_text: bool  # whether it compares images with texts: it has `encode_names`, and its backbone a text tower
+    PRESET: ClassVar[Preset]
+    OPTIONS: ClassVar[tuple[Option, ...]]
+    needs_text: ClassVar[bool]  # whether it compares images with texts: has `encode_names`, its backbone a text tower
 
     @property
     def backbone(self) -> ImageTower:
         """The frozen image tower that it stands on."""
 
     @property
+    def input_spec(self) -> InputSpec:
+        """How pictures become the images that `encode` takes."""
+
+    @property
     def options(self) -> dict[str, Any]:
         """The values of OPTIONS in use, as plain values."""
+
+    def to(self, device: torch.device) -> Self:
+        """As of every nn.Module."""
+
+    def eval(self) -> Self:
+        """As of every nn.Module."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every nn.Module."""
 
     def encode(self, images: Tensor) -> Any:
         """The expensive part, which knows no classes and no references: Tokens, or a NamedTuple of the method's own.
@@ -251,8 +289,14 @@ class FewShotDetector(Detector, Protocol):
         """
 
 
-class TrainableDetector(Detector, Protocol):
+class ScoringDetector(ZeroShotDetector, FewShotDetector, TextDetector, Protocol):
+    """What the engine scores images with: it asks `capabilities` before it calls what a method may lack."""
+
+
+class TrainableDetector(ScoringDetector, Protocol):
     """A method with parts to train."""
+
+    LOSSES: ClassVar[tuple[str, ...]]  # names of the parts of `loss`, in the order of losses.csv
 
     def loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
         """The parts of the loss by name, each a scalar; their sum is minimised, and each is logged."""

@@ -54,7 +54,7 @@ def nearest_distance(
             each = references.unflatten(0, (len(images), -1))[new]  # (k, M / images, W)
             found.update(zip((images[number] for number in new), _nearest_in_each(_unit(tokens), each), strict=True))
         best = torch.stack([found[image] for image in images]).amax(0)
-    return (1 - best).clamp_min(0).unflatten(0, tokens.shape[:2])
+    return torch.unflatten((1 - best).clamp_min(0), 0, tokens.shape[:2])
 
 
 def cached_similarities(found: SimilarityCache | None, name: str, key: str) -> dict[str, Tensor] | None:

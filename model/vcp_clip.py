@@ -7,12 +7,13 @@ updated by what they find in the patches (Post-VCP). Each image has texts of its
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map
 from model.adapters import Adapters, load_exactly, load_part
 from model.interface import LabeledBatch, Prediction, ScoreRange, Tokens
@@ -51,7 +52,7 @@ class VcpClip(nn.Module):
         ValueError: another text tower, widths that do not fit, numbers out of range; one line.
     """
 
-    PRESET = Preset(
+    PRESET: ClassVar[Preset] = Preset(
         "ViT-L-14-336",
         "openai",
         518,
@@ -69,7 +70,7 @@ class VcpClip(nn.Module):
             seed=333,
         ),
     )
-    OPTIONS = (
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
         FEATURES_LIST,
         Option("prompt_len", positive, "tokens that stand for the image (default: 2)", default=_PROMPT_LEN),
         Option("deep_prompt_len", positive, "learned tokens after the start token (default: 1)", default=_DEEP_LEN),
@@ -83,8 +84,8 @@ class VcpClip(nn.Module):
             scripts=("train",),
         ),
     )
-    needs_text = True
-    LOSSES = ("focal", "dice")
+    needs_text: ClassVar[bool] = True
+    LOSSES: ClassVar[tuple[str, ...]] = ("focal", "dice")
 
     def __init__(
         self,
@@ -120,6 +121,10 @@ class VcpClip(nn.Module):
         self.adapters = Adapters(widths, backbone.embed_dim)
         self.post_vcp = PostVcp(backbone.embed_dim, widths[0])
         self.sentences = _pieces(backbone, prompts, prompt_len + deep_prompt_len)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -326,7 +331,7 @@ def _pieces(backbone: "Backbone", prompts: Prompts, learned: int) -> list[tuple[
             f"vcp_clip takes one sentence per state, and the prompts make {len(states[0])} and {len(states[1])}; "
             "give one phrase per state and one template"
         )
-    pieces = [tuple(texts[0].split("{}")) for texts in states]
+    pieces = [(before, after) for texts in states for before, _, after in [texts[0].partition("{}")]]
     for before, after in pieces:
         length = len(backbone.text.embed(before, start=True)) + len(backbone.text.embed(after, end=True)) + learned
         if length > backbone.text.context_length:

@@ -8,12 +8,13 @@ those of normal reference images.
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map, memory_bank
 from model.interface import Memory, Prediction, ScoreRange, SimilarityCache
 from model.options import MEDICAL_PROMPTS, Option, Preset, positive
@@ -50,7 +51,7 @@ class WinClip(nn.Module):
         ValueError: a ResNet, or a window that does not fit into the grid.
     """
 
-    PRESET = Preset(
+    PRESET: ClassVar[Preset] = Preset(
         "ViT-B-16-plus-240",
         "laion400m_e31",
         240,
@@ -59,7 +60,7 @@ class WinClip(nn.Module):
         seed=(42,),
         prompts=MEDICAL_PROMPTS,
     )
-    OPTIONS = (
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
         Option(
             "scales",
             positive,
@@ -69,7 +70,7 @@ class WinClip(nn.Module):
             scripts=("test",),
         ),
     )
-    needs_text = True
+    needs_text: ClassVar[bool] = True
 
     def __init__(self, backbone: "Backbone", *, scales: Sequence[int] = _SCALES, prompts: Prompts = WINCLIP):
         super().__init__()
@@ -82,6 +83,7 @@ class WinClip(nn.Module):
                     f"the patches a side of {backbone.name} at {backbone.image_size} pixels"
                 )
         self.backbone = backbone
+        self.grid: int = backbone.grid
         self.scales = tuple(sorted(scales))
         self.prompts = prompts
         self.texts = TextFeatures(self._encode_name)
@@ -97,6 +99,10 @@ class WinClip(nn.Module):
             # A buffer, since the exporter to ONNX writes a number in single precision, where this one is infinite.
             largest = torch.tensor(torch.finfo(torch.float64).max / len(members), dtype=torch.float64)
             self.register_buffer(f"largest{scale}", largest, persistent=False)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, list[int]]:
@@ -118,6 +124,8 @@ class WinClip(nn.Module):
     def encode(self, images: Tensor) -> WindowTokens:
         depth = self.backbone.depth
         windows = {scale: f"windows {scale}" for scale in self.scales}
+        shapes = {name: (self.bank_rows[f"window{scale}"], self.backbone.embed_dim) for scale, name in windows.items()}
+        shapes[f"patches {depth}"] = (self.grid**2, self.backbone.width(depth))
 
         def encode(some: Tensor) -> dict[str, Tensor]:
             tokens = self.backbone.embed(some)  # (B, 1 + N, W)
@@ -125,7 +133,7 @@ class WinClip(nn.Module):
             whole = {"pooled": pooled, f"patches {depth}": outputs[depth][:, 1:]}  # as any method of this backbone
             return {**whole, **{name: self._encode_windows(tokens, scale) for scale, name in windows.items()}}
 
-        found = self.backbone.features(images, ["pooled", f"patches {depth}", *windows.values()], encode)
+        found = self.backbone.features(images, {"pooled": (self.backbone.embed_dim,), **shapes}, encode)
         return WindowTokens(
             found["pooled"], {scale: found[name] for scale, name in windows.items()}, found[f"patches {depth}"]
         )
@@ -165,8 +173,9 @@ class WinClip(nn.Module):
         return coverage.sum(0) / (inverse @ coverage)
 
     def _upsample(self, values: Tensor) -> Tensor:
-        grid = (self.backbone.grid, self.backbone.grid)
-        return anomaly_map.upsample(values.float(), grid, self.backbone.image_size, align_corners=False)
+        return anomaly_map.upsample(
+            values.float(), (self.grid, self.grid), self.backbone.image_size, align_corners=False
+        )
 
     # --- references -------------------------------------------------------------------------------------------------
 
@@ -182,7 +191,7 @@ class WinClip(nn.Module):
     @property
     def bank_rows(self) -> dict[str, int]:
         windows = {f"window{scale}": len(getattr(self, f"members{scale}")) for scale in self.scales}
-        return {**windows, "patch": self.backbone.grid**2}
+        return {**windows, "patch": self.grid**2}
 
     def few_shot(
         self,
@@ -195,11 +204,7 @@ class WinClip(nn.Module):
         """WinCLIP+: the mean of the association maps of windows and patches is added to the map (section 4.3)."""
         values = zero_shot.maps.new_zeros(tokens.patches.shape[:2], dtype=torch.float64)  # (B, N)
         for name, rows in memory_bank.rows_by_name(names).items():
-            seen = (
-                {}
-                if found is None
-                else {key: memory_bank.cached_similarities(found, name, key) for key in memories[name].banks}
-            )
+            seen = {} if found is None else {key: found.setdefault((name, key), {}) for key in memories[name].banks}
             values[rows] = self._association(tokens, rows, memories[name], seen)
         score_components = {**zero_shot.score_components, "map_max": values.amax(1).float()}
         return Prediction(zero_shot.maps + self._upsample(values), score_components)

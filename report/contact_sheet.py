@@ -7,11 +7,12 @@ Needs the pictures of the run (test.py without --no_images) and writes sheet.png
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from data.images import result_names
 from report.captions import INK, draw_text
 from report.gallery import choose
 from report.map_files import OVERLAYS, setting_folder
@@ -50,8 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     k_shot, seed = images[0].k_shot, images[0].seed
     subfolder = folder / setting_folder(k_shot, seed)
     folder = subfolder if subfolder.is_dir() else folder
+    names = result_names([image.img_path for image in images])
     sections = [
-        Section(title, [(image, _panels_of(folder, image)) for image in selected])
+        Section(title, [(image, _panels_of(folder / f"{names[image.img_path]}.png")) for image in selected])
         for title, selected in zip(_TITLES, choose(images), strict=True)
     ]
     references = f"{k_shot} normal reference images per class" if k_shot else "no reference images"
@@ -70,8 +72,8 @@ def of_setting(images: Sequence[ScoredImage], k_shot: int | None, seed: int | No
     return [image for image in images if (image.k_shot, image.seed) == chosen]
 
 
-def _panels_of(folder: Path, image: ScoredImage) -> list[Image.Image]:
-    with Image.open(folder / PurePosixPath(image.img_path).with_suffix(".png")) as picture:
+def _panels_of(path: Path) -> list[Image.Image]:
+    with Image.open(path) as picture:
         return split_panels(picture.convert("RGB"))
 
 

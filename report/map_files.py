@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.images import result_names
 from data.meta import Sample
 from data.references import FewShotSetting
 from report.gallery import Gallery, choose, pictures_per_list, settings_with_pictures
@@ -24,24 +25,12 @@ _THREADS = 2  # that draw
 
 def save_map(folder: Path, name: str, one: NDArray[Any]) -> None:
     """Write a map, (S, S), as float32 under the image's name with the suffix .npy."""
-    with atomic_write(folder / PurePosixPath(name).with_suffix(".npy")) as path:
-        save_array(path, one.astype(np.float32))
+    _write_map(folder / PurePosixPath(name).with_suffix(".npy"), one)
 
 
-def check_names(paths: Sequence[str]) -> None:
-    """Maps and overlays are named after the images without their suffix: two images of one name would collide.
-
-    Raises:
-        ValueError: names both images.
-    """
-    owners: dict[PurePosixPath, str] = {}
-    for path in paths:
-        owner = owners.setdefault(PurePosixPath(path).with_suffix(""), path)
-        if owner != path:
-            raise ValueError(
-                f"{owner} and {path} differ in the suffix alone, and their maps would overwrite each other; rename "
-                "one, or use --no_images without --save_maps"
-            )
+def _write_map(path: Path, one: NDArray[Any]) -> None:
+    with atomic_write(path) as temporary:
+        save_array(temporary, one.astype(np.float32))
 
 
 def setting_folder(k_shot: int, seed: int | None) -> str:
@@ -64,6 +53,7 @@ class MapFiles:
         settings: the few-shot settings.
         overlays: whether imgs/ is wanted.
         maps: whether maps/ is wanted.
+        bits, upright: how images and masks are read, see `dataset.AnomalyDataset`.
         gather: a list -> the lists of all processes, one after the other.
 
     Attributes:
@@ -79,11 +69,15 @@ class MapFiles:
         *,
         overlays: bool = True,
         maps: bool = False,
+        bits: int | None = None,
+        upright: bool = False,
         gather: Callable[[list[Any]], list[Any]] = list,
     ):
         self.galleries: dict[tuple[int, str], Gallery] = {}
         self._save_path, self._root, self._samples, self._settings = save_path, Path(root), samples, settings
         self._overlays, self._maps, self._gather = overlays, maps, gather
+        self._bits, self._upright = bits, upright
+        self._names = result_names([sample.img_path for sample in samples])
         several = len(settings) > 1
         self._folders = [setting_folder(one.k_shot, one.seed) if several else "" for one in settings]
         in_page = settings_with_pictures([setting.k_shot for setting in settings])
@@ -113,7 +107,7 @@ class MapFiles:
     def keep(self, setting: int, index: int, one: NDArray[np.float32]) -> None:
         """Take one map, (S, S) float32."""
         if self._maps:
-            save_map(self._save_path / MAPS / self._folders[setting], self._samples[index].img_path, one)
+            _write_map(self._file(setting, index), one)
         elif self._draws(setting):
             waiting = one if self._overlays else shrink_map(one)
             save_array(self._file(setting, index), waiting.astype(np.float16))
@@ -165,7 +159,9 @@ class MapFiles:
         sample = self._samples[index]
         overlay = self._result(OVERLAYS, setting, sample, ".png") if self._overlays else None
         thumbnail = sample.img_path in in_page
-        return PictureJob(self._file(setting, index), self._root, sample, score, ends, overlay, thumbnail)
+        return PictureJob(
+            self._file(setting, index), self._root, sample, score, ends, overlay, thumbnail, self._bits, self._upright
+        )
 
     def _draw(self, job: PictureJob) -> bytes | None:
         thumbnail = draw(job) if job.overlay or job.thumbnail else None
@@ -180,4 +176,4 @@ class MapFiles:
         return Path(self._spool.name, f"{setting}-{index}.npy")
 
     def _result(self, kind: str, setting: int, sample: Sample, suffix: str) -> Path:
-        return self._save_path / kind / self._folders[setting] / PurePosixPath(sample.img_path).with_suffix(suffix)
+        return self._save_path / kind / self._folders[setting] / f"{self._names[sample.img_path]}{suffix}"

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from data.meta import Sample
-from metrics.image import IMAGE
-from metrics.pixel import PIXEL
+from metrics.names import IMAGE, PIXEL
 from report.predictions import ClassScores
 from report.tables import METRICS
 

@@ -105,7 +105,7 @@ class StreamedOverlays:
                 self._scale.add(one)
 
     def keep(self, path: Path, name: str, one: NDArray[np.float32], caption: str) -> None:
-        """Take one map, (S, S) float32, of the image at `path`, to be drawn under `name`."""
+        """Take one map, (S, S) float32, of the image at `path`; name: of the picture, whose suffix becomes .png."""
         self._waiting.append(_Waiting(path, name, one, caption))
         if not self.learning:
             self._draw_waiting()
@@ -113,7 +113,7 @@ class StreamedOverlays:
     def _draw_waiting(self) -> None:
         low, high = self._ends = self._ends or self._scale.ends()
         for path, name, one, caption in self._waiting:
-            picture = overlay(self._load(path), on_scale(one, low, high), None, (PurePosixPath(name).name, caption))
+            picture = overlay(self._load(path), on_scale(one, low, high), None, (path.name, caption))
             save_picture(self._folder / PurePosixPath(name).with_suffix(".png"), picture)
         self._waiting.clear()
 

@@ -31,6 +31,7 @@ class PictureJob(NamedTuple):
         ends: of the colour scale, in the map's values.
         overlay: the file to write; None draws none.
         thumbnail: whether the picture for report.html is wanted.
+        bits, upright: how image and mask are read, see `dataset.AnomalyDataset`.
     """
 
     map_file: Path
@@ -40,6 +41,8 @@ class PictureJob(NamedTuple):
     ends: tuple[float, float]
     overlay: Path | None
     thumbnail: bool
+    bits: int | None = None
+    upright: bool = False
 
 
 def draw(job: PictureJob) -> bytes | None:
@@ -47,7 +50,7 @@ def draw(job: PictureJob) -> bytes | None:
     once."""
     low, high = job.ends
     heat = (load_map(job.map_file).astype(np.float32) - low) / (high - low)
-    image, mask = load_image(job.root / job.sample.img_path), _mask(job.root, job.sample)
+    image, mask = load_image(job.root / job.sample.img_path, upright=job.upright, bits=job.bits), _mask(job)
     if job.overlay:
         save_picture(job.overlay, overlay(image, heat, mask, _captions(job, mask is not None)))
     return _thumbnail(image, heat, mask) if job.thumbnail else None
@@ -65,11 +68,12 @@ def shrink_map(one: NDArray[Any]) -> NDArray[Any]:
     return cv2.resize(one, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
 
 
-def _mask(root: Path, sample: Sample) -> NDArray[np.uint8] | None:
+def _mask(job: PictureJob) -> NDArray[np.uint8] | None:
     """The mask of a sample, (H, W), all zero of a normal one; None where it is not known."""
-    if not sample.anomaly:
+    if not job.sample.anomaly:
         return np.zeros((1, 1), np.uint8)
-    return np.asarray(load_mask(root / sample.mask_path)) if sample.mask_path else None
+    path = job.sample.mask_path
+    return np.asarray(load_mask(job.root / path, upright=job.upright)) if path else None
 
 
 def _captions(job: PictureJob, has_mask: bool) -> tuple[str, str, str]:

@@ -9,8 +9,7 @@ from tabulate import SEPARATING_LINE, tabulate
 
 import metrics
 from data.references import FewShotSetting
-from metrics.image import IMAGE
-from metrics.pixel import PIXEL
+from metrics.names import IMAGE, PIXEL
 from report.predictions import ClassScores
 from utils.text import escape_controls, markdown_cell
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.images import load_image
-from data.meta import Sample
+from data.meta import PixelSettings, Sample
 from report.overlays import overlay
 from utils.files import NotWrittenError
 
@@ -44,14 +44,15 @@ class TensorBoardLogger:
 
     Args:
         folder: of the training; the curves go to a subfolder.
-        root: of the dataset, whose images are shown.
+        root: of the dataset, whose images are shown; pixels: how its files are read.
         done: steps of an interrupted training that is resumed; what it had drawn after them is taken back.
     """
 
-    def __init__(self, folder: Path, root: Path, done: int):
+    def __init__(self, folder: Path, root: Path, pixels: PixelSettings, done: int):
         from torch.utils.tensorboard import SummaryWriter  # seconds to import, and training alone needs it
 
         self._writer, self._root, self._step = SummaryWriter(folder / FOLDER, purge_step=done + 1), root, done
+        self._pixels = pixels
 
     def close(self) -> None:
         """Nothing more follows."""
@@ -78,7 +79,8 @@ class TensorBoardLogger:
         """Original | anomaly map | ground truth of some images after the last step; each map has its own scale."""
         for one in maps:
             heat = (one.map - one.map.min()) / max(np.ptp(one.map), 1e-6)
-            image = load_image(self._root / one.sample.img_path)
+            path = self._root / one.sample.img_path
+            image = load_image(path, upright=self._pixels.exif, bits=self._pixels.bits)
             picture = overlay(image, heat, one.mask, (one.sample.img_path, "anomaly map", "ground truth"))
             with self._named():
                 self._writer.add_image(one.sample.img_path, picture, self._step, dataformats="HWC")

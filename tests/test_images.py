@@ -40,6 +40,7 @@ REFUSED = {
     "pages.tif": "several pictures in one file",
     "bomb.png": "too large, make it smaller (Image size (400000000 pixels)",
     "absurd.png": "too large, make it smaller (Image size (4611686014132420609 pixels)",
+    "wide.png": "too large, make it smaller (70000000 x 1 pixels; a side may have 100000)",
     "float.tif": "floating-point pixels",
     "range.tif": "pixel values outside 0..65535",
 }
@@ -92,6 +93,7 @@ def folder(tmp_path_factory):
     picture.save(root / "pages.tif", save_all=True, append_images=others[:1])
     (root / "bomb.png").write_bytes(png_of(20_000, 20_000))
     (root / "absurd.png").write_bytes(png_of(2**31 - 1, 2**31 - 1))
+    (root / "wide.png").write_bytes(png_of(70_000_000, 1))
     Image.fromarray(np.ones((4, 4), np.float32)).save(root / "float.tif")
     Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(root / "range.tif")
     return root

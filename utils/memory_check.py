@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import psutil
 import torch
@@ -15,8 +15,8 @@ def free_bytes(device: torch.device | str) -> int:
     device = torch.device(device)
     if device.type == "cuda":
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + idle
-    free = psutil.virtual_memory().available
+        return int(torch.cuda.mem_get_info(device)[0]) + idle
+    free: int = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError, KeyError):
         limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
         cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
@@ -24,8 +24,18 @@ def free_bytes(device: torch.device | str) -> int:
     return free
 
 
-def check_bank(detector: Any, images: int, device: torch.device | str, what: str, advice: str) -> None:
-    """As `check`, for the memory banks of so many reference images; detector: see `interface.Detector`."""
+class Banks(Protocol):
+    """What a detector says of its memory banks, see `interface.FewShotDetector`."""
+
+    @property
+    def bank_widths(self) -> dict[str, int]: ...
+
+    @property
+    def bank_rows(self) -> dict[str, int]: ...
+
+
+def check_bank(detector: Banks, images: int, device: torch.device | str, what: str, advice: str) -> None:
+    """As `check`, for the memory banks of so many reference images."""
     widths = detector.bank_widths
     need = images * sum(4 * rows * widths[key] for key, rows in detector.bank_rows.items())
     check(need, device, f"{what} ({images} reference images)", advice)

@@ -110,6 +110,12 @@ class Backbone(nn.Module):
         side: int = self.taps.visual.grid_size[0]
         return side
 
+    @property
+    def _vit(self) -> ViTTaps:
+        if not isinstance(self.taps, ViTTaps):
+            raise TypeError(f"{self.name} is a ResNet: it has no blocks and no class token")
+        return self.taps
+
     def width(self, layer: int) -> int:
         """Width W of a layer's tokens."""
         return self.taps.width(layer)
@@ -145,21 +151,22 @@ class Backbone(nn.Module):
             pooled, patches = self.taps(self.normalize(some), layers)
             return {"pooled": pooled, **_named("patches", patches)}
 
-        found = self.features(images, ["pooled", *(f"patches {layer}" for layer in layers)], encode)
+        shapes = {f"patches {layer}": (self.token_count(layer), self.width(layer)) for layer in layers}
+        found = self.features(images, {"pooled": (self.embed_dim,), **shapes}, encode)
         patches = {layer: found[f"patches {layer}"] for layer in layers}
         return Tokens(found["pooled"], patches, _grids(patches))
 
-    def features(self, images: Tensor, names: Sequence[str], encode: Encoder) -> Mapping[str, Tensor]:
+    def features(self, images: Tensor, shapes: Mapping[str, tuple[int, ...]], encode: Encoder) -> Mapping[str, Tensor]:
         """Features of images, each (B, ...), from `cache` where it holds them.
 
         Args:
             images: (B, 3, S, S) uint8 RGB.
-            names: of the features; one name means the same whatever else is asked for.
+            shapes: name of each feature -> its shape of one image; one name means the same whatever else is asked for.
             encode: computes them: some images (b, 3, S, S) -> name -> (b, ...).
         """
         if self.cache is None:
             return encode(images)
-        return self.cache(images, self.identity(images.device), names, encode)
+        return self.cache(images, self.identity(images.device), shapes, encode)
 
     def description(self) -> dict[str, Any]:
         """What checkpoints, memories and results record of the backbone, as plain values."""
@@ -200,7 +207,7 @@ class Backbone(nn.Module):
 
         images: (B, 3, S, S) uint8 RGB.
         """
-        return self.taps.embed(self.normalize(images))
+        return self._vit.embed(self.normalize(images))
 
     @torch.no_grad()
     def encode(self, tokens: Tensor, layers: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
@@ -209,12 +216,12 @@ class Backbone(nn.Module):
         Returns:
             The pooled embedding (B, D), not normalised, and the asked layers' raw output, each (B, 1 + n, W).
         """
-        return self.taps.encode(tokens, layers)
+        return self._vit.encode(tokens, layers)
 
     @torch.no_grad()
     def pool(self, tokens: Tensor) -> Tensor:
         """The pooled embedding alone of what `encode` takes, (B, D), not normalised; cheaper where only that counts."""
-        return self.taps.pool(tokens)
+        return self._vit.pool(tokens)
 
     def compile_encoder(self) -> None:
         """Compile the image tower with torch.compile, when it first runs: block by block, since alike blocks share what
@@ -239,11 +246,12 @@ class Backbone(nn.Module):
         """
 
         def encode(some: Tensor) -> dict[str, Tensor]:
-            values, patches = self.taps.dual_path(self.embed(some), layers)
+            values, patches = self._vit.dual_path(self.embed(some), layers)
             return {**_named("second path", values), **_named("first path", patches)}
 
-        names = [f"{path} {layer}" for path in ("second path", "first path") for layer in layers]
-        found = self.features(images, names, encode)
+        shapes = {f"second path {layer}": (1 + self.token_count(layer), self.embed_dim) for layer in layers}
+        shapes |= {f"first path {layer}": (self.token_count(layer), self.width(layer)) for layer in layers}
+        found = self.features(images, shapes, encode)
         values, patches = (
             {layer: found[f"{path} {layer}"] for layer in layers} for path in ("second path", "first path")
         )

@@ -1,6 +1,6 @@
 """Token streams of image towers: the patch tokens of chosen layers."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 def project(x: Tensor, projection: nn.Linear | Tensor) -> Tensor:
-    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    """(..., width) -> (..., D)"""
+    return F.linear(x, projection.weight, projection.bias) if isinstance(projection, nn.Linear) else x @ projection
 
 
 class ViTTaps(nn.Module):
@@ -29,14 +30,16 @@ class ViTTaps(nn.Module):
         self.dual_attention = torch.compile(_dual_attention)
 
     def width(self, layer: int) -> int:
-        return self.visual.transformer.width
+        width: int = self.visual.transformer.width
+        return width
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch convolution, class token in front, position embedding added; before ln_pre. (B, 1 + N, W)"""
         visual = self.visual
         patches = visual.conv1(images).flatten(2).transpose(1, 2)  # (B, N, W)
         class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)  # (B, 1, W)
-        return torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+        positions: Tensor = visual.positional_embedding.to(patches.dtype)  # (1 + N, W)
+        return torch.cat([class_token, patches], dim=1) + positions
 
     def encode(self, tokens: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """All blocks. Returns the pooled embedding (B, D), not normalised, and the asked blocks' raw output, each
@@ -61,8 +64,8 @@ class ViTTaps(nn.Module):
             x = block(x)
         everything = last.ln_1(x)
         x = x[:, :1] + last.ls_1(last.attention(everything[:, :1], everything, everything))  # (B, 1, W)
-        x = visual.ln_post(x + last.ls_2(last.mlp(last.ln_2(x))))[:, 0]
-        return x if visual.proj is None else x @ visual.proj
+        pooled: Tensor = visual.ln_post(x + last.ls_2(last.mlp(last.ln_2(x))))[:, 0]
+        return pooled if visual.proj is None else project(pooled, visual.proj)
 
     def dual_path(self, tokens: Tensor, layers: Collection[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Both paths of CLIP-AD (arXiv 2311.00453), as the published program computes them.
@@ -118,7 +121,8 @@ def _dual_attention(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, T
 
     def add(queries: Tensor, keys: Tensor) -> Tensor:
         mixed = F.scaled_dot_product_attention(queries, keys, values)
-        return block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+        added: Tensor = block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+        return added
 
     return add(queries, keys), add(values, values)
 
@@ -134,16 +138,18 @@ class ResNetTaps(nn.Module):
         pool = visual.attnpool
         pool.positional_embedding = nn.Parameter(_resample_positions(pool.positional_embedding, image_size // 32))
         visual.image_size = image_size
+        self.run_stages: Callable[[Tensor], list[Tensor]] = self.stages
 
     def compile_blocks(self) -> None:
-        self.stages = torch.compile(self.stages)
+        self.run_stages = torch.compile(self.stages)
 
     def width(self, layer: int) -> int:
-        return self.visual.layer1[-1].conv3.out_channels * 2 ** (layer - 1)
+        channels: int = self.visual.layer1[-1].conv3.out_channels
+        return channels << (layer - 1)
 
     def forward(self, images: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """As `_ViTTaps.forward`."""
-        outputs = self.stages(images)
+        """As `ViTTaps.forward`."""
+        outputs = self.run_stages(images)
         patches = {
             layer: x.flatten(2).transpose(1, 2)  # (B, N, W)
             for layer, x in enumerate(outputs, start=1)

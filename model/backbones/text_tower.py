@@ -60,7 +60,8 @@ class TextTower:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.clip.parameters()).device
+        parameter: nn.Parameter = next(self.clip.parameters())
+        return parameter.device
 
     def _encode_ids(self, ids: Tensor) -> Tensor:
         """open_clip's `encode_text` without the padding: under the causal mask nothing sees what follows the end token,

@@ -33,6 +33,7 @@ _CLASS = re.compile(r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*?)\]\n(?:
 class _Module:
     """A module as the pickle has it: attributes alone."""
 
+    place: str  # path of its class
     attributes: dict[str, Any] = {}
 
     def __setstate__(self, state: Any) -> None:
@@ -76,7 +77,8 @@ class _Reader(pickle.Unpickler):
         pickled = _bytes(archive, f"{root}/data.pkl")
         _check_memo(pickled)
         super().__init__(io.BytesIO(pickled))
-        self._archive, self._root, self._storages = archive, root, {}
+        self._archive, self._root = archive, root
+        self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
@@ -114,7 +116,7 @@ def _check_memo(pickled: bytes) -> None:
             raise ValueError(f"its pickle of {len(pickled)} bytes keeps something under the number {number}")
 
 
-def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     """A view of what a storage holds, which a tensor of a state dict never exceeds."""
     if not isinstance(storage, Tensor) or math.prod(size) > len(storage):
         raise ValueError("a tensor in it is larger than its data")

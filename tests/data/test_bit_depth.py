@@ -197,6 +197,12 @@ def test_a_mask_of_16_bit_colours_keeps_its_small_values(tmp_path):
     np.testing.assert_array_equal(load_mask(tmp_path / "m.png"), defect.max(-1) * 255)
 
 
+@pytest.mark.parametrize("bits", [0, 7, 17, 32])
+def test_a_number_of_bits_that_no_file_has_is_refused(bits, tmp_path):
+    with pytest.raises(ValueError, match=f"bits must be 8 to 16, got {bits}"):
+        load_image(write(tmp_path / "a.png", RAMP), bits=bits)
+
+
 # --- the hint -------------------------------------------------------------------------------------------------------
 
 

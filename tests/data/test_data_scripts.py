@@ -89,7 +89,7 @@ def test_mvtec_passes_over_other_files_and_folders(mvtec):
         (lambda root: shutil.rmtree(root / "nut/test") or shutil.rmtree(root / "nut/ground_truth"), ["no sample"]),
         (
             lambda root: (root / "nut/test/good/1.png").symlink_to("/etc/hostname"),
-            ["nut/test/good/1.png", "inside the root"],
+            ["nut/test/good/1.png", "is a link to /etc/hostname, outside of the root"],
         ),
     ],
 )

@@ -274,11 +274,10 @@ def rename(source, cls_name):
     meta.write(source, {split: [s._replace(cls_name=cls_name) for s in part] for split, part in samples.items()})
 
 
-def test_a_full_disk_is_named(small, monkeypatch, capsys):
+def test_a_full_disk_is_named(small, monkeypatch, fails):
     source, root = small
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(mvisa.Image.Image, "save", lambda *_: (_ for _ in ()).throw(full))
-    assert mvisa.main(["--root", str(root), "--mvtec", str(source)]) == 2
-    message = capsys.readouterr().err
-    assert "mvtec_000000.bmp: not to be written (No space left on device)" in message and message.count("\n") == 1
+    message = fails(mvisa.main, "--root", root, "--mvtec", source)
+    assert "mvtec_000000.bmp: not to be written (No space left on device)" in message
     assert os.listdir(root) == []

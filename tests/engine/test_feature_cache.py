@@ -198,7 +198,7 @@ def test_refusals(fails, tiny_a, mini_visa, tmp_path):
     line = fails(test_script.main, *flags, "--feature_cache", tmp_path / "file/cache")
     assert "--feature_cache" in line and "file/cache" in line
     line = fails(test_script.main, *flags, "--feature_cache_size", 3)
-    assert "--feature_cache_size 3" in line and "--feature_cache;" in line
+    assert "--feature_cache_size 3: requires --feature_cache" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -263,6 +263,9 @@ def test_resnet(tmp_path):
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
+THOUSANDS = {"thousands": (4000,)}
+
+
 def thousands(images: torch.Tensor) -> dict[str, torch.Tensor]:
     """(b, 3, 4, 4) -> 16 kB an image, all of it the first pixel's value."""
     return {"thousands": images[:, 0, 0, 0, None].float().expand(-1, 4000)}
@@ -276,8 +279,8 @@ def test_the_bound_holds_and_the_least_recently_used_go(tmp_path):
     cache = FeatureCache(tmp_path, 1e-3, Accelerator(cpu=True))  # 1 MB: some 50 images
     for value in range(120):
         os.utime(tmp_path)
-        cache(number(value), {}, ["thousands"], thousands)
-        cache(number(0), {}, ["thousands"], thousands)  # is used all the time
+        cache(number(value), {}, THOUSANDS, thousands)
+        cache(number(0), {}, THOUSANDS, thousands)  # is used all the time
         for age, path in enumerate(sorted(files(tmp_path), key=lambda path: path.stat().st_mtime_ns)):
             os.utime(path, ns=(age, age * 10**9))  # clocks of file systems are coarse
         assert size(tmp_path) <= 1e6
@@ -290,21 +293,21 @@ def test_the_bound_holds_and_the_least_recently_used_go(tmp_path):
     again = FeatureCache(tmp_path, 1e-3, Accelerator(cpu=True))
     again._keeping = False  # only looks
     for value in range(120):
-        assert again(number(value), {}, ["thousands"], encode)["thousands"].unique().tolist() == [value]
+        assert again(number(value), {}, {"thousands": (4000,)}, encode)["thousands"].unique().tolist() == [value]
     assert 30 < 120 - len(held) < 60 and 0 not in held and held == list(range(1, len(held) + 1))
 
 
 HAMMER = """
 import random, sys, torch
 from accelerate import Accelerator
-from utils.feature_cache import FeatureCache
+from engine.feature_cache import FeatureCache
 folder, seed = sys.argv[1:]
 cache, dice = FeatureCache(folder, 1e-3, Accelerator(cpu=True)), random.Random(seed)
 encode = lambda images: {"thousands": images[:, 0, 0, 0, None].float().expand(-1, 4000)}
 for _ in range(400):
     value = dice.randrange(100)
     image = torch.full((1, 3, 4, 4), value, dtype=torch.uint8)
-    got = cache(image, {}, ["thousands"], encode)["thousands"]
+    got = cache(image, {}, {"thousands": (4000,)}, encode)["thousands"]
     assert got.shape == (1, 4000) and (got == value).all(), value
 print(cache._found, cache._encoded)
 """
@@ -336,7 +339,7 @@ def test_what_a_killed_run_left_goes(tmp_path):
         path.write_bytes(b"half")
     for path in (left[0], other):
         os.utime(path, (0, 0))
-    FeatureCache(tmp_path, 1, Accelerator(cpu=True))(number(1), {}, ["thousands"], thousands)
+    FeatureCache(tmp_path, 1, Accelerator(cpu=True))(number(1), {}, THOUSANDS, thousands)
     assert not left[0].exists() and left[1].exists()  # the other may be of a run that goes on
     assert other.exists()
 
@@ -350,6 +353,6 @@ def test_what_cannot_be_written_is_said_once_and_costs_nothing_else(problem, tmp
         for place in range(256):
             (tmp_path / f"{place:02x}").write_text("a file where a folder should be")
     for value in range(3):
-        assert cache(number(value), {}, ["thousands"], thousands)["thousands"].unique().tolist() == [value]
+        assert cache(number(value), {}, THOUSANDS, thousands)["thousands"].unique().tolist() == [value]
     (line,) = [record.getMessage() for record in caplog.records]
     assert str(tmp_path) in line and "not written any more" in line and not files(tmp_path)

@@ -46,6 +46,17 @@ def test_a_sheet_is_of_one_setting(results, flags, colour):
     assert (colour, 0, 0) in found and (250 - colour, 0, 0) not in found
 
 
+def test_images_that_differ_in_the_suffix_alone_have_their_own_pictures(tmp_path):
+    images = [image("nut", 1, 0.9)._replace(img_path=f"nut/a.{suffix}") for suffix in ("jpg", "png")]
+    write_predictions(tmp_path / "predictions.csv", images)
+    for name, colour in (("a_jpg", (255, 0, 0)), ("a_png", (0, 0, 255))):
+        (tmp_path / "imgs/nut").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (306, 122), colour).save(tmp_path / f"imgs/nut/{name}.png")
+    main([str(tmp_path)])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert {(255, 0, 0), (0, 0, 255)} <= colours(sheet)
+
+
 def test_what_there_is_no_sheet_of(fails, results, tmp_path):
     assert "no --k_shot 2 --seed None in predictions.csv; it has (k_shot, seed) [(0, None), (4, 7)]" in fails(
         main, results, "--k_shot", 2

@@ -127,8 +127,13 @@ def test_an_interruption_leaves_nothing(tmp_path, root):
 
 
 def test_an_image_is_read_once_for_all_its_pictures(tmp_path, root, monkeypatch):
-    read = []
-    monkeypatch.setattr(pictures, "load_image", lambda path, load=pictures.load_image: read.append(path) or load(path))
+    read, load = [], pictures.load_image
+
+    def counted(path, **keywords):
+        read.append(path)
+        return load(path, **keywords)
+
+    monkeypatch.setattr(pictures, "load_image", counted)
     with MapFiles(tmp_path, root, SAMPLES, SETTINGS[:1]) as files:
         for index in range(3):
             files.keep(0, index, map_of(0, index))
@@ -183,3 +188,39 @@ def test_too_many_classes_for_a_page_have_no_pictures(tmp_path, root):
         assert not list(tmp_path.rglob("*.npy"))
         files.finish(ClassScores(0, "0", {}, [0], [1.0], {}, {}))
     assert files.galleries == {}
+
+
+def test_images_that_differ_in_the_suffix_alone_keep_their_pictures_apart(tmp_path, root):
+    twins = [SAMPLES[0], SAMPLES[0]._replace(img_path="nut/0.bmp"), SAMPLES[2]]
+    with Image.open(root / "nut/0.png") as image:
+        image.save(root / "nut/0.bmp")
+    with MapFiles(tmp_path, root, twins, SETTINGS[:1], maps=True) as files:
+        for index in range(3):
+            files.keep(0, index, map_of(0, index))
+        files.finish(ClassScores(0, "nut", {}, [0, 1, 2], [0.0, 1.0, 2.0], {}, {}))
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
+        "0_bmp.npy", "0_bmp.png", "0_png.npy", "0_png.png", "2.npy", "2.png"
+    ]  # fmt: skip
+    for index, name in enumerate(("0_png", "0_bmp", "2")):
+        np.testing.assert_array_equal(np.load(tmp_path / f"maps/nut/{name}.npy"), map_of(0, index))
+    assert list(files.galleries[0, "nut"].thumbnails) == ["nut/0.png", "nut/0.bmp", "nut/2.png"]
+
+
+def test_pictures_show_what_was_scored(tmp_path, root):
+    """Values of 12 bits in a file of 16, and a photograph that is to be turned."""
+    Image.fromarray(np.full((40, 60), 4095, np.uint16)).save(root / "nut/deep.png")
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(root / "nut/0.png") as image:
+        image.save(root / "nut/turned.jpg", exif=exif)
+    for name, wanted in (("nut/deep.png", {"bits": 12}), ("nut/turned.jpg", {"upright": True})):
+        for keywords in ({}, wanted):
+            folder = tmp_path / f"{name.replace('/', '_')}_{len(keywords)}"
+            folder.mkdir()
+            with MapFiles(folder, root, [Sample(name, "", "nut", "good", 0)], SETTINGS[:1], **keywords) as files:
+                files.keep(0, 0, map_of(0, 0))
+                files.finish(ClassScores(0, "nut", {}, [0], [0.0], {}, {}))
+    dark, bright = (Image.open(tmp_path / f"nut_deep.png_{n}/imgs/nut/deep.png") for n in (0, 1))
+    assert dark.getpixel((190, 150))[0] < 20 and bright.getpixel((190, 150)) == (255, 255, 255)
+    stored, turned = (Image.open(tmp_path / f"nut_turned.jpg_{n}/imgs/nut/turned.png") for n in (0, 1))
+    assert stored.width > 3 * stored.height and turned.width < 3 * turned.height
