@@ -8,9 +8,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.encoding import Timer, encode, encode_all, select_rows
+from engine.encoding import encode_all, select_rows
+from engine.evaluation import fuse, infer, zero_shot
 from inference.calibration import Calibration, limits_of, threshold_of
-from model.interface import Detector, Memory, Prediction
+from model.interface import Memory, Prediction, ScoringDetector
 from report.heatmap import HeatScale
 
 _STRETCH = 2.0  # of the colour scale beyond normal images
@@ -69,7 +70,7 @@ class Predictor:
         description: what identifies the detector; calibrations keep it.
     """
 
-    def __init__(self, detector: Detector, accelerator: Accelerator, fpr: float, description: Mapping[str, Any]):
+    def __init__(self, detector: ScoringDetector, accelerator: Accelerator, fpr: float, description: Mapping[str, Any]):
         self.detector, self.accelerator, self.fpr, self.description = detector, accelerator, fpr, description
 
     @torch.no_grad()
@@ -87,8 +88,7 @@ class Predictor:
         Raises:
             ValueError: a calibration that lacks a term of the score.
         """
-        tokens = encode(self.detector, images, self.accelerator, Timer())
-        return self._results(self._compare(tokens, len(images), name, memory)[0], calibration)
+        return self._results(infer(self.detector, images, name, memory, self.accelerator), calibration)
 
     @torch.no_grad()
     def encode_references(
@@ -110,7 +110,7 @@ class Predictor:
         def leave_one_out() -> Iterator[list[ImageResult]]:
             for row in range(count):
                 others = [other for other in range(count) if other != row]
-                prediction, distance = self._compare_rows(tokens, row, others, name)
+                prediction, distance = self._compare(tokens, row, others, name)
                 distances.append(distance)
                 yield self._results(prediction, None)
 
@@ -119,20 +119,19 @@ class Predictor:
         near = [row for row, distance in enumerate(distances) if distance < bound]
         return EncodedReferences(memory, calibration, near)
 
-    def _compare_rows(self, tokens: Any, row: int, others: list[int], name: str) -> tuple[Prediction, float]:
-        """`_compare` of one reference with some of the others."""
-        memory = self.detector.build_memory(select_rows(tokens, others))
-        prediction, distance = self._compare(select_rows(tokens, [row]), 1, name, memory)
-        return prediction, float(distance)
+    def _compare(self, tokens: Any, row: int, others: list[int], name: str) -> tuple[Prediction, float]:
+        """(the prediction for one of some images, compared with others; its largest distance to them)."""
+        own, names = select_rows(tokens, [row]), [name]
+        few_shot = fuse(self.detector, own, names, self.detector.build_memory(select_rows(tokens, others)))
+        without = zero_shot(self.detector, own, names)
+        return few_shot, float((few_shot.maps if without is None else few_shot.maps - without.maps).amax())
 
     def _usual_distance(self, tokens: Any, count: int, name: str) -> float:
         """Between references that are not copies: the median, over some of them, of the largest distance to one of a
         few others; 0 where there are only two."""
         steps = range(1, min(_OTHERS, count - 1) + 1)
         rows = range(0, count, max(1, -(-count // _COMPARED)))
-        largest = [
-            max(self._compare_rows(tokens, row, [(row + step) % count], name)[1] for step in steps) for row in rows
-        ]
+        largest = [max(self._compare(tokens, row, [(row + step) % count], name)[1] for step in steps) for row in rows]
         return float(np.median(largest)) if count > 2 else 0.0
 
     @torch.no_grad()
@@ -141,17 +140,6 @@ class Predictor:
     ) -> Calibration:
         """Scale and threshold from batches of normal images that are none of the references."""
         return self._calibration((self.predict(batch["image"], name, memory) for batch in batches), source)
-
-    def _compare(self, tokens: Any, count: int, name: str, memory: Memory | None) -> tuple[Prediction, Tensor]:
-        """(the prediction for the tokens of images, the largest distance to the references in any of their maps)."""
-        names = [name] * count
-        zero_shot = self.detector.zero_shot(tokens, names) if hasattr(self.detector, "zero_shot") else None
-        if memory is None:
-            if zero_shot is None:
-                raise ValueError("this method requires normal images")
-            return zero_shot, torch.tensor(torch.inf)
-        few_shot = self.detector.few_shot(zero_shot, tokens, names, {name: memory})
-        return few_shot, (few_shot.maps if zero_shot is None else few_shot.maps - zero_shot.maps).amax()
 
     def _calibration(self, batches: Iterable[list[ImageResult]], source: str) -> Calibration:
         """From results of normal images without a scale. Of each the terms are kept, and of some pixels of the map:
