@@ -82,7 +82,8 @@ def build_for_object(
     description = {**built.description, **_identity(settings, built.checkpoint, memory_path, normal)}
     if known:
         _check_calibration(str(settings.calibration), known, description)
-    built.detector.encode_names([settings.class_name])
+    if built.detector.needs_text:
+        built.detector.encode_names([settings.class_name])
     predictor = Predictor(built.detector, accelerator, settings.fpr, description)
     return ObjectDetector(built, predictor, settings.class_name, description, memory, known)
 
