@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data.augment import augment
-from data.defects import resize_mask
 from data.images import check_size, load_image, load_mask, orientation
+from data.input_spec import InputSpec, SquareInput
 from data.meta import Sample, read
 
 __all__ = ["AnomalyDataset", "EpochSampler", "Sample", "UnlabeledImages", "read", "select"]
+
+_BLACK = Image.new("RGB", (1, 1))  # stands for an image that cannot be read
 
 
 def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sample]:
@@ -32,15 +32,15 @@ def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sam
 
 
 class AnomalyDataset(Dataset[dict[str, Any]]):
-    """Images and masks at one size.
+    """Images and masks as a detector takes them.
 
-    An item is a dict: image (3, S, S) uint8 RGB; mask (S, S) uint8, 1 = defect; cls_name; index into the samples.
+    An item is a dict: image (3, H, W) uint8 RGB; mask (H, W) uint8, 1 = defect; cls_name; index into the samples.
     An anomalous sample without a mask gets an all-zero one: ask `Sample.mask_path` before it is used.
 
     Args:
         root: the folder that the samples' paths are relative to.
         samples: what to read, in this order.
-        image_size: side S in pixels.
+        input_spec: of the detector; a number S stands for `SquareInput(S)`.
         mosaic_rate: probability of replacing a sample by a 2 x 2 mosaic of images of its class.
         mosaic_of: "all" draws a kind of defect uniformly (normal is one), then an image of it; "anomalies" draws
             anomalous images uniformly.
@@ -54,7 +54,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         self,
         root: str | Path,
         samples: Sequence[Sample],
-        image_size: int,
+        input_spec: InputSpec | int,
         *,
         mosaic_rate: float = 0.0,
         mosaic_of: str = "all",
@@ -63,7 +63,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         bits: int | None = None,
         upright: bool = False,
     ):
-        self.root, self.samples, self.image_size = Path(root), list(samples), image_size
+        self.root, self.samples, self.input_spec = Path(root), list(samples), _spec(input_spec)
         self.mosaic_rate, self.seed, self.epoch = mosaic_rate, seed, 0
         self._tiles = _mosaic_tiles(self.samples, mosaic_of) if mosaic_rate > 0 else {}
         self.augmented, self.bits, self.upright = augmented, bits, upright
@@ -86,11 +86,11 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             image, mask = self._read(sample)
         if self.augmented:
             image, mask = augment(image, mask, rng)
-        return _image_tensor(image, self.image_size), _mask_tensor(mask, self.image_size)
+        return self.input_spec.image(image), self.input_spec.mask(mask)
 
     def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:
         """The image, and its mask as 0/255 of the same size."""
-        image = load_image(self.root / sample.img_path, upright=self.upright, bits=self.bits, side=self.image_size)
+        image = load_image(self.root / sample.img_path, upright=self.upright, bits=self.bits, side=self.input_spec.side)
         if not (sample.anomaly and sample.mask_path):
             return image, Image.new("L", image.size)
         mask = load_mask(self.root / sample.mask_path, upright=self.upright)
@@ -157,42 +157,35 @@ class EpochSampler(Sampler[int]):
 
 
 class UnlabeledImages(Dataset[dict[str, Any]]):
-    """Images without labels, upright. An item is a dict: image (3, S, S) uint8 RGB; index; error, "" or why the file
+    """Images without labels, upright. An item is a dict: image (3, H, W) uint8 RGB; index; error, "" or why the file
     could not be read (then the image is black).
 
     Args:
         paths: the files.
-        image_size: side S in pixels.
+        input_spec: of the detector; a number S stands for `SquareInput(S)`.
         bits: those that images of 16 bits really use, see `load_image`.
     """
 
-    def __init__(self, paths: Sequence[Path], image_size: int, *, bits: int | None = None):
-        self.paths, self.image_size, self.bits = paths, image_size, bits
+    def __init__(self, paths: Sequence[Path], input_spec: InputSpec | int, *, bits: int | None = None):
+        self.paths, self.input_spec, self.bits = paths, _spec(input_spec), bits
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path, size, error = self.paths[index], self.image_size, ""
+        path, spec, error = self.paths[index], self.input_spec, ""
         try:
-            image = _image_tensor(load_image(path, upright=True, bits=self.bits, side=size), size)
+            image = spec.image(load_image(path, upright=True, bits=self.bits, side=spec.side))
         except ValueError as reason:
-            image, error = torch.zeros(3, size, size, dtype=torch.uint8), str(reason)
+            image, error = spec.image(_BLACK), str(reason)
         except MemoryError:
-            image = torch.zeros(3, size, size, dtype=torch.uint8)
+            image = spec.image(_BLACK)
             error = f"{path}: image too large, make it smaller (there is not enough memory for it)"
         return {"image": image, "index": index, "error": error}
 
 
-def _image_tensor(image: Image.Image, size: int) -> Tensor:
-    """Stretched to S x S, bicubic; grey becomes RGB after that, as in the published programs. (3, S, S) uint8"""
-    image = image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def _mask_tensor(mask: Image.Image, size: int) -> Tensor:
-    """Stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8"""
-    return torch.from_numpy(resize_mask(mask, size))
+def _spec(given: InputSpec | int) -> InputSpec:
+    return SquareInput(given) if isinstance(given, int) else given
 
 
 def _size(image: Image.Image) -> str:

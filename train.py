@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from config.resolve import resolve_train
 from config.settings import TrainSettings, log_settings
@@ -34,11 +33,11 @@ from engine import checkpoint, validation
 from engine.build import build_for_training
 from engine.evaluation import batches
 from engine.feature_cache import FeatureCache
-from engine.loss_log import write_losses
+from engine.loss_log import Step, write_losses
 from engine.resume import resume_training
 from engine.training import Trainer, TrainingPlan, shown_steps
 from model import build_on
-from model.interface import Detector
+from model.interface import TrainableDetector
 from prompt_ensemble import load_prompts
 from report.tensorboard import FOLDER, TensorBoardLogger
 from utils.devices import make_accelerator, set_seed
@@ -64,7 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     check_masks(samples, root)
     save_path = result_folder(settings.save_path)
     last = checkpoint.to_resume(save_path) if settings.resume else None
-    start = checkpoint.load(last or settings.init_checkpoint) if last or settings.init_checkpoint else None
+    first = last or settings.init_checkpoint
+    start = checkpoint.load(first) if first else None
     set_seed(settings.seed)
     cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
     detector = build_for_training(settings, settings.batch_size, len(samples), cache, accelerator)
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint.restore(start, detector, description)
     meta = {**description, **{key: getattr(settings, key) for key in RESUMED}, "samples": identity_of(samples, pixels)}
     validate = validator(settings, detector, accelerator)
-    done, history = 0, []
+    done, history = 0, list[Step]()
     if start and last:
         same = {key: meta[key] for key in (*RESUMED, "samples", *detector.options, "dataset", "image_size")}
         done, history = resume_training(start, optimizer, same, detector.LOSSES)
@@ -153,22 +153,22 @@ def begin(save_path: Path, accelerator: Accelerator, losses: Sequence[str], *, r
     log_to(save_path, append=resumes, quiet=not accelerator.is_main_process)
 
 
-def validator(settings: TrainSettings, trained: Detector, accelerator: Accelerator) -> validation.Validation | None:
+def validator(
+    settings: TrainSettings, trained: TrainableDetector, accelerator: Accelerator
+) -> validation.Validation | None:
     """Scores --val_dataset, zero-shot, with the options that the method has there; None where none is named."""
     if settings.val_dataset is None or settings.val_data_path is None or settings.val_metric is None:
         return None
-    root, backbone = settings.val_data_path, trained.backbone
+    root = settings.val_data_path
     samples = read(root, settings.val_meta_path, follow_links=settings.follow_links)["test"]
-    pixels = read_settings(root, settings.val_meta_path)
+    bits, upright = read_settings(root, settings.val_meta_path)
     prompts = None if settings.val_prompts is None else load_prompts(settings.val_prompts)
-    detector = build_on(backbone, settings.method, prompts=prompts, **settings.val_options).to(accelerator.device)
-
-    def load(samples: Sequence[Sample]) -> DataLoader[Any]:
-        dataset = AnomalyDataset(root, samples, backbone.image_size, bits=pixels.bits, upright=pixels.exif)
-        return batches(dataset, settings.batch_size, settings.num_workers, accelerator)
-
+    other = build_on(trained.backbone, settings.method, prompts=prompts, **settings.val_options)
+    detector = cast(TrainableDetector, other).to(accelerator.device)
+    dataset = AnomalyDataset(root, samples, detector.input_spec, bits=bits, upright=upright)
+    loader = batches(dataset, settings.batch_size, settings.num_workers, accelerator)
     folder, name, metric = Path(settings.save_path), settings.val_dataset, settings.val_metric
-    return validation.Validation(detector, folder, name, metric, samples, load, accelerator)
+    return validation.Validation(detector, folder, name, metric, samples, loader, accelerator)
 
 
 if __name__ == "__main__":

@@ -144,12 +144,10 @@ def scoring_pass(
     accelerator = make_accelerator("auto", precision)
     detector.to(accelerator.device).eval()
 
-    timer, size = Timer(), detector.backbone.image_size
-    references = References(
-        detector, shots, accelerator, root=root, image_size=size, batch_size=batch, num_workers=2, timer=timer
-    )
+    timer = Timer()
+    references = References(detector, shots, accelerator, root=root, batch_size=batch, num_workers=2, timer=timer)
     detector.encode_names(sorted({sample.cls_name for sample in samples}))
-    loader = batches(AnomalyDataset(root, samples, size), batch, 2, accelerator)
+    loader = batches(AnomalyDataset(root, samples, detector.input_spec), batch, 2, accelerator)
     rows = list(score(detector, loader, samples, shots, references, accelerator, timer=timer))
     return Pass(*timer.seconds(), rows)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from engine import checkpoint
 from engine.encoding import Timer, encode
 from engine.feature_cache import FeatureCache
 from model import METHODS, build, capabilities, memory_bank
-from model.interface import ScoringDetector
+from model.interface import ScoringDetector, TrainableDetector
 from model.memory_bank import Memories
 from prompt_ensemble import load_prompts
 from utils import memory_check
@@ -102,9 +102,9 @@ def build_for_training(
     images: int,
     feature_cache: FeatureCache | None,
     accelerator: Accelerator,
-) -> ScoringDetector:
+) -> TrainableDetector:
     """A detector to be trained on so many images; refuses batches that cannot fit into memory (ValueError)."""
-    detector = build_detector(settings, accelerator)
+    detector = cast(TrainableDetector, build_detector(settings, accelerator))
     own = min(-(-batch_size // accelerator.num_processes), images)
     detector.backbone.check_room(own, accelerator.device, f"--batch_size {batch_size}", "lower it, or --image_size")
     detector.backbone.cache = feature_cache

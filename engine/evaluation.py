@@ -108,8 +108,7 @@ def score(
 
     Args:
         detector: see `model.interface.Detector`.
-        loader: `batches` over the samples.
-        samples: the samples; a class's follow each other.
+        loader, samples: `batches` over the samples; those of a class follow each other.
         settings: few-shot settings; k_shot 0 is zero-shot.
         memories: class name -> a Memory per setting.
         accelerator: device, precision and processes.

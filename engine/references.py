@@ -29,7 +29,6 @@ class References:
         detector, accelerator: as for `score`.
         settings: few-shot settings with their references.
         root: of the dataset.
-        image_size: side S in pixels.
         batch_size, num_workers: see `evaluation.batches`.
         pixels: how the dataset's files are read.
         timer: measures.
@@ -42,14 +41,13 @@ class References:
         accelerator: Accelerator,
         *,
         root: str | Path,
-        image_size: int,
         batch_size: int,
         num_workers: int,
         pixels: PixelSettings | None = None,
         timer: Timer | None = None,
     ):
         self._detector, self._settings, self._accelerator, self._timer = detector, settings, accelerator, timer
-        self._root, self._image_size, self._pixels = root, image_size, pixels or PixelSettings()
+        self._root, self._pixels = root, pixels or PixelSettings()
         self._batch_size, self._num_workers = batch_size, num_workers
 
     @torch.no_grad()
@@ -66,7 +64,7 @@ class References:
     def _load(self, paths: Sequence[str]) -> DataLoader[Any]:
         images = [Sample(path, "", "", "", 0) for path in paths]
         dataset = AnomalyDataset(
-            self._root, images, self._image_size, bits=self._pixels.bits, upright=self._pixels.exif
+            self._root, images, self._detector.input_spec, bits=self._pixels.bits, upright=self._pixels.exif
         )
         return batches(dataset, self._batch_size, self._num_workers, self._accelerator, shared=False)
 

@@ -114,7 +114,7 @@ class Trainer:
         self._dataset = AnomalyDataset(
             plan.root,
             samples,
-            meta["image_size"],
+            detector.input_spec,
             mosaic_rate=plan.aug_rate,
             mosaic_of=plan.mosaic_of,
             augmented=plan.augment,
@@ -245,7 +245,7 @@ def _watched_maps(
     maps = []
     for sample in anomalous[:: max(1, len(anomalous) // _WATCHED)][:_WATCHED]:
         bits, upright = plan.pixels
-        item = AnomalyDataset(plan.root, [sample], detector.backbone.image_size, bits=bits, upright=upright)[0]
+        item = AnomalyDataset(plan.root, [sample], detector.input_spec, bits=bits, upright=upright)[0]
         prediction = infer(detector, item["image"][None], sample.cls_name, None, accelerator)
         maps.append(WatchedMap(sample, prediction.maps[0].float().cpu().numpy(), item["mask"].numpy()))
     return maps

@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Validation:
         dataset: name of the dataset that is scored.
         metric: one of `metrics.names.VALIDATION_METRICS`, higher is better.
         samples: the dataset's samples; a class's follow each other.
-        load: samples -> `engine.evaluation.batches` over them.
+        loader: `engine.evaluation.batches` over the samples.
         accelerator: device, precision and processes.
 
     Raises:
@@ -46,12 +46,12 @@ class Validation:
         dataset: str,
         metric: str,
         samples: Sequence[Sample],
-        load: Callable[[Sequence[Sample]], DataLoader[Any]],
+        loader: DataLoader[Any],
         accelerator: Accelerator,
     ):
         self._check_metric(dataset, metric, samples)
         self._detector = detector.eval()
-        self._folder, self._dataset, self._metric, self._load = folder, dataset, metric, load
+        self._folder, self._dataset, self._metric, self._loader = folder, dataset, metric, loader
         self._accelerator = accelerator
         self._samples = samples
         self._rows: dict[int, dict[str, Any]] = {}
@@ -71,7 +71,7 @@ class Validation:
         self._detector.load_trainable_state(trained)
         every = score(
             self._detector,
-            self._load(self._samples),
+            self._loader,
             self._samples,
             [ZERO_SHOT],
             lambda _: [None],

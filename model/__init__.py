@@ -4,17 +4,14 @@ Importing it needs no CLIP library: command lines are read from what the methods
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
-from model.interface import Detector, ScoringDetector
+from model.interface import Detector, ImageTower, ScoringDetector
 from model.vcp_clip import VcpClip
 from model.winclip import WinClip
 from prompt_ensemble import Prompts
-
-if TYPE_CHECKING:
-    from model.backbones.clip import Backbone
 
 METHODS: Mapping[str, type[Detector]] = {
     "april_gan": AprilGan,
@@ -79,7 +76,7 @@ def build(
     return build_on(backbone, method, prompts=prompts, **options)
 
 
-def build_on(backbone: "Backbone", method: str, *, prompts: Prompts | None = None, **options: Any) -> ScoringDetector:
+def build_on(backbone: ImageTower, method: str, *, prompts: Prompts | None = None, **options: Any) -> ScoringDetector:
     """As `build`, on a backbone that exists already."""
     given = check_options(method, options)
     if prompts is not None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map, memory_bank
 from model.adapters import Adapters, load_part
 from model.interface import LabeledBatch, Memory, Prediction, ScoreRange, SimilarityCache, Tokens
@@ -87,6 +88,10 @@ class AprilGan(nn.Module):
         self.prompts = prompts
         self.adapters = Adapters([backbone.width(layer) for layer in features_list], backbone.embed_dim)
         self.texts = TextFeatures(self._encode_name)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, list[int]]:

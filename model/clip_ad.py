@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map
 from model.adapters import Adapters, load_part
 from model.interface import DualTokens, LabeledBatch, Prediction, ScoreRange
@@ -104,6 +105,10 @@ class Sdp(nn.Module):
         self.rep_vec, self.dbscan, self.smoothing = rep_vec, (float(eps), int(min_samples)), float(smoothing)
         self.prompts = prompts
         self.texts = TextFeatures(self._encode_name)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -223,6 +228,10 @@ class SdpPlus(nn.Module):
     @property
     def backbone(self) -> "Backbone":
         return self.sdp.backbone
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, Any]:

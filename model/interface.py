@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from data.input_spec import InputSpec
 from model.options import Option, Preset
 
 
@@ -71,9 +72,25 @@ class LabeledBatch(NamedTuple):
 
 # Computes features of images: some images (b, 3, S, S) -> name of the feature -> (b, ...).
 Encoder = Callable[[Tensor], Mapping[str, Tensor]]
-# Keeps features of images: images (B, 3, S, S), what they depend on besides (see `ImageTower.identity`), name of
-# each feature -> its shape of one image, what computes them -> name -> (B, ...).
-Cache = Callable[[Tensor, Mapping[str, str], Mapping[str, tuple[int, ...]], Encoder], Mapping[str, Tensor]]
+
+
+class Cache(Protocol):
+    """Keeps features of images."""
+
+    def __call__(
+        self, images: Tensor, identity: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], encode: Encoder
+    ) -> Mapping[str, Tensor]:
+        """name -> (B, ...).
+
+        Args:
+            images: (B, 3, S, S).
+            identity: what the features depend on besides, see `ImageTower.identity`.
+            shapes: name of each feature -> its shape of one image.
+            encode: computes them.
+        """
+
+    def log(self) -> None:
+        """Say in the log how many images it had."""
 
 
 class ImageTower(Protocol):
@@ -199,6 +216,10 @@ class Detector(Protocol):
     @property
     def backbone(self) -> ImageTower:
         """The frozen image tower that it stands on."""
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """How pictures become the images that `encode` takes."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map
 from model.adapters import Adapters, load_exactly, load_part
 from model.interface import LabeledBatch, Prediction, ScoreRange, Tokens
@@ -120,6 +121,10 @@ class VcpClip(nn.Module):
         self.adapters = Adapters(widths, backbone.embed_dim)
         self.post_vcp = PostVcp(backbone.embed_dim, widths[0])
         self.sentences = _pieces(backbone, prompts, prompt_len + deep_prompt_len)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, Any]:

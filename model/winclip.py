@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map, memory_bank
 from model.interface import Memory, Prediction, ScoreRange, SimilarityCache
 from model.options import MEDICAL_PROMPTS, Option, Preset, positive
@@ -88,6 +89,10 @@ class WinClip(nn.Module):
         self.texts = TextFeatures(self._encode_name)
         for scale in scales:
             self.register_buffer(f"members{scale}", window_patches(self.grid, scale), persistent=False)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return SquareInput(self.backbone.image_size)
 
     @property
     def options(self) -> dict[str, list[int]]:

@@ -155,6 +155,15 @@ def test_path_that_leaves_the_root(run, fails, visa, path, key):
     assert path in fails(test_script.main, *run())
 
 
+def test_linked_class_needs_a_flag(run, fails, visa, tmp_path):
+    (visa / "grass").rename(tmp_path / "elsewhere")
+    (visa / "grass").symlink_to(tmp_path / "elsewhere")
+    line = fails(test_script.main, *run())
+    assert "visa/grass is a link to" in line and "--follow_links" in line
+    test_script.main(run("--follow_links"))
+    assert (tmp_path / "out/metrics.csv").exists()
+
+
 def test_truncated_image(run, fails, visa):
     image = visa / "grass/Data/Images/Anomaly/003.JPG"
     image.write_bytes(image.read_bytes()[:900])

@@ -1,0 +1,182 @@
+"""A test run: what is scored, where an interrupted one resumes, every class scored once and kept until all are done."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from accelerate import Accelerator
+
+from data.meta import PixelSettings, Sample, Samples, read, read_settings
+from data.references import FewShotSetting
+from dataset import AnomalyDataset, select
+from engine.build import Built
+from engine.encoding import Timer
+from engine.evaluation import ClassScores, batches, score
+from engine.references import KeptReferences, MemorySource
+from engine.resume import FOLDER, ClassResult, FinishedClasses
+from model import memory_bank
+from utils.distributed import gather
+from utils.files import atomic_write, clear_leftovers, clear_results, read_json
+from utils.logs import LOG, Lines, log_to
+
+TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
+PICTURES = ("imgs", "maps", FOLDER)
+WAITING = (".maps-*", ".thumbnails-*", "imgs/.maps-*")  # what a killed process leaves, of this version or an older one
+
+
+class ScoredData(NamedTuple):
+    """What is scored. everything: all samples of the dataset, by split; pixels: how its files are read."""
+
+    everything: Samples
+    samples: list[Sample]
+    classes: list[str]
+    pixels: PixelSettings
+
+
+def read_dataset(root: str, meta_path: str | None, classes: Sequence[str] | None, *, follow_links: bool) -> ScoredData:
+    """The test split of the given classes (None: of all). Raises as `data.meta.read` and `dataset.select`."""
+    everything = read(root, meta_path, follow_links=follow_links)
+    samples = select(everything["test"], classes)
+    names = list(dict.fromkeys(sample.cls_name for sample in samples))
+    return ScoredData(everything, samples, names, read_settings(root, meta_path))
+
+
+class MapSink(AbstractContextManager["MapSink"], Protocol):
+    """Who takes the maps of a scoring pass, and makes of each finished class what is kept for the page, unread here.
+    `report.map_files.MapFiles` is one."""
+
+    def keep(self, setting: int, index: int, one: np.ndarray) -> None:
+        """One map, (S, S) float32, of a sample under a few-shot setting."""
+
+    def finish(self, result: ClassScores) -> None:
+        """All maps of a class under a setting have come."""
+
+    def page_values(self, name: str) -> dict[int, Any]:
+        """What is kept of a class for the page, by setting."""
+
+    def restore(self, name: str, page: Mapping[int, Any]) -> None:
+        """Take back what `page_values` gave in an interrupted run."""
+
+
+@dataclass(frozen=True)
+class TestFolder:
+    """Where the results of a test go.
+
+    Args:
+        path: of --save_path.
+        finished: what is kept of finished classes.
+        expected: class -> the pictures and maps that it is to have.
+        samples: what is scored; settings: number of the few-shot settings.
+        few_shot: whether there are references.
+        save_memory: the file of --save_memory.
+    """
+
+    __test__ = False  # no class of tests, whatever pytest takes its name for
+
+    path: Path
+    finished: FinishedClasses
+    expected: Mapping[str, Sequence[Path]]
+    samples: Sequence[Sample]
+    settings: int
+    few_shot: bool
+    save_memory: str | None
+
+    def begin(
+        self, accelerator: Accelerator, restore_page: Callable[[Any], Any], *, resume: bool
+    ) -> dict[str, ClassResult] | None:
+        """Prepare the folder and its log. Returns the results of classes that an interrupted test has finished; None
+        where the whole test has ended already, and its results are left as they are.
+
+        restore_page: what a finished class has kept for the page, from JSON.
+        """
+        is_main = accelerator.is_main_process
+        if gather(resume and is_main and self._is_whole(), accelerator)[0]:
+            log_to(self.path, append=True, quiet=not is_main)
+            table = Lines((self.path / "table.md").read_text(encoding="utf-8"))
+            LOG.info("%s\nnothing to resume: these results are in %s", table, self.path)
+            self.finished.remove()  # of a test that was killed after the last table
+            return None
+        known = (
+            self.finished.load(self.expected, restore_page, self.samples, self.settings) if resume and is_main else {}
+        )
+        if is_main:
+            clear_results(self.path, (*TABLES, *WAITING, *(() if known else PICTURES)))
+            clear_leftovers(self.path, PICTURES)
+        known = gather(known, accelerator)[0]  # nobody may write where the first process still clears
+        log_to(self.path, append=bool(known), quiet=not is_main)
+        return known
+
+    def _is_whole(self) -> bool:
+        """Whether a test of this identity has ended here, and all that it has written is there."""
+        files = [self.path / name for name in TABLES if name != "k_shot.json" or self.few_shot]
+        files += [Path(self.save_memory)] if self.save_memory else []
+        try:
+            identity = read_json(self.path / "config.json")["description"]["identity"]
+        except (KeyError, OSError, TypeError, ValueError):
+            return False
+        every = chain(files, *self.expected.values())
+        return bool(identity == self.finished.identity) and all(path.is_file() for path in every)
+
+
+def score_classes(
+    built: Built,
+    data: ScoredData,
+    root: str,
+    shots: Sequence[FewShotSetting],
+    memories: MemorySource,
+    accelerator: Accelerator,
+    files: MapSink,
+    folder: TestFolder,
+    known: Mapping[str, ClassResult],
+    *,
+    num_workers: int,
+    timer: Timer,
+) -> list[ClassScores]:
+    """The results of all classes under all settings; those that are known are not scored again.
+
+    Args:
+        root: of the dataset.
+        files: takes the maps.
+        num_workers: processes that read images.
+    """
+    samples, pixels = data.samples, data.pixels
+    images = AnomalyDataset(root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif)
+    first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
+    loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
+    results = [result for one in known.values() for result in one.scores]
+    for name, one in known.items():
+        files.restore(name, one.page)
+    with files:
+        for result in score(built.detector, loader, samples, shots, memories, accelerator, files.keep, timer, known):
+            files.finish(result)
+            results.append(result)
+            if result.setting == len(shots) - 1:  # the last of its class
+                accelerator.wait_for_everyone()  # until each process has drawn its pictures
+                if accelerator.is_main_process:
+                    folder.finished.keep(
+                        result.name, ClassResult(results[-len(shots) :], files.page_values(result.name))
+                    )
+    if first < len(samples):
+        LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples) - first, *timer.seconds())
+    if built.detector.backbone.cache:
+        built.detector.backbone.cache.log()
+    return results
+
+
+def save_memories(
+    path: str,
+    memories: KeptReferences,
+    classes: Sequence[str],
+    shots: Sequence[FewShotSetting],
+    description: Mapping[str, Any],
+) -> None:
+    """Write the memories of all classes and settings to one file; description: what they were made with."""
+    for name in set(classes) - {name for _, name in memories.kept}:  # of which this process had no image
+        memories(name)
+    header = {**description, "shots": [shot._asdict() for shot in shots]}
+    with atomic_write(path) as temporary:
+        memory_bank.save(temporary, memories.kept, header)
