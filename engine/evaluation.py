@@ -198,10 +198,11 @@ def infer(
 ) -> Prediction:
     """The prediction for images of one class, (B, 3, S, S) uint8; memory: its references, None for zero-shot."""
     tokens = encode(detector, images, accelerator, Timer())
-    return _fuse(detector, tokens, [name] * len(images), memory)
+    return fuse(detector, tokens, [name] * len(images), memory)
 
 
-def _fuse(detector: ScoringDetector, tokens: Any, names: list[str], memory: Memory | None) -> Prediction:
+def fuse(detector: ScoringDetector, tokens: Any, names: Sequence[str], memory: Memory | None) -> Prediction:
+    """The prediction for images of one class from their tokens; memory: its references, None for zero-shot."""
     zero_shot = _zero_shot(detector, tokens, names)
     if memory is not None:
         return detector.few_shot(zero_shot, tokens, names, {names[0]: memory})
@@ -225,7 +226,7 @@ def leave_one_out(detector: ScoringDetector, tokens: Any, count: int, name: str)
     """
     for row in range(count):
         others = detector.build_memory(select_rows(tokens, [other for other in range(count) if other != row]))
-        yield _fuse(detector, select_rows(tokens, [row]), [name], others)
+        yield fuse(detector, select_rows(tokens, [row]), [name], others)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.evaluation import fuse
 from inference.calibration import Calibration
 from inference.onnx_detector import (
     CHECKSUMS,
@@ -25,7 +26,7 @@ from inference.onnx_detector import (
     open_session,
 )
 from model.backbones.architectures import silent
-from model.interface import Detector, Memory, ScoreRange
+from model.interface import Memory, ScoreRange, ScoringDetector
 from utils.errors import first_line
 from utils.files import write_json
 from utils.logs import LOG
@@ -52,7 +53,9 @@ class FixedClassDetector(nn.Module):
         limits: of the terms of the image score, see `anomaly_map.rescale`; None leaves them as they are.
     """
 
-    def __init__(self, detector: Detector, name: str, memory: Memory | None = None, limits: ScoreRange | None = None):
+    def __init__(
+        self, detector: ScoringDetector, name: str, memory: Memory | None = None, limits: ScoreRange | None = None
+    ):
         super().__init__()
         self.detector, self.name, self.memory, self.limits = detector, name, memory, limits
         self.eval()
@@ -61,9 +64,7 @@ class FixedClassDetector(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) uint8 RGB -> "map" (B, S, S), "score" (B,), and the terms that make the score, each (B,)."""
         tokens, names = self.detector.encode(images), [self.name]
-        prediction = self.detector.zero_shot(tokens, names)
-        if self.memory is not None:
-            prediction = self.detector.few_shot(prediction, tokens, names, {self.name: self.memory})
+        prediction = fuse(self.detector, tokens, names, self.memory)
         limits = self.limits or dict.fromkeys(prediction.score_components, (0.0, 1.0))
         scores = self.detector.image_scores(prediction.score_components, limits)
         return {"map": prediction.maps, "score": scores.clone(), **prediction.score_components}
