@@ -146,7 +146,7 @@ def _decoded(lists: Sequence[Sequence[Mapping[str, Any]]], samples: Sequence[Sam
     return SelectedImages(*([_decoded_row(row, samples) for row in rows] for rows in lists))
 
 
-def _decoded_row(row: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
+def _decoded_row(row: Mapping[str, Any], samples: Sequence[Sample]) -> Mapping[str, Any]:
     picture = base64.b64decode(row["picture"], validate=True)
     sample = {key: row[key] for key in ("img_path", "cls_name", "specie_name", "anomaly")}
     own = samples[row["index"]] if row["index"] in range(len(samples)) else None
