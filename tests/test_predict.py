@@ -268,15 +268,24 @@ def test_an_image_that_is_a_reference_and_calibrated_on_is_refused_by_its_pixels
     assert "1 of its images are references, and find themselves among them" in line and not (tmp_path / "out").exists()
 
 
-def test_near_copies_among_references_are_named(call, normal, tmp_path):
-    """One grey level more in one pixel."""
-    first = sorted(normal.iterdir())[0]
-    pixels = np.array(Image.open(first))
-    pixels[0, 0] += 1
-    Image.fromarray(pixels).save(normal / "near.png")
-    call(BRICK / "test/good", "--references", normal, method="winclip")
-    log = (tmp_path / "out/log.txt").read_text()
-    assert f"2 of 5 references are nearly copies of others ({first} is one)" in log
+def near_copy(path, to) -> None:
+    Image.open(path).save(to, quality=95)
+
+
+@pytest.mark.parametrize("method", ["winclip", "april_gan"])
+def test_near_copies_among_references_are_named(method, call, normal, tmp_path):
+    """The same picture as JPEG; also where every picture is there twice, and where there are only two."""
+    pictures = sorted(normal.iterdir())
+    call(BRICK / "test/good", "--references", normal, "--no_images", method=method, out="none")
+    assert "nearly copies" not in (tmp_path / "none/log.txt").read_text()
+    near_copy(pictures[0], normal / "near.jpg")
+    call(BRICK / "test/good", "--references", normal, "--no_images", method=method, out="one")
+    log = (tmp_path / "one/log.txt").read_text()
+    assert f"2 of 5 references are nearly copies of others ({pictures[0]} is one)" in log
+    for path in pictures[1:]:
+        near_copy(path, path.with_suffix(".jpg"))
+    call(BRICK / "test/good", "--references", normal, "--no_images", method=method, out="all")
+    assert "8 of 8 references are nearly copies of others" in (tmp_path / "all/log.txt").read_text()
 
 
 def test_a_reference_that_is_scored_too_is_said(call, normal, tmp_path):

@@ -97,11 +97,12 @@ def read_json(path: str | Path) -> Any:
 def file_digest(paths: Iterable[str | Path]) -> str:
     """Identity of what some files hold, whatever their names and order: 16 hex digits. Raises OSError, and ValueError
     for what is no file."""
-    each = sorted(map(_sha256, paths))
+    each = sorted(map(sha256, paths))
     return hashlib.sha256(b"".join(each)).hexdigest()[:16]
 
 
-def _sha256(path: str | Path) -> bytes:
+def sha256(path: str | Path) -> bytes:
+    """Of what a file holds, read in parts. Raises as `file_digest`."""
     check_regular(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
