@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     files = MapFiles(
         save_path, root, data.samples, shots, overlays=not settings.no_images, maps=settings.save_maps,
-        bits=data.pixels.bits, upright=data.pixels.exif, gather=lambda own: flatten(gather(own, accelerator)),
+        pixels=data.pixels, gather=lambda own: flatten(gather(own, accelerator)),
     )  # fmt: skip
     finished = FinishedClasses(save_path, identity, data.classes)
     folder = TestFolder(
