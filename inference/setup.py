@@ -109,8 +109,7 @@ def _identity(
 def _check_calibration(path: str, known: Calibration, description: Mapping[str, Any]) -> None:
     """Raises ValueError where a calibration was made with another detector, object or references."""
     keys = description.keys() - {"version", "pretrained", "dataset"}
-    # A file that this toolkit wrote has all of them, but for bits in earlier versions.
-    made_with = {**dict.fromkeys(keys, "nothing known"), "bits": None, **known.made_with}
+    made_with = {**dict.fromkeys(keys, "nothing known"), **checkpoint.EARLIER, **known.made_with}
     checkpoint.check_compatible(f"calibration {path} was made", made_with, description, sorted(keys))
 
 
