@@ -15,9 +15,9 @@ from PIL import Image
 import export as export_script
 import predict as predict_script
 import test as test_script
-from conftest import REFERENCE, ROOT
 from config.flags import test_parser as parser_of_test
 from config.settings import AppSettings
+from conftest import REFERENCE, ROOT
 from data.meta import read
 from inference.service import InferenceService
 from model import METHODS, capabilities
@@ -74,7 +74,8 @@ def test_the_method_scores_a_dataset(nearest, flags, mini_mvtec, tmp_path):
     assert [run["settings"]["k_shot"] for run in document["runs"]] == [1, 2]
     assert all(0 <= run["mean"][key] <= 1 for run in document["runs"] for key in ("auroc_px", "aupro", "auroc_sp"))
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["settings"]["layer"] == 2 and "layer                2 (flag)" in (tmp_path / "out/log.txt").read_text()
+    log = (tmp_path / "out/log.txt").read_text()
+    assert config["settings"]["layer"] == 2 and "layer                2 (flag)" in log
     maps = {k: np.stack([np.load(path) for path in sorted((tmp_path / f"out/maps/k{k}_seed5").rglob("*.npy"))])
             for k in (1, 2)}  # fmt: skip
     assert (maps[2] <= maps[1] + 1e-6).all() and maps[1].max() > 0  # one reference more brings none further away
