@@ -15,7 +15,6 @@ if __name__ == "__main__":
     test_parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 # isort: split
-import json
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -43,7 +42,7 @@ from report.write import write_results
 from utils.devices import make_accelerator
 from utils.distributed import flatten, gather, shutdown
 from utils.errors import run_script
-from utils.files import lock_folder, result_folder
+from utils.files import lock_folder, read_json, result_folder
 from utils.logs import LOG
 from utils.provenance import write_config
 
@@ -70,7 +69,10 @@ def main(argv: list[str] | None = None) -> None:
         bits=data.pixels.bits, upright=data.pixels.exif, gather=lambda own: flatten(gather(own, accelerator)),
     )  # fmt: skip
     finished = FinishedClasses(save_path, identity, data.classes)
-    folder = TestFolder(save_path, finished, files.expected_files(), settings.mode == "few_shot", settings.save_memory)
+    folder = TestFolder(
+        save_path, finished, files.expected_files(), data.samples, len(shots), settings.mode == "few_shot",
+        settings.save_memory,
+    )  # fmt: skip
     with lock_folder(save_path):
         known = folder.begin(accelerator, Gallery.from_json, resume=settings.resume)
         if known is not None:
@@ -100,11 +102,11 @@ def main(argv: list[str] | None = None) -> None:
 def check_owner(settings: TestSettings) -> None:
     """Raises ValueError where the folder, which no flag has named, holds results of other data of the same name."""
     try:
-        config = json.loads(Path(settings.save_path, "config.json").read_text(encoding="utf-8"))
-        other = Path(config["settings"]["data_path"])
-    except (KeyError, OSError, RecursionError, TypeError, ValueError):
+        other = Path(read_json(Path(settings.save_path, "config.json"))["settings"]["data_path"])
+        same = other.resolve() == Path(settings.data_path).resolve()
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError):  # RuntimeError: a link to itself
         return
-    if other.resolve() != Path(settings.data_path).resolve():
+    if not same:
         raise ValueError(f"{settings.save_path} holds the results of {other}; name another place with --save_path")
 
 

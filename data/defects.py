@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from data.images import load_mask
+from data.input_spec import resize_mask
 from data.meta import Sample
 
 
@@ -38,9 +38,3 @@ def defect_pixels(root: str | Path, samples: Sequence[Sample], size: int) -> Def
         elif not left:
             vanished.append(path)
     return DefectPixels(len(wanted), empty, vanished, [name for name, pixels in classes.items() if not pixels])
-
-
-def resize_mask(mask: Image.Image, size: int) -> np.ndarray:
-    """A mask of 0 and 255, stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8, 1 = defect"""
-    pixels = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR))
-    return (pixels > 127).astype(np.uint8)

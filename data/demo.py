@@ -42,8 +42,7 @@ TRAIN, GOOD, DEFECT = 10, 8, 12  # images per class: normal to train, normal to 
 def save(pixels: np.ndarray, path: Path) -> None:
     """Write (H, W) or (H, W, C); the suffix decides the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"quality": 92} if path.suffix == ".JPG" else {}
-    Image.fromarray(pixels.squeeze()).save(path, **options)
+    Image.fromarray(pixels.squeeze()).save(path, quality=92)  # of JPEG; PNG has none
 
 
 def make_textures(root: Path, times: int) -> None:
@@ -74,7 +73,9 @@ def make_objects(root: Path, times: int) -> None:
         for index in range(DEFECT * times):
             image, mask = f"{name}/Data/Images/Anomaly/{index:03d}.JPG", f"{name}/Data/Masks/Anomaly/{index:03d}.png"
             rng = generator(name, "anomaly", index)
-            pixels, labels = defect_image(recipe, recipe.defects[index % len(recipe.defects)], rng.integers(1, 4), rng)
+            pixels, labels = defect_image(
+                recipe, recipe.defects[index % len(recipe.defects)], int(rng.integers(1, 4)), rng
+            )
             save(pixels, root / image)
             save(labels, root / mask)
             rows.append((name, "test", "anomaly", image, mask))

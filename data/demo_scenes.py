@@ -118,11 +118,10 @@ def bent(image: np.ndarray, centre: Point, radius: float, rng: np.random.Generat
 
 def coin(image: np.ndarray, centre: Point, radius: float, rng: np.random.Generator) -> Change:
     """A coin where none belongs, with its shadow."""
-    x, y, reach = COINS[rng.integers(len(COINS))]
+    column, row, reach = COINS[rng.integers(len(COINS))]
     radius = max(int(radius), 14)
-    photo = (
-        Image.open(PHOTOS / "coins.png").crop((x - reach, y - reach, x + reach, y + reach)).rotate(rng.uniform(0, 360))
-    )
+    box = (column - reach, row - reach, column + reach, row + reach)
+    photo = Image.open(PHOTOS / "coins.png").crop(box).rotate(rng.uniform(0, 360))
     canvas = Image.new("L", image.shape[1::-1])
     canvas.paste(photo.resize((2 * radius, 2 * radius)), (int(centre[0]) - radius, int(centre[1]) - radius))
     x, y = offsets(image, (int(centre[0]), int(centre[1])))

@@ -8,8 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.defects import resize_mask
-
 
 class InputSpec(Protocol):
     """Turns pictures and masks into tensors. Images of one batch must come out with one shape."""
@@ -42,3 +40,9 @@ class SquareInput:
     def mask(self, mask: Image.Image) -> Tensor:
         """Stretched, bilinear; defect above half of full scale. (S, S) uint8"""
         return torch.from_numpy(resize_mask(mask, self.side))
+
+
+def resize_mask(mask: Image.Image, size: int) -> np.ndarray:
+    """A mask of 0 and 255, stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8, 1 = defect"""
+    pixels = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR))
+    return (pixels > 127).astype(np.uint8)

@@ -138,7 +138,13 @@ def parse_shots(entries: Any) -> list[FewShotSetting]:
     return shots
 
 
-def _from_text(path, text: str, known: Mapping[tuple[str, str], int], k_shots, seeds) -> FewShotSetting:
+def _from_text(
+    path: str | Path,
+    text: str,
+    known: Mapping[tuple[str, str], int],
+    k_shots: Sequence[int] | None,
+    seeds: Sequence[int] | None,
+) -> FewShotSetting:
     owner = {img_path: cls_name for cls_name, img_path in known}
     references: dict[str, list[str]] = {}
     for line in filter(None, (line.strip().replace("\\", "/") for line in text.splitlines())):
@@ -156,7 +162,9 @@ def _from_text(path, text: str, known: Mapping[tuple[str, str], int], k_shots, s
     return FewShotSetting(k_shot, seeds[0] if seeds else None, references)
 
 
-def _check_references(path, shot: FewShotSetting, known: Mapping[tuple[str, str], int], classes: Sequence[str]) -> None:
+def _check_references(
+    path: str | Path, shot: FewShotSetting, known: Mapping[tuple[str, str], int], classes: Sequence[str]
+) -> None:
     for name in classes:
         paths = shot.references.get(name, ())
         if len(paths) != shot.k_shot or not paths:
@@ -173,7 +181,9 @@ def _check_references(path, shot: FewShotSetting, known: Mapping[tuple[str, str]
                 )
 
 
-def _tell(path, shots: Sequence[FewShotSetting], classes: Sequence[str], scored: set[tuple[str, str]]) -> None:
+def _tell(
+    path: str | Path, shots: Sequence[FewShotSetting], classes: Sequence[str], scored: set[tuple[str, str]]
+) -> None:
     """Log what a user may not have meant; published files have both."""
     repeated, shared = [], set()
     for shot in shots:

@@ -105,7 +105,7 @@ def _fits(build: Callable[[Path], DatasetFiles], root: Path, part: Path | None =
 def table(samples: Samples) -> str:
     """The numbers of images per class: train, normal and defect images of test, and how many have masks."""
     names = list(dict.fromkeys(sample.cls_name for split in SPLITS for sample in samples[split]))
-    rows = [("class", "train", "test normal", "test defect", "with masks")]
+    rows: list[tuple[str, ...]] = [("class", "train", "test normal", "test defect", "with masks")]
     rows += [(escape_controls(name), *_counts(samples, {name})) for name in names]
     rows += [("all", *_counts(samples, set(names)))]
     width = max(len(row[0]) for row in rows)

@@ -41,7 +41,9 @@ def _passed_over(root: Path, found: DatasetFiles, own: list[Path]) -> Iterator[s
     used = {root / path for split in SPLITS for sample in found.samples[split] for path in sample[:2] if path}
     used |= {*found.lists, *own}
     used_folders = {root, *(folder for path in used for folder in path.parents)}
-    tops, left_images, left_others = [root], [], []
+    tops = [root]
+    left_images: list[Path] = []
+    left_others: list[Path] = []
     while tops:
         images, others = image_files(tops.pop())
         left_images += [path for path in images if path not in used]
@@ -49,9 +51,9 @@ def _passed_over(root: Path, found: DatasetFiles, own: list[Path]) -> Iterator[s
         left_others += [path for path in others if path not in used and path not in used_folders]
     left = left_images + left_others
     if left:
-        images = f", {len(left_images)} of them images" if left_images else ""
+        among = f", {len(left_images)} of them images" if left_images else ""
         noun = "file" if len(left) == 1 else "files"
-        yield f"passed over {len(left)} {noun}{images}: {_places(left, root, used_folders)}"
+        yield f"passed over {len(left)} {noun}{among}: {_places(left, root, used_folders)}"
 
 
 def _places(paths: list[Path], root: Path, used_folders: set[Path]) -> str:

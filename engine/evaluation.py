@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data.meta import Sample
 from data.references import FewShotSetting
-from engine.encoding import Timer, encode, select_rows
+from engine.encoding import Timer, encode
 from metrics.curves import Points
 from metrics.image import image_metrics
 from metrics.pixel import PixelMetrics, label_regions
@@ -201,32 +201,19 @@ def infer(
     return fuse(detector, tokens, [name] * len(images), memory)
 
 
-def fuse(detector: ScoringDetector, tokens: Any, names: Sequence[str], memory: Memory | None) -> Prediction:
-    """The prediction for images of one class from their tokens; memory: its references, None for zero-shot."""
-    zero_shot = _zero_shot(detector, tokens, names)
+def fuse(detector: ScoringDetector, tokens: Any, names: list[str], memory: Memory | None) -> Prediction:
+    """The prediction for tokens of images of one class, as `infer`."""
+    prediction = zero_shot(detector, tokens, names)
     if memory is not None:
-        return detector.few_shot(zero_shot, tokens, names, {names[0]: memory})
-    if zero_shot is None:
+        return detector.few_shot(prediction, tokens, names, {names[0]: memory})
+    if prediction is None:
         raise ValueError("this method requires reference images")
-    return zero_shot
+    return prediction
 
 
-def _zero_shot(detector: ScoringDetector, tokens: Any, names: Sequence[str]) -> Prediction | None:
+def zero_shot(detector: ScoringDetector, tokens: Any, names: Sequence[str]) -> Prediction | None:
     """None of a method that requires references."""
     return detector.zero_shot(tokens, names) if hasattr(detector, "zero_shot") else None
-
-
-@torch.no_grad()
-def leave_one_out(detector: ScoringDetector, tokens: Any, count: int, name: str) -> Iterator[Prediction]:
-    """Predictions for the references themselves, each compared with all others: what normal images look like.
-
-    Args:
-        tokens: of the references, see `encode_all`.
-        count: how many references there are, two or more.
-    """
-    for row in range(count):
-        others = detector.build_memory(select_rows(tokens, [other for other in range(count) if other != row]))
-        yield fuse(detector, select_rows(tokens, [row]), [name], others)
 
 
 @torch.no_grad()
@@ -241,14 +228,14 @@ def _predict(
 ) -> Iterator[Prediction]:
     """One prediction per setting from one pass of the backbone, and one comparison with each reference image."""
     tokens = encode(detector, images, accelerator, timer)
-    zero_shot, similarities = _zero_shot(detector, tokens, names), SimilarityCache()
+    prediction, similarities = zero_shot(detector, tokens, names), SimilarityCache()
     for number, setting in enumerate(settings):
-        if setting.k_shot == 0 and zero_shot is not None:
-            yield zero_shot
+        if setting.k_shot == 0 and prediction is not None:
+            yield prediction
         else:
             of_names = {name: banks[name][number] for name in dict.fromkeys(names)}
             memories = {name: memory for name, memory in of_names.items() if memory is not None}
-            yield detector.few_shot(zero_shot, tokens, names, memories, similarities)
+            yield detector.few_shot(prediction, tokens, names, memories, similarities)
 
 
 def _finish_class(

@@ -2,6 +2,7 @@
 training after its last checkpoint."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,12 +19,14 @@ from data.references import FewShotSetting
 from engine import checkpoint
 from engine.evaluation import ClassScores
 from engine.loss_log import Step, parse_losses
+from metrics.names import IMAGE, PIXEL
 from prompt_ensemble import load_prompts
-from utils.files import file_digest, write_json
+from utils.files import file_digest, read_json, write_json
 from utils.logs import LOG
 from utils.provenance import provenance
 
 FOLDER = "finished"
+_LARGEST_PICTURE = 4096  # pixels of a side; far above what the page shows
 # Settings on which no result depends, or whose files are looked at instead.
 NEUTRAL_SETTINGS = (
     "save_path", "save_memory", "resume", "num_workers", "feature_cache", "feature_cache_size", "meta_path",
@@ -55,13 +58,19 @@ class FinishedClasses:
         self.identity = sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
     def load(
-        self, pictures: Mapping[str, Sequence[Path]], check_page: Callable[[Any], object]
+        self,
+        pictures: Mapping[str, Sequence[Path]],
+        check_page: Callable[[Any], object],
+        samples: Sequence[Sample],
+        settings: int,
     ) -> dict[str, ClassResult]:
         """Class -> what an interrupted test has kept of it; says in the log what cannot be used.
 
         Args:
             pictures: class -> the files that it has written besides, without which it is scored anew.
             check_page: raises ValueError for a value of `ClassResult.page` that the report cannot use.
+            samples: the images of the test.
+            settings: how many few-shot settings there are.
         """
         found = {}
         for number, name in enumerate(self._classes):
@@ -69,7 +78,7 @@ class FinishedClasses:
             if not path.is_file():
                 continue
             try:
-                held = json.loads(path.read_text(encoding="utf-8"))
+                held = read_json(path)
                 if held["identity"] != self.identity:
                     LOG.info("%s is of other settings, weights or images: '%s' is scored anew", path, name)
                     continue
@@ -80,12 +89,18 @@ class FinishedClasses:
                 page = {int(setting): value for setting, value in held["page"].items()}
                 for value in page.values():
                     check_page(value)
-                found[name] = ClassResult([ClassScores(**one) for one in held["scores"]], page)
+                if not page.keys() <= set(range(settings)):
+                    raise ValueError("pictures of settings that are none")
+                scores = [ClassScores(**row) for row in held["scores"]]
+                indices = [index for index, sample in enumerate(samples) if sample.cls_name == name]
+                _check_scores(scores, name, indices, settings)
+                found[name] = ClassResult(scores, page)
             except (AttributeError, KeyError, OSError, TypeError, ValueError):
                 LOG.warning("%s is broken: '%s' is scored anew", path, name)
         return found
 
     def keep(self, name: str, finished: ClassResult) -> None:
+        """Write the results of a class."""
         held = {
             "identity": self.identity,
             "scores": [asdict(one) for one in finished.scores],
@@ -94,6 +109,7 @@ class FinishedClasses:
         write_json(self._file(self._classes.index(name)), held)
 
     def remove(self) -> None:
+        """What is kept of all classes, once the results are written."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, number: int) -> Path:
@@ -105,6 +121,30 @@ def file_stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     there."""
     stats = [(str(path), path.stat()) for path in paths if path.is_file()]
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def _check_scores(scores: Sequence[ClassScores], name: str, indices: Sequence[int], settings: int) -> None:
+    """Raises ValueError where scores from a file are not those of a class under all settings: whoever can write into
+    the folder can have written them."""
+    sound = [result.setting for result in scores] == list(range(settings))
+    for result in scores:
+        sound = sound and result.name == name and result.indices == indices
+        sound = sound and result.metrics.keys() == {*PIXEL, *IMAGE}
+        sound = sound and all(value is None or _is_number(value) for value in result.metrics.values())
+        rows = [result.scores, *result.score_components.values()]
+        sound = sound and all(_are_numbers(row) and len(row) == len(indices) for row in rows)
+        for x, y in result.curves.values():
+            sound = sound and _are_numbers(x) and _are_numbers(y) and len(x) == len(y) > 0
+    if not sound:
+        raise ValueError("not the scores of this class")
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def run_identity(

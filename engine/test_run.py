@@ -1,6 +1,5 @@
 """A test run: what is scored, where an interrupted one resumes, every class scored once and kept until all are done."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from engine.references import KeptReferences, MemorySource
 from engine.resume import FOLDER, ClassResult, FinishedClasses
 from model import memory_bank
 from utils.distributed import gather
-from utils.files import atomic_write, clear_leftovers, clear_results
+from utils.files import atomic_write, clear_leftovers, clear_results, read_json
 from utils.logs import LOG, Lines, log_to
 
 TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
@@ -71,6 +70,7 @@ class TestFolder:
         path: of --save_path.
         finished: what is kept of finished classes.
         expected: class -> the pictures and maps that it is to have.
+        samples: what is scored; settings: number of the few-shot settings.
         few_shot: whether there are references.
         save_memory: the file of --save_memory.
     """
@@ -80,6 +80,8 @@ class TestFolder:
     path: Path
     finished: FinishedClasses
     expected: Mapping[str, Sequence[Path]]
+    samples: Sequence[Sample]
+    settings: int
     few_shot: bool
     save_memory: str | None
 
@@ -98,7 +100,9 @@ class TestFolder:
             LOG.info("%s\nnothing to resume: these results are in %s", table, self.path)
             self.finished.remove()  # of a test that was killed after the last table
             return None
-        known = self.finished.load(self.expected, restore_page) if resume and is_main else {}
+        known = (
+            self.finished.load(self.expected, restore_page, self.samples, self.settings) if resume and is_main else {}
+        )
         if is_main:
             clear_results(self.path, (*TABLES, *WAITING, *(() if known else PICTURES)))
             clear_leftovers(self.path, PICTURES)
@@ -111,9 +115,8 @@ class TestFolder:
         files = [self.path / name for name in TABLES if name != "k_shot.json" or self.few_shot]
         files += [Path(self.save_memory)] if self.save_memory else []
         try:
-            config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-            identity = config["description"]["identity"]
-        except (KeyError, OSError, RecursionError, TypeError, ValueError):
+            identity = read_json(self.path / "config.json")["description"]["identity"]
+        except (KeyError, OSError, TypeError, ValueError):
             return False
         every = chain(files, *self.expected.values())
         return bool(identity == self.finished.identity) and all(path.is_file() for path in every)

@@ -4,14 +4,13 @@ The published image scores are rescaled over the whole test set of a class. One'
 scale comes from normal images: a folder of them, or the references themselves.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.files import check_regular, write_json
+from utils.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,11 @@ class Calibration:
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
         """What `save` wrote. Raises ValueError for any other file; names it."""
-        check_regular(path)
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8-sig")))
+            return cls.from_dict(read_json(path))
         except FileNotFoundError:
             raise ValueError(f"calibration {path}: no such file") from None
-        except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"calibration {path}: no file that predict.py wrote ({error})") from None
 
     @classmethod

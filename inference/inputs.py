@@ -66,15 +66,15 @@ def _distinct(flag: str, folder: str, save_path: str, bits: int | None) -> dict[
     """Digest of the pixels -> the first file that has them."""
     found, passed_over = find_images([folder])
     _log_passed_over(passed_over)
-    files = [path for path, _ in found]
+    files, names = [path for path, _ in found], dict(found)
     if any(_lies_in(path, save_path) for path in files):
         raise ValueError(f"--{flag} {folder} lies in --save_path {save_path}; name another folder for results")
     first, copies = distinct(files, bits)
     if copies:
-        copy, original = copies[0], first[pixel_digest(copies[0], bits=bits)]
+        original = first[pixel_digest(copies[0], bits=bits)]
         LOG.warning(
-            "--%s %s: %d of %d images are copies of others and left out (%s shows the same as %s)",
-            flag, folder, len(copies), len(files), copy, original,
+            "--%s %s: %d of %d images are copies of others and left out (%s is one of %s)",
+            flag, folder, len(copies), len(files), names[copies[0]], names[original],
         )  # fmt: skip
     return first
 

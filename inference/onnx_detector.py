@@ -5,8 +5,6 @@ checked before anything is scored.
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ import numpy as np
 from inference.calibration import Calibration
 from inference.predictor import ImageResult
 from utils.errors import first_line
-from utils.files import check_regular
+from utils.files import check_regular, read_json, sha256
 from utils.logs import LOG
 from utils.memory_check import check, free_bytes
 from utils.packages import require
@@ -69,7 +67,7 @@ class OnnxDetector:
         """Take what the JSON says. Returns the identity of the ONNX file that it belongs to, and the checksums (none in
         exports of earlier versions)."""
         try:
-            card = json.loads(path.read_text(encoding="utf-8-sig"))
+            card = read_json(path)
             if card["format"] != FORMAT:
                 raise ValueError(f"it has format {card['format']}, and this version reads {FORMAT}")
             self.method, self.class_name = str(card["method"]), str(card["class_name"])
@@ -82,7 +80,7 @@ class OnnxDetector:
             if not checksums.keys() <= {ONNX_NAME, DATA_NAME}:
                 raise ValueError(f"{CHECKSUMS} names other files than {ONNX_NAME} and {DATA_NAME}")
             return str(card[ID]), checksums
-        except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not written by export.py ({error})") from None
 
     def _check_checksums(self, checksums: dict[str, str], card_path: Path) -> None:
@@ -95,7 +93,7 @@ class OnnxDetector:
             file = self.path if name == ONNX_NAME else self.path.parent / name
             if not file.exists():
                 raise ValueError(f"--onnx {self.path}: there is no {file}, which belongs to it; copy it there")
-            if file_sha256(file) != expected:
+            if sha256(file).hex() != expected:
                 raise ValueError(
                     f"{file}: damaged or of another export (its SHA-256 is not the one in {card_path}); copy it again"
                 )
@@ -166,16 +164,6 @@ def find_onnx(path: str | Path) -> Path:
     others = sorted(path.glob("*.onnx"))
     advice = f"name the file itself, as in --onnx {others[0]}" if others else f"export.py writes {ONNX_NAME}"
     raise ValueError(f"--onnx {path}: there is no {ONNX_NAME} in this folder; {advice}")
-
-
-def file_sha256(path: Path) -> str:
-    """64 hex digits. Raises ValueError: no regular file."""
-    check_regular(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def open_session(path: Path) -> Any:

@@ -22,13 +22,12 @@ from inference.onnx_detector import (
     ID,
     JSON_NAME,
     ONNX_NAME,
-    file_sha256,
     open_session,
 )
 from model.backbones.architectures import silent
 from model.interface import Memory, ScoreRange, ScoringDetector
 from utils.errors import first_line
-from utils.files import write_json
+from utils.files import sha256, write_json
 from utils.logs import LOG
 from utils.provenance import provenance
 
@@ -63,8 +62,7 @@ class FixedClassDetector(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) uint8 RGB -> "map" (B, S, S), "score" (B,), and the terms that make the score, each (B,)."""
-        tokens, names = self.detector.encode(images), [self.name]
-        prediction = fuse(self.detector, tokens, names, self.memory)
+        prediction = fuse(self.detector, self.detector.encode(images), [self.name], self.memory)
         limits = self.limits or dict.fromkeys(prediction.score_components, (0.0, 1.0))
         scores = self.detector.image_scores(prediction.score_components, limits)
         return {"map": prediction.maps, "score": scores.clone(), **prediction.score_components}
@@ -94,7 +92,7 @@ def export(
         card = {
             "format": FORMAT,
             ID: identity,
-            CHECKSUMS: {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
+            CHECKSUMS: {file.name: sha256(file).hex() for file in sorted(folder.iterdir())},
             "method": description["method"],
             "class_name": one.name,
             "image_size": description["image_size"],
@@ -132,7 +130,7 @@ def save_onnx(one: FixedClassDetector, path: Path, metadata: Mapping[str, str]) 
     try:
         with silent():
             graph = torch.export.export(one, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 graph, input_names=["images"], output_names=outputs, opset_version=_OPSET, dynamo=True, verbose=False
             )
     except Exception as error:  # the exporter raises what it likes; the user needs to know what could not be exported

@@ -8,16 +8,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.encoding import Timer, encode, encode_all, select_rows
+from engine.encoding import encode_all, select_rows
+from engine.evaluation import fuse, infer, zero_shot
 from inference.calibration import Calibration, limits_of, threshold_of
-from model.interface import Detector, Memory, Prediction
+from model.interface import Memory, Prediction, ScoringDetector
 from report.heatmap import HeatScale
 
 _STRETCH = 2.0  # of the colour scale beyond normal images
 _HEAT_IMAGES = 256  # normal images whose maps give the colour scale
-# A normal image whose patches are all this near to those of another one is nearly a copy of it. Of the distance that
-# references add to a map; photographs of different objects are tens of times as far apart.
-_NEAR_COPY = 0.01
+# A reference is nearly a copy of another one where its distance to the nearest is less than this part of the distance
+# between references: JPEG leaves 2% (quality 95) to 7% (75), photographs of different objects 70% and more.
+_NEAR_COPY = 0.1
+_ALL_BUT_ZERO = 1e-4  # the same where there are only two, which leaves nothing to compare their distance with
+_COMPARED, _OTHERS = 16, 3  # references whose distance to each of some others is looked at
 
 
 class ImageResult(NamedTuple):
@@ -67,7 +70,7 @@ class Predictor:
         description: what identifies the detector; calibrations keep it.
     """
 
-    def __init__(self, detector: Detector, accelerator: Accelerator, fpr: float, description: Mapping[str, Any]):
+    def __init__(self, detector: ScoringDetector, accelerator: Accelerator, fpr: float, description: Mapping[str, Any]):
         self.detector, self.accelerator, self.fpr, self.description = detector, accelerator, fpr, description
 
     @torch.no_grad()
@@ -85,8 +88,7 @@ class Predictor:
         Raises:
             ValueError: a calibration that lacks a term of the score.
         """
-        tokens = encode(self.detector, images, self.accelerator, Timer())
-        return self._results(self._compare(tokens, len(images), name, memory)[0], calibration)
+        return self._results(infer(self.detector, images, name, memory, self.accelerator), calibration)
 
     @torch.no_grad()
     def encode_references(
@@ -103,18 +105,34 @@ class Predictor:
         memory = self.detector.build_memory(tokens)
         if source is None or count < 2:
             return EncodedReferences(memory, None, [])
-        near_copies: list[int] = []
+        distances: list[float] = []  # of each to the nearest other
 
         def leave_one_out() -> Iterator[list[ImageResult]]:
             for row in range(count):
-                rest = select_rows(tokens, [other for other in range(count) if other != row])
-                others = self.detector.build_memory(rest)
-                prediction, distance = self._compare(select_rows(tokens, [row]), 1, name, others)
-                if float(distance) < _NEAR_COPY:
-                    near_copies.append(row)
+                others = [other for other in range(count) if other != row]
+                prediction, distance = self._compare(tokens, row, others, name)
+                distances.append(distance)
                 yield self._results(prediction, None)
 
-        return EncodedReferences(memory, self._calibration(leave_one_out(), source), near_copies)
+        calibration = self._calibration(leave_one_out(), source)
+        bound = max(_ALL_BUT_ZERO, _NEAR_COPY * self._usual_distance(tokens, count, name))
+        near = [row for row, distance in enumerate(distances) if distance < bound]
+        return EncodedReferences(memory, calibration, near)
+
+    def _compare(self, tokens: Any, row: int, others: list[int], name: str) -> tuple[Prediction, float]:
+        """(the prediction for one of some images, compared with others; its largest distance to them)."""
+        own, names = select_rows(tokens, [row]), [name]
+        few_shot = fuse(self.detector, own, names, self.detector.build_memory(select_rows(tokens, others)))
+        without = zero_shot(self.detector, own, names)
+        return few_shot, float((few_shot.maps if without is None else few_shot.maps - without.maps).amax())
+
+    def _usual_distance(self, tokens: Any, count: int, name: str) -> float:
+        """Between references that are not copies: the median, over some of them, of the largest distance to one of a
+        few others; 0 where there are only two."""
+        steps = range(1, min(_OTHERS, count - 1) + 1)
+        rows = range(0, count, max(1, -(-count // _COMPARED)))
+        largest = [max(self._compare(tokens, row, [(row + step) % count], name)[1] for step in steps) for row in rows]
+        return float(np.median(largest)) if count > 2 else 0.0
 
     @torch.no_grad()
     def calibrate(
@@ -122,17 +140,6 @@ class Predictor:
     ) -> Calibration:
         """Scale and threshold from batches of normal images that are none of the references."""
         return self._calibration((self.predict(batch["image"], name, memory) for batch in batches), source)
-
-    def _compare(self, tokens: Any, count: int, name: str, memory: Memory | None) -> tuple[Prediction, Tensor]:
-        """(the prediction for the tokens of images, the largest distance to the references in any of their maps)."""
-        names = [name] * count
-        zero_shot = self.detector.zero_shot(tokens, names) if hasattr(self.detector, "zero_shot") else None
-        if memory is None:
-            if zero_shot is None:
-                raise ValueError("this method requires normal images")
-            return zero_shot, torch.tensor(torch.inf)
-        few_shot = self.detector.few_shot(zero_shot, tokens, names, {name: memory})
-        return few_shot, (few_shot.maps if zero_shot is None else few_shot.maps - zero_shot.maps).amax()
 
     def _calibration(self, batches: Iterable[list[ImageResult]], source: str) -> Calibration:
         """From results of normal images without a scale. Of each the terms are kept, and of some pixels of the map:

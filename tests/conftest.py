@@ -111,7 +111,6 @@ def mini_visa(tmp_path_factory) -> Path:
 @pytest.fixture
 def fails(capsys):
     """Run a script's main on flags that must end with one clear line; returns that line."""
-    pass
 
     def run(main, *argv: str) -> str:
         capsys.readouterr()

@@ -133,7 +133,7 @@ def test_the_web_page_asks_for_normal_images(nearest, tiny_a):
     )  # fmt: skip
     service = InferenceService(settings)
     image = str(next((BRICK / "test").rglob("*.png")))
-    with pytest.raises(ValueError, match="this method requires normal images"):
+    with pytest.raises(ValueError, match="this method requires reference images"):
         service.inspect("brick", image)
     answer = service.inspect("brick", image, [str(path) for path in sorted((BRICK / "train/good").iterdir())[:2]])
     assert answer.result.verdict in ("normal", "anomalous") and answer.result.map.shape == (96, 96)

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ import export as export_script
 import predict as predict_script
 from conftest import REFERENCE, ROOT
 from engine import checkpoint
+from inference import onnx_export
 from inference.onnx_detector import OnnxDetector
 from inference.onnx_export import FixedClassDetector, save_onnx
 from model import build
 from utils import packages
+from utils.files import lock_folder
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason=f"{package} is missing: pip install -r requirements-export.txt")
@@ -139,7 +143,25 @@ def test_what_is_written(exported):
     assert list(card["outputs"]) == ["map", "score", "text", "map_max"] == list(card["difference"])
     assert max(card["difference"].values()) < 1e-4
     assert card["calibration"]["normal_images"] == 8 and card["made_with"]["features_list"] == [1, 2, 3, 4]
+    assert card["sha256"] == {"detector.onnx": sha256((folder / "detector.onnx").read_bytes()).hexdigest()}
     assert "bicubic" in card["preprocessing"] and torch.__version__.startswith(card["versions"]["torch"])
+
+
+def test_an_export_of_an_earlier_version_runs_and_says_that_it_is_not_checked(exported, tmp_path):
+    shutil.copytree(exported("winclip")[1], tmp_path / "old")
+    card = json.loads((tmp_path / "old/detector.json").read_text())
+    card.pop("sha256")
+    card["made_with"].pop("bits")
+    (tmp_path / "old/detector.json").write_text(json.dumps(card))
+    rows, _ = predict(tmp_path, "out", TEST / "good", "--onnx", tmp_path / "old")
+    assert rows[0]["verdict"] and (tmp_path / "out/log.txt").read_text().count("holds no SHA-256") == 1
+
+
+def test_two_exports_into_one_folder_at_once(flags, fails, tmp_path):
+    with lock_folder(tmp_path):
+        line = fails(export_script.main, *flags("winclip"), "--save_path", tmp_path)
+    assert f"{tmp_path}: another run writes there (process {os.getpid()}" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_calibration_of_predict_is_baked_in(exported):
@@ -201,19 +223,22 @@ def test_broken_files(exported, fails, tmp_path):
         ({"method": "magic"}, "made by unknown method 'magic'"),
         ({"image_size": 64}, "names other outputs or another image size"),
         ({"outputs": {"score": ""}}, "names other outputs or another image size"),
-        ({"image_size": float("inf")}, "no file that export.py wrote"),
+        ({"image_size": float("inf")}, "not written by export.py"),
     ):
         card.write_text(json.dumps({**fields, **change}))
         assert said in run()
     card.write_text(json.dumps(fields))
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
+    assert f"{file}: damaged or of another export" in run()
+    earlier = {key: value for key, value in fields.items() if key != "sha256"}  # of a version that wrote none
+    card.write_text(json.dumps(earlier))
     assert f"{file}: onnxruntime cannot use it" in run()
     shutil.copy(exported("sdp")[1] / "detector.onnx", file)
     assert "come from different exports" in run()
     for wrong in ("{", "[]", "{}", json.dumps({**json.loads(card.read_text()), "format": 99})):
         card.write_text(wrong)
-        assert "no file that export.py wrote" in run()
+        assert "not written by export.py" in run()
     card.unlink()
     assert f"there is no {card}" in run()
     file.unlink()
@@ -236,7 +261,7 @@ def test_what_differs_is_not_written(exported, flags, fails, monkeypatch, tmp_pa
     (tmp_path / ".export").mkdir()
     (tmp_path / ".export/detector.onnx").write_text("of an export that was killed")
     graph = exported("winclip few")[1] / "detector.onnx"
-    monkeypatch.setattr(export_script, "save_onnx", lambda one, path, metadata: [shutil.copy(graph, path)])
+    monkeypatch.setattr(onnx_export, "save_onnx", lambda one, path, metadata: [shutil.copy(graph, path)])
     line = fails(export_script.main, *flags("winclip"), "--save_path", tmp_path)
     assert "nothing is written: in a batch of 1 the exported map differs from PyTorch's by" in line
     assert {path.name for path in tmp_path.iterdir()} == {"detector.onnx", "log.txt"}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,3 +184,22 @@ def test_an_interrupted_test(testing, monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "finished").exists() and not (tmp_path / "k_shot.json").exists()
     test_script.main(words(*flags, "--save_path", tmp_path, "--resume"))
     assert differences(whole, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "3", "[]", "null", '{"settings": 1}', '{"settings": {"data_path": 3}}', "{",
+     '{"settings": {"data_path": "\\u0000"}, "description": []}', '{"vand_kit": 1, "description": {"identity": {}}}'],
+)  # fmt: skip
+def test_a_planted_config_is_no_earlier_run(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    settings = SimpleNamespace(save_path=str(tmp_path), data_path=str(tmp_path), mode="zero_shot", save_memory=None)
+    test_script.check_owner(settings)
+    assert not test_script.is_whole(settings, "0123", {})
+
+
+def test_a_config_that_is_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    settings = SimpleNamespace(save_path=str(tmp_path), data_path=str(tmp_path), mode="zero_shot", save_memory=None)
+    test_script.check_owner(settings)
+    assert not test_script.is_whole(settings, "0123", {})

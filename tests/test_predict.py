@@ -19,6 +19,9 @@ from data.images import find_images
 from dataset import AnomalyDataset, Sample
 from engine import checkpoint
 from model import build
+from utils.errors import run_script
+from utils.files import lock_folder
+from utils.text import csv_value
 
 CHECKPOINT = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
 BRICK = REFERENCE / "data/mini_mvtec/brick"
@@ -32,7 +35,11 @@ def call(tiny_a, tmp_path):
         trained = ["--checkpoint_path", CHECKPOINT] if method == "april_gan" else []
         flags = ["--class_name", "brick", "--method", method, *trained, *tiny_a.flags, "--image_size", 96,
                  "--num_workers", 0, "--save_path", tmp_path / out, *argv]  # fmt: skip
-        code = predict_script.main([str(flag) for flag in flags])
+        code = 0
+        try:
+            run_script(lambda: predict_script.main([str(flag) for flag in flags]))  # which holds the first log lines
+        except SystemExit as end:
+            code = end.code
         return code, rows_of(tmp_path / out / "scores.csv")
 
     return run
@@ -221,6 +228,173 @@ def test_references_are_no_images_to_calibrate_on(fails, tiny_a, tmp_path):
     assert "8 of its images are references" in fails(predict_script.main, BRICK / "test", *flags, *normal)
 
 
+def as_bmp(folder, images) -> None:
+    """The same pictures in another format."""
+    folder.mkdir(exist_ok=True)
+    for path in images:
+        Image.open(path).save(folder / f"{path.parent.name}_{path.stem}.bmp")
+
+
+@pytest.fixture
+def normal(tmp_path):
+    """A folder of four normal images."""
+    (tmp_path / "normal").mkdir()
+    for path in sorted((BRICK / "train/good").glob("*.png"))[:4]:
+        shutil.copy(path, tmp_path / "normal")
+    return tmp_path / "normal"
+
+
+@pytest.mark.parametrize("flag", ["--references", "--calibrate"])
+def test_copies_among_normal_images_count_once(flag, call, normal, tmp_path):
+    """As bytes and as pixels in another format: the same scores, scale, threshold, rate and count as without them."""
+    _, expected = call(BRICK / "test", flag, normal, method="winclip", out="plain")
+    shutil.copytree(normal, normal / "again")
+    as_bmp(normal, sorted(normal.glob("*.png")))
+    _, rows = call(BRICK / "test", flag, normal, method="winclip", out="copies")
+    assert rows == expected and {row["verdict"] for row in rows}
+    plain, copies = (json.loads((tmp_path / out / "calibration.json").read_text()) for out in ("plain", "copies"))
+    assert plain == copies and copies["normal_images"] == 4 and copies["fpr"] == 0.2
+    log = (tmp_path / "copies/log.txt").read_text()
+    assert f"{flag} {normal}: 8 of 12 images are copies of others and left out (again/000.png is one of 000.png)" in log
+    assert "nearly copies" not in log and "are copies" not in (tmp_path / "plain/log.txt").read_text()
+
+
+def test_an_image_that_is_a_reference_and_calibrated_on_is_refused_by_its_pixels(fails, normal, tiny_a, tmp_path):
+    as_bmp(tmp_path / "others", [sorted(normal.iterdir())[0], *sorted((BRICK / "test/good").glob("*.png"))])
+    line = fails(
+        predict_script.main, BRICK / "test", "--class_name", "brick", *tiny_a.flags, "--image_size", 96, "--method",
+        "winclip", "--save_path", tmp_path / "out", "--references", normal, "--calibrate", tmp_path / "others",
+    )  # fmt: skip
+    assert "1 of its images are references, and find themselves among them" in line and not (tmp_path / "out").exists()
+
+
+def near_copy(path, to) -> None:
+    Image.open(path).save(to, quality=95)
+
+
+@pytest.mark.parametrize("method", ["winclip", "april_gan"])
+def test_near_copies_among_references_are_named(method, call, normal, tmp_path):
+    """The same picture as JPEG; also where every picture is there twice, and where there are only two."""
+    pictures = sorted(normal.iterdir())
+    call(BRICK / "test/good", "--references", normal, "--no_images", method=method, out="none")
+    assert "nearly copies" not in (tmp_path / "none/log.txt").read_text()
+    near_copy(pictures[0], normal / "near.jpg")
+    call(BRICK / "test/good", "--references", normal, "--no_images", method=method, out="one")
+    log = (tmp_path / "one/log.txt").read_text()
+    assert f"2 of 5 references are nearly copies of others ({pictures[0]} is one)" in log
+    for path in pictures[1:]:
+        near_copy(path, path.with_suffix(".jpg"))
+    call(BRICK / "test/good", "--references", normal, "--no_images", method=method, out="all")
+    assert "8 of 8 references are nearly copies of others" in (tmp_path / "all/log.txt").read_text()
+
+
+def test_a_reference_that_is_scored_too_is_said(call, normal, tmp_path):
+    call(BRICK / "test/good", normal, "--references", normal, method="winclip")
+    line = "4 of the images to score are normal images of --references, so that their scores are too low: 000.png"
+    assert line.partition(":")[0] in (tmp_path / "out/log.txt").read_text()
+    call(BRICK / "test/good", "--references", normal, method="winclip", out="apart")
+    assert "images to score are normal" not in (tmp_path / "apart/log.txt").read_text()
+
+
+def test_what_is_passed_over_is_named_once(call, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(BRICK / "test/good", folder)
+    for name in ("._000.png", "Thumbs.db", "notes.txt", "table.csv"):
+        (folder / name).write_text("x")
+    (folder / ".ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "000.png", folder / ".ipynb_checkpoints")
+    code, rows = call(folder, method="winclip")
+    assert code == 0 and len(rows) == 6
+    log = (tmp_path / "out/log.txt").read_text()
+    assert log.count("passed over, not images: 2 (") == 1 and "notes.txt" in log and "Thumbs" not in log
+
+
+def test_images_that_differ_in_the_suffix_alone_keep_both_results(call, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.open(BRICK / "test/hole/000.png").save(folder / "a.png")
+    Image.open(BRICK / "test/good/000.png").save(folder / "a.bmp")
+    shutil.copy(BRICK / "test/good/001.png", folder / "b.png")
+    code, rows = call(folder, "--save_maps", method="winclip")
+    assert code == 0 and [row["img_path"] for row in rows] == ["a.bmp", "a.png", "b.png"]
+    for folder, suffix in (("imgs", ".png"), ("maps", ".npy")):
+        names = {path.name for path in (tmp_path / "out" / folder).iterdir()}
+        assert names == {f"{stem}{suffix}" for stem in ("a_bmp", "a_png", "b")}
+    maps = [np.load(tmp_path / f"out/maps/{stem}.npy") for stem in ("a_bmp", "a_png")]
+    assert not np.allclose(*maps)
+
+
+def twelve_bits(folder, images):
+    """Grey pictures with values of 12 bits in files of 16, and the same with 8, the brightest pixel white."""
+    for name in ("8", "12"):
+        (folder / name).mkdir(parents=True)
+    for path in images:
+        pixels = np.array(Image.open(path).convert("L")).astype(np.uint32)
+        pixels[0, 0] = 255
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "8" / path.name)
+        Image.fromarray(((pixels * 4095 + 127) // 255).astype(np.uint16)).save(folder / "12" / path.name)
+    return folder / "8", folder / "12"
+
+
+def test_integers_of_few_bits_are_named_and_read(call, normal, tmp_path):
+    eight, twelve = twelve_bits(tmp_path / "own", sorted((BRICK / "test").rglob("hole/*.png")))
+    good8, good12 = twelve_bits(tmp_path / "good", sorted(normal.iterdir()))
+    _, expected = call(eight, "--references", good8, method="winclip", out="eight")
+    _, dark = call(twelve, "--references", good12, method="winclip", out="dark")
+    assert "--bits 12 reads them rightly" in (tmp_path / "dark/log.txt").read_text()
+    _, rows = call(twelve, "--references", good12, "--bits", 12, method="winclip", out="twelve")
+    assert rows == expected != dark and "reads them rightly" not in (tmp_path / "twelve/log.txt").read_text()
+    file = tmp_path / "twelve/calibration.json"
+    _, again = call(twelve, "--references", good12, "--calibration", file, "--bits", 12, method="winclip", out="again")
+    assert again == rows
+
+
+def test_two_runs_in_one_folder_at_once(fails, call, tiny_a, tmp_path):
+    """The second is refused, says who writes there, and leaves what the first has written."""
+    call(BRICK / "test/good", method="winclip")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    flags = ["--class_name", "brick", *tiny_a.flags, "--image_size", 96, "--method", "winclip", "--num_workers", 0]
+    with lock_folder(tmp_path / "out"):
+        line = fails(predict_script.main, BRICK / "test/good", *flags, "--save_path", tmp_path / "out")
+    assert f"another run writes there (process {os.getpid()}" in line
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_tables_hold_no_formulas_and_no_control_characters(call, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = ["=1+1.png", "@sum.png", "-x\tb.png", "a\x1b[31m.png", "b\nc.png"]
+    for name in names:
+        shutil.copy(BRICK / "test/good/000.png", folder / name)
+    (folder / "=broken\n.png").write_text("x")
+    code, rows = call(folder, "--class_name", "+brick", "--no_images", method="winclip")
+    assert code == 3 and (tmp_path / "out/scores.csv").read_text().count("\n") == 6
+    assert sorted(csv_value(row["img_path"]) for row in rows) == sorted(names)
+    assert {row["cls_name"] for row in rows} == {"'+brick"}
+    assert not any(row["img_path"].startswith(("=", "+", "-", "@")) for row in rows)
+    (skipped,) = rows_of(tmp_path / "out/skipped.csv")
+    assert skipped["img_path"] == "'=broken\\x0a.png" and "\n" not in skipped["reason"]
+
+
+def test_a_byte_order_mark_in_a_calibration_is_accepted(call, normal, tmp_path):
+    _, rows = call(BRICK / "test/good", "--calibrate", normal, method="sdp", out="first")
+    file = tmp_path / "first/calibration.json"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    _, again = call(BRICK / "test/good", "--calibration", file, method="sdp", out="again")
+    assert again == rows
+
+
+def test_a_calibration_of_an_earlier_version_is_taken(call, normal, tmp_path):
+    """It does not say how many bits its images had."""
+    _, rows = call(BRICK / "test/good", "--calibrate", normal, method="sdp", out="first")
+    file = tmp_path / "first/calibration.json"
+    content = json.loads(file.read_text())
+    content["made_with"].pop("bits")
+    file.write_text(json.dumps(content))
+    _, again = call(BRICK / "test/good", "--calibration", file, method="sdp", out="again")
+    assert again == rows
+
+
 def test_formats(call, tmp_path):
     pixels = np.asarray(Image.open(BRICK / "test/good/000.png").convert("RGB"))
     for suffix in ("png", "bmp", "tif", "webp", "gif", "ppm"):
@@ -244,7 +418,7 @@ def test_refusals(fails, tiny_a, tmp_path):
     assert "none: no images there" in fails(predict_script.main, tmp_path / "none", *winclip)
     line = fails(predict_script.main, BRICK, *flags, "--method", "sdp", "--references", BRICK)
     assert "sdp is zero-shot and takes none" in line
-    assert "april_gan needs --checkpoint_path" in fails(predict_script.main, BRICK, *flags)
+    assert "april_gan requires --checkpoint_path" in fails(predict_script.main, BRICK, *flags)
     line = fails(predict_script.main, BRICK, *winclip, "--calibrate", BRICK, "--calibration", "a.json")
     assert "--calibrate and --calibration both" in line
     line = fails(predict_script.main, BRICK, *winclip, "--fpr", 0.1, "--calibration", "a.json")

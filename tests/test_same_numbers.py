@@ -98,5 +98,5 @@ def test_normal_images_that_give_no_number_are_named(fails, tiny_a, tmp_path):
     line = fails(predict_script.main, good, "--class_name", "brick", *tiny_a.flags, "--image_size", 96, "--num_workers",
                  0, "--calibrate", good, "--checkpoint_path", tmp_path / "c.pth", "--save_path",
                  tmp_path / "out")  # fmt: skip
-    assert f"normal image 1 of {good} has a map or score that is NaN or infinite" in line
+    assert f"the anomaly map or score of normal image 1 of {good} holds NaN or infinity" in line
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "log.txt"]

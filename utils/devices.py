@@ -2,19 +2,22 @@
 
 import os
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 
 from utils.errors import first_line
 from utils.launch import process_timeout
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 CPU_BATCH = 16  # of --batch_size auto, where there is no memory of a GPU to fill
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
+def make_accelerator(device: str, precision: str) -> "Accelerator":
     """Device, precision and processes of a run.
 
     Args:
@@ -24,6 +27,8 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     Raises:
         ValueError: a device or precision that is not available on this machine.
     """
+    from accelerate import Accelerator, InitProcessGroupKwargs  # here, since it takes a second, and flags need it not
+
     if device != "auto":
         _check_device(device)
     if ":" in device:  # without a number, each of several processes takes one of its own

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders of results, in which one run writes at a time."""
+"""Files: read where they are files, written whole or not at all. Folders of results: one run at a time writes there."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # Windows: `lock_folder` says so
+except ImportError:  # Windows; see `lock_folder`
     fcntl = None  # type: ignore[assignment]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,7 +38,20 @@ _KINDS = (
     (stat.S_ISCHR, "device"),
     (stat.S_ISBLK, "device"),
 )
+_HELD: set[int] = set()  # descriptors of the locks of this process
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}")  # names of `atomic_write`, without the suffix
+
+
+class NotWrittenError(OSError):
+    """A file that could not be written, as on a full disk; libraries do not always say which.
+
+    Args:
+        reason: the error, or a text; where it may be the disk, the message says what to do.
+    """
+
+    def __init__(self, path: str | Path, reason: Any):
+        advice = DISK_FULL_ADVICE if getattr(reason, "errno", None) in (None, *DISK_FULL) else ""
+        super().__init__(f"{path} is not written ({getattr(reason, 'strerror', None) or reason}){advice}")
 
 
 def check_regular(path: str | Path) -> None:
@@ -81,6 +94,65 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
 
 
+def file_digest(paths: Iterable[str | Path]) -> str:
+    """Identity of what some files hold, whatever their names and order: 16 hex digits. Raises OSError, and ValueError
+    for what is no file."""
+    each = sorted(map(sha256, paths))
+    return hashlib.sha256(b"".join(each)).hexdigest()[:16]
+
+
+def sha256(path: str | Path) -> bytes:
+    """Of what a file holds, read in parts. Raises as `file_digest`."""
+    check_regular(path)
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.digest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block ends well: no half file under a final name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Random, not the process's number: another machine may write into the same folder.
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except NotWrittenError:
+        raise  # another file, within the block
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise
+        raise NotWrittenError(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as JSON. Names of files that are no text stay what they are. Raises ValueError for NaN."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def save_array(path: Path, array: "np.ndarray") -> None:
+    """np.save, whose errors name no file. Raises NotWrittenError."""
+    import numpy as np  # here: the scripts that use the other functions do without it
+
+    try:
+        np.save(path, array)
+    except OSError as error:
+        raise NotWrittenError(path, error) from None
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one that `atomic_write` gives until a file is whole."""
+    return _TEMPORARY.fullmatch(path.stem) is not None
+
+
 def result_folder(save_path: str) -> Path:
     """The folder of results, not made yet. Raises ValueError where there can be none of that name."""
     path = Path(save_path)
@@ -90,6 +162,31 @@ def result_folder(save_path: str) -> Path:
     if blocking and not os.access(blocking, os.W_OK):
         raise ValueError(f"results cannot go to '{save_path}': {blocking} is not writable; name another one")
     return path
+
+
+def clear_results(save_path: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier run left under these names, which are patterns of `glob`: files and folders that must not
+    stand beside a new run's log.
+
+    Only in a folder whose config.json was written by this toolkit.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        config = read_json(save_path / "config.json")
+        if not (isinstance(config, dict) and "vand_kit" in config):
+            return
+        for path in [path for name in names for path in save_path.glob(name)]:
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def clear_leftovers(save_path: Path, folders: Sequence[str] = ()) -> None:
+    """Remove the half-written files of `atomic_write` that a killed run has left in its folder and in these below it.
+    What else lies below may belong to another run."""
+    below = [path for name in folders for path in (save_path / name).rglob(".*")]
+    for path in (*save_path.glob(".*"), *below):
+        if is_temporary(path):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -115,9 +212,6 @@ def lock_folder(path: Path) -> Iterator[None]:
         if _is_file(file, path / LOCK):
             (path / LOCK).unlink(missing_ok=True)  # before the lock is let go: nobody else has this file yet
         os.close(file)
-
-
-_HELD: set[int] = set()  # the descriptors of locks
 
 
 def _locked(folder: Path) -> int:
@@ -167,88 +261,3 @@ def _close_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_locks)
-
-
-def clear_results(save_path: Path, names: Sequence[str]) -> None:
-    """Remove what an earlier run left under these names, which are patterns of `glob`: files and folders that must not
-    stand beside a new run's log.
-
-    Only in a folder whose config.json is ours.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        config = read_json(save_path / "config.json")
-        if not (isinstance(config, dict) and "vand_kit" in config):
-            return
-        for path in [path for name in names for path in save_path.glob(name)]:
-            shutil.rmtree(path, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether a name is one that `atomic_write` gives until a file is whole."""
-    return _TEMPORARY.fullmatch(path.stem) is not None
-
-
-def clear_leftovers(save_path: Path, folders: Sequence[str] = ()) -> None:
-    """Remove the half-written files of `atomic_write` that a killed run has left in its folder and in these below it.
-    What else lies below may belong to another run."""
-    below = [path for name in folders for path in (save_path / name).rglob(".*")]
-    for path in (*save_path.glob(".*"), *below):
-        if is_temporary(path):
-            path.unlink(missing_ok=True)
-
-
-class NotWrittenError(OSError):
-    """A file that could not be written, as on a full disk; libraries do not always say which.
-
-    Args:
-        reason: the error, or a text; where it may be the disk, the message says what to do.
-    """
-
-    def __init__(self, path: str | Path, reason: Any):
-        advice = DISK_FULL_ADVICE if getattr(reason, "errno", None) in (None, *DISK_FULL) else ""
-        super().__init__(f"{path} is not written ({getattr(reason, 'strerror', None) or reason}){advice}")
-
-
-def save_array(path: Path, array: "np.ndarray") -> None:
-    """np.save, whose errors name no file. Raises NotWrittenError."""
-    import numpy as np  # here: the scripts that use the other functions do without it
-
-    try:
-        np.save(path, array)
-    except OSError as error:
-        raise NotWrittenError(path, error) from None
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well: no half file under a final name."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Random, not the process's number: another machine may write into the same folder.
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except NotWrittenError:
-        raise  # another file, within the block
-    except OSError as error:
-        if error.filename not in (None, str(temporary)):
-            raise
-        raise NotWrittenError(path, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def file_digest(paths: Iterable[str | Path]) -> str:
-    """Identity of what some files hold, whatever their names and order: 16 hex digits."""
-    each = []
-    for path in paths:
-        each.append(hashlib.sha256(Path(path).read_bytes()).digest())
-    return hashlib.sha256(b"".join(sorted(each))).hexdigest()[:16]
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

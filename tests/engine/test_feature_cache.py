@@ -198,7 +198,7 @@ def test_refusals(fails, tiny_a, mini_visa, tmp_path):
     line = fails(test_script.main, *flags, "--feature_cache", tmp_path / "file/cache")
     assert "--feature_cache" in line and "file/cache" in line
     line = fails(test_script.main, *flags, "--feature_cache_size", 3)
-    assert "--feature_cache_size 3" in line and "--feature_cache;" in line
+    assert "--feature_cache_size 3: requires --feature_cache" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -1,16 +1,16 @@
 """What the web page refuses, and in which words."""
 
 import struct
+import time
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import pictures_in
 from inference.uploads import FORMATS, UploadLimits
 
-LIMITS = UploadLimits(megabytes=1, pixels=100 * 100, references=2, find_picture=pictures_in)
+LIMITS = UploadLimits(megabytes=1, pixels=100 * 100, references=2, side=64)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_files(image, tmp_path):
         (tmp_path / name).write_bytes(content)
         return str(tmp_path / name)
 
-    unreadable = f"bad.png is not an image that can be read here; want one of {', '.join(FORMATS)}."
+    unreadable = f"bad.png is not an image that can be read here; must be one of {', '.join(FORMATS)}."
     for content in (b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P6 2 2 255 " + bytes(12)):
         assert refusal("screw", written("bad.png", content)) == unreadable
         assert refusal("screw", image, [image, written("bad.png", content)]) == unreadable
@@ -74,3 +74,25 @@ def test_files(image, tmp_path):
     line = refusal("screw", str(tmp_path / "preview.tif"))
     assert line == "preview.tif has 101 x 100 pixels; 0.01 megapixels are allowed."
     assert "gone.png is no longer here" in refusal("screw", str(tmp_path / "gone.png"))
+
+
+def test_many_pages_are_refused_at_the_check_and_soon(tmp_path):
+    """Some 8 seconds went by over 16,000 pages before."""
+    page = Image.new("1", (1, 1))
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page] * 2000)
+    start = time.process_time()
+    line = refusal("screw", str(tmp_path / "pages.tif"))
+    assert line.startswith("pages.tif holds several pictures in one file") and time.process_time() - start < 1
+
+
+def test_a_picture_whose_way_to_the_model_is_costly_is_refused(tmp_path):
+    limits = UploadLimits(megabytes=10, pixels=10**9, references=2, side=64)
+    for size in ((1, 150_000), (150_000, 1)):
+        Image.new("1", size).save(tmp_path / "line.png")
+        with pytest.raises(ValueError, match="line.png has more pixels than can be opened safely"):
+            limits.check("screw", str(tmp_path / "line.png"), [])
+
+
+def test_control_characters_in_a_name_are_escaped(image, tmp_path):
+    (tmp_path / "a\x1b[2J.png").write_bytes(b"")
+    assert refusal("screw", str(tmp_path / "a\x1b[2J.png")).startswith("a\\x1b[2J.png is not an image")

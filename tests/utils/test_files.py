@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from hashlib import sha256
 
 import pytest
 
@@ -16,6 +17,7 @@ from utils.files import (
     check_regular,
     clear_leftovers,
     clear_results,
+    file_digest,
     lock_folder,
     read_json,
     write_json,
@@ -144,6 +146,23 @@ def test_leftovers_of_a_killed_run_are_cleared_and_no_other_file(tmp_path):
     (tmp_path / LOCK).touch()
     clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+def test_names_that_are_no_text_come_back_from_json(tmp_path):
+    write_json(tmp_path / "a.json", {"path": "bytes \udc80 é"})
+    assert (tmp_path / "a.json").read_bytes().decode() == '{\n  "path": "bytes \\udc80 é"\n}\n'
+    assert read_json(tmp_path / "a.json") == {"path": "bytes \udc80 é"}
+
+
+def test_a_digest_is_of_contents_alone(tmp_path):
+    for name, content in (("a", b"one"), ("b", b"two" * 500_000), ("c", b"one")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (tmp_path / name for name in "abc")
+    assert file_digest([a, b]) == file_digest([b, c]) != file_digest([a, a])
+    assert file_digest([a]) == sha256(sha256(b"one").digest()).hexdigest()[:16]
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="fifo: is a FIFO"):
+        file_digest([tmp_path / "fifo"])
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff", b"9" * 5000, b""])
