@@ -74,9 +74,8 @@ def test_the_method_scores_a_dataset(nearest, flags, mini_mvtec, tmp_path):
     assert [run["settings"]["k_shot"] for run in document["runs"]] == [1, 2]
     assert all(0 <= run["mean"][key] <= 1 for run in document["runs"] for key in ("auroc_px", "aupro", "auroc_sp"))
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert (
-        config["settings"]["layer"] == 2 and "layer                2 (flag)" in (tmp_path / "out/log.txt").read_text()
-    )
+    log = (tmp_path / "out/log.txt").read_text()
+    assert config["settings"]["layer"] == 2 and "layer                2 (flag)" in log
     maps = {k: np.stack([np.load(path) for path in sorted((tmp_path / f"out/maps/k{k}_seed5").rglob("*.npy"))])
             for k in (1, 2)}  # fmt: skip
     assert (maps[2] <= maps[1] + 1e-6).all() and maps[1].max() > 0  # one reference more brings none further away
@@ -134,7 +133,7 @@ def test_the_web_page_asks_for_normal_images(nearest, tiny_a):
     )  # fmt: skip
     service = InferenceService(settings)
     image = str(next((BRICK / "test").rglob("*.png")))
-    with pytest.raises(ValueError, match="this method requires normal images"):
+    with pytest.raises(ValueError, match="this method requires reference images"):
         service.inspect("brick", image)
     answer = service.inspect("brick", image, [str(path) for path in sorted((BRICK / "train/good").iterdir())[:2]])
     assert answer.result.verdict in ("normal", "anomalous") and answer.result.map.shape == (96, 96)
