@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_documented_commands import commands_of, settings_of
 
+import config.flags
 import export as export_script
 import predict as predict_script
 import test as test_script
-from config.flags import test_parser as parser_of_test
 from config.settings import AppSettings
 from conftest import REFERENCE, ROOT
 from data.meta import read
@@ -63,7 +65,7 @@ def test_the_method_has_at_most_40_lines():
 
 def test_the_scripts_know_the_method_and_its_flag(nearest):
     assert capabilities("nearest") == (False, False, True)
-    assert "nearest: layer whose tokens are compared" in " ".join(parser_of_test().format_help().split())
+    assert "nearest: layer whose tokens are compared" in " ".join(config.flags.test_parser().format_help().split())
 
 
 def test_the_method_scores_a_dataset(nearest, flags, mini_mvtec, tmp_path):
@@ -73,9 +75,9 @@ def test_the_method_scores_a_dataset(nearest, flags, mini_mvtec, tmp_path):
     document = json.loads((tmp_path / "out/metrics.json").read_text())
     assert [run["settings"]["k_shot"] for run in document["runs"]] == [1, 2]
     assert all(0 <= run["mean"][key] <= 1 for run in document["runs"] for key in ("auroc_px", "aupro", "auroc_sp"))
-    config = json.loads((tmp_path / "out/config.json").read_text())
+    written = json.loads((tmp_path / "out/config.json").read_text())
     log = (tmp_path / "out/log.txt").read_text()
-    assert config["settings"]["layer"] == 2 and "layer                2 (flag)" in log
+    assert written["settings"]["layer"] == 2 and "layer                2 (flag)" in log
     maps = {k: np.stack([np.load(path) for path in sorted((tmp_path / f"out/maps/k{k}_seed5").rglob("*.npy"))])
             for k in (1, 2)}  # fmt: skip
     assert (maps[2] <= maps[1] + 1e-6).all() and maps[1].max() > 0  # one reference more brings none further away
@@ -239,6 +241,18 @@ def test_the_metric_agrees_with_a_second_computation_and_stands_in_all_tables(tm
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_of_the_page_are_understood(nearest, monkeypatch):
+    """With the method and the dataset in their lists."""
+    monkeypatch.setattr(config.flags, "DATASETS", (*config.flags.DATASETS, "gears"))
+    commands = [shlex.split(command) for command in commands_of(PAGE)]
+    own = [words for words in commands if words[:2] != ["python", "data/gears.py"]]
+    for program, script, *flags in own:
+        assert (ROOT / script).is_file()
+        if program == "python":
+            assert settings_of(script, flags).method in METHODS
+    assert len(own) == len(commands) - 1 > 6
 
 
 def test_the_page_is_a_page_and_its_files_are_there():

@@ -311,7 +311,7 @@ def test_slugs_are_those_of_github():
     assert slugs("# CLIP-AD: SDP and SDP+\n```sh\n# none\n```\n## After `x`, y") == {"clip-ad-sdp-and-sdp", "after-x-y"}
 
 
-@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
 def test_links_lead_to_files_and_headings(path):
     for target, anchor in links(path):
         file = (path.parent / target).resolve() if target else path
