@@ -432,7 +432,7 @@ def test_broken_memory(run, fails, memory_file, tiny_a, content):
         (lambda bank: None, "bank '2' of class 'grass' is absent"),
         (
             lambda bank: bank[:, :5].contiguous(),
-            r"is of shape (36, 5), torch.float32; want (tokens, 64), torch.float32",
+            r"is of shape (36, 5), torch.float32; must be (tokens, 64), torch.float32",
         ),
         (lambda bank: bank * float("nan"), "holds NaN or infinity"),
     ],
