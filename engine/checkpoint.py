@@ -14,6 +14,7 @@ import torch
 
 from model import state_dicts
 from model.interface import OPENAI_NORMALIZATION
+from utils import memory_check
 from utils.errors import first_line
 from utils.files import atomic_write, check_regular
 from utils.provenance import VERSION
@@ -104,6 +105,7 @@ def load(path: str | Path) -> Checkpoint:
     else:
         try:
             check_regular(path)
+            memory_check.check_file(path)
         except ValueError as error:
             raise ValueError(f"checkpoint {error}") from None
     try:

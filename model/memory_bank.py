@@ -1,10 +1,8 @@
 """The memory bank: the reference images' patch tokens, the distance of a token to its nearest one, and its file."""
 
-import contextlib
 import functools
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,32 +132,23 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str
     """
     try:
         check_regular(path)
+        memory_check.check_file(path, device)
     except ValueError as error:
         raise ValueError(f"memory {error}") from None
-    with _open(path, device) as file:
-        header = json.loads((file.metadata() or {})["header"])
-        if not isinstance(header["classes"], list) or not all(isinstance(name, str) for name in header["classes"]):
-            raise ValueError("its classes are no list of names")
-        need = sum(4 * math.prod(file.get_slice(entry).get_shape()) for entry in file.keys())  # noqa: SIM118
-    memory_check.check(need, device, f"memory {path}", "store fewer references")
-    banks: dict[tuple[int, str], dict[str, Tensor]] = {}
-    with _open(path, device) as file:
-        for entry in file.keys():  # noqa: SIM118 - no mapping
-            setting, name, key = entry.split("/", 2)
-            banks.setdefault((int(setting), header["classes"][int(name)]), {})[key] = file.get_tensor(entry)
-    return header, {place: Memory(bank) for place, bank in banks.items()}
-
-
-@contextlib.contextmanager
-def _open(path: str | Path, device: torch.device | str) -> Iterator[Any]:
-    """The file for reading. Raises ValueError, which names it, for what is wrong with it."""
     try:
         with safe_open(path, "pt", device=str(device)) as file:
-            yield file
+            header = json.loads((file.metadata() or {})["header"])
+            if not isinstance(header["classes"], list) or not all(isinstance(name, str) for name in header["classes"]):
+                raise ValueError("its classes are no list of names")
+            banks: dict[tuple[int, str], dict[str, Tensor]] = {}
+            for entry in file.keys():  # noqa: SIM118 - no mapping
+                setting, name, key = entry.split("/", 2)
+                banks.setdefault((int(setting), header["classes"][int(name)]), {})[key] = file.get_tensor(entry)
     except FileNotFoundError:
         raise ValueError(f"memory {path}: no such file") from None
-    except (SafetensorError, KeyError, IndexError, OSError, RecursionError, TypeError, ValueError) as error:
+    except (SafetensorError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"memory {path}: no file that --save_memory wrote ({first_line(error)})") from None
+    return header, {place: Memory(bank) for place, bank in banks.items()}
 
 
 def check(path: str | Path, memories: Memories, widths: Mapping[str, int]) -> None:

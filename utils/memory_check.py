@@ -41,6 +41,12 @@ def check_bank(detector: Banks, images: int, device: torch.device | str, what: s
     check(need, device, f"{what} ({images} reference images)", advice)
 
 
+def check_file(path: str | Path, device: torch.device | str = "cpu") -> None:
+    """As `check`, for what a file holds, where there is one. The message begins with its name."""
+    with contextlib.suppress(OSError):
+        check(Path(path).stat().st_size, device, str(path), "is it the right file?")
+
+
 def check(need: int, device: torch.device | str, what: str, advice: str) -> None:
     """Raises ValueError where so many bytes are more than is free; names what needs them and what to change."""
     free = free_bytes(device)

@@ -22,6 +22,7 @@ from model import state_dicts
 from model.backbones import torchscript
 from model.backbones.architectures import normalization, read_normalization, silent
 from model.interface import OPENAI_NORMALIZATION, Normalization
+from utils import memory_check
 from utils.errors import first_line
 from utils.files import check_regular
 
@@ -192,6 +193,10 @@ def _read_state(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
 
     No code of the file is run, whatever kind it is: safetensors, a `weights_only` pickle, a TorchScript archive.
     """
+    try:
+        memory_check.check_file(path)
+    except ValueError as error:
+        raise ValueError(f"--pretrained {error}") from None
     try:
         with silent():
             if path.suffix == ".safetensors":

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 import predict as predict_script
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
-from engine.feature_cache import FeatureCache
+from engine.feature_cache import FeatureCache, _checksum
 from model import build, build_on
 from model.backbones.architectures import register_architecture
 from model.backbones.clip import Backbone
@@ -356,3 +357,49 @@ def test_what_cannot_be_written_is_said_once_and_costs_nothing_else(problem, tmp
         assert cache(number(value), {}, THOUSANDS, thousands)["thousands"].unique().tolist() == [value]
     (line,) = [record.getMessage() for record in caplog.records]
     assert str(tmp_path) in line and "not written any more" in line and not files(tmp_path)
+
+
+# --- a folder that others can write into ------------------------------------------------------------------------------
+
+
+def kept_file(folder):
+    """Where the feature of one image lies."""
+    FeatureCache(folder, 1, Accelerator(cpu=True))(number(1), {}, THOUSANDS, thousands)
+    (path,) = files(folder)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "link", "device", "folder", "endless", "shape", "type"])
+def test_what_others_put_in_the_place_of_a_file_is_encoded_anew(kind, tmp_path):
+    path = kept_file(tmp_path / "cache")
+    content = path.read_bytes()
+    label = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["label"]
+    (tmp_path / "other").write_bytes(content)
+    if kind == "endless":
+        with path.open("r+b") as file:
+            file.truncate(1 << 40)
+    elif kind in ("shape", "type"):
+        feature = torch.zeros(3999) if kind == "shape" else torch.zeros(4000, dtype=torch.int32)
+        save_file({"feature": feature}, path, {"label": label, "checksum": _checksum(feature)})
+    else:
+        path.unlink()
+        {"FIFO": os.mkfifo, "folder": os.mkdir, "link": lambda to: to.symlink_to(tmp_path / "other"),
+         "device": lambda to: to.symlink_to("/dev/zero")}[kind](path)  # fmt: skip
+    cache = FeatureCache(tmp_path / "cache", 1, Accelerator(cpu=True))
+    got = cache(number(1), {}, THOUSANDS, thousands)["thousands"]
+    assert got.unique().tolist() == [1] and (cache._found, cache._encoded) == (0, 1)
+    assert (tmp_path / "other").read_bytes() == content
+
+
+def test_a_folder_that_is_a_link_is_neither_read_nor_written_nor_emptied(tmp_path):
+    path = kept_file(tmp_path / "cache")
+    outside = tmp_path / "outside"
+    shutil.move(path.parent, outside)
+    path.parent.symlink_to(outside)
+    held = {file: file.read_bytes() for file in outside.iterdir()}
+    cache = FeatureCache(tmp_path / "cache", 1, Accelerator(cpu=True))
+    cache(number(1), {}, THOUSANDS, thousands)
+    assert (cache._found, cache._encoded) == (0, 1)
+    small = FeatureCache(tmp_path / "cache", 1e-6, Accelerator(cpu=True))
+    small._make_room()
+    assert {file: file.read_bytes() for file in outside.iterdir()} == held

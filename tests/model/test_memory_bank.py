@@ -1,10 +1,14 @@
 """Distances to the nearest reference, cut into pieces or shared between settings, against every pair at once."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from model import memory_bank
+from model.interface import Memory
+from utils import memory_check
 
 GENERATOR = torch.Generator().manual_seed(0)
 TOKENS = torch.randn(3, 7, 24, generator=GENERATOR)
@@ -39,3 +43,31 @@ def test_images_that_were_found_are_not_compared_again():
 
 def test_a_token_of_the_bank_is_at_distance_zero():
     assert memory_bank.nearest_distance(3 * BANK[None], BANK).amax() < 1e-6
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_memories_that_memory_cannot_hold_is_not_read(monkeypatch, tmp_path):
+    """Sparse: 200 GB of tokens in a file of some bytes."""
+    path = tmp_path / "m.safetensors"
+    with path.open("wb") as file:
+        file.truncate(2 * 10**11)
+    monkeypatch.setattr(memory_check, "free_bytes", lambda device: 10**9)
+    with pytest.raises(ValueError, match=r"memory .*m\.safetensors: at least 200\.0 GB"):
+        memory_bank.load(path)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "folder"])
+def test_memories_of_no_file_are_refused_and_not_waited_for(kind, tmp_path):
+    path = {"FIFO": tmp_path / "m.safetensors", "device": "/dev/zero", "folder": tmp_path}[kind]
+    if kind == "FIFO":
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"memory {path}: is a .*{kind}"):
+        memory_bank.load(path)
+
+
+@pytest.mark.parametrize("bank", [torch.tensor(1.0), torch.zeros(0, 24), torch.zeros(3, 23), torch.zeros(3, 24).half()])
+def test_a_bank_of_another_form(bank):
+    with pytest.raises(ValueError, match=r"bank '4' of class 'nut' is of shape .*; .* \(tokens, 24\)"):
+        memory_bank.check("m.safetensors", {(0, "nut"): Memory({"4": bank})}, {"4": 24})

@@ -1,0 +1,66 @@
+"""Checkpoints as other programs keep them, and what is none."""
+
+import os
+
+import pytest
+import torch
+
+from conftest import REFERENCE
+from engine import checkpoint
+from model import build
+from model.interface import OPENAI_NORMALIZATION
+
+TRAINED = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
+
+
+@pytest.fixture
+def detector(tiny_a):
+    return build("april_gan", **tiny_a._asdict(), image_size=96)
+
+
+def restore(path, detector) -> None:
+    checkpoint.restore(checkpoint.load(path), detector, checkpoint.describe(detector, "april_gan", "mvtec"))
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "model_state_dict", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_a_checkpoint_as_other_programs_keep_it(detector, wrapper, prefix, tmp_path):
+    content = torch.load(TRAINED, weights_only=True)
+    (key,) = content.keys() - {"meta"}
+    kept = {key: {prefix + name: value for name, value in content[key].items()}}
+    torch.save({wrapper: kept} if wrapper else kept, tmp_path / "c.pth")
+    restore(tmp_path / "c.pth", detector)
+    own = detector.trainable_state()[key]
+    assert all(torch.equal(own[name], value) for name, value in content[key].items())
+
+
+def test_wrong_keys_of_a_checkpoint_are_a_short_line(detector, tmp_path):
+    content = torch.load(TRAINED, weights_only=True)
+    (key,) = content.keys() - {"meta"}
+    for wrong in (
+        {f"backbone.blocks.{number}.attention.weight": torch.zeros(1) for number in range(500)},
+        {key: {f"adapters.layer.{number}.weight": torch.zeros(1) for number in range(500)}},
+    ):
+        torch.save(wrong, tmp_path / "c.pth")
+        with pytest.raises(ValueError, match=r"c\.pth") as error:
+            restore(tmp_path / "c.pth", detector)
+        assert len(str(error.value).replace(str(tmp_path), "")) <= 300
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(kind, tmp_path):
+    path = "/dev/zero" if kind == "device" else tmp_path / "c.pth"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"checkpoint {path}: is a .*{kind}"):
+        checkpoint.load(path)
+
+
+def test_another_normalisation_than_in_training_is_refused(tiny_a, detector, tmp_path):
+    restore(TRAINED, detector)
+    saved = checkpoint.describe(detector, "april_gan", "mvtec")
+    assert saved["normalization"] == [*OPENAI_NORMALIZATION.mean, *OPENAI_NORMALIZATION.std]
+    checkpoint.save(tmp_path / "c.pth", detector.trainable_state(), saved)
+    other = build("april_gan", **tiny_a._asdict(), image_size=96, mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(ValueError, match=r"trained with normalization 0\.48.* but this run has 0\.5 0\.5"):
+        restore(tmp_path / "c.pth", other)
