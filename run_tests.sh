@@ -1,5 +1,5 @@
 #!/bin/sh
-# Set up, lint, test:   sh run_tests.sh [pytest's own arguments]
+# Set up, lint, check types, test:   sh run_tests.sh [pytest's own arguments]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/utils/venv.sh"
@@ -8,4 +8,5 @@ set_up requirements.txt requirements-export.txt requirements-dev.txt
 cd "$here"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
 exec "$PYTHON" -m pytest "$@"

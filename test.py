@@ -23,9 +23,16 @@ from config.resolve import resolve_test
 from config.settings import TestSettings, log_settings
 from data.references import FewShotSetting
 from engine.build import Built, build_for_scoring, check_memories, check_room
-from engine.encoding import Timer
+from engine.encoding import Timer, encode_texts
 from engine.feature_cache import FeatureCache
-from engine.references import KeptReferences, MemorySource, References, few_shot_settings, stored_settings
+from engine.references import (
+    KeptReferences,
+    MemorySource,
+    References,
+    check_settings,
+    few_shot_settings,
+    stored_settings,
+)
 from engine.resume import FinishedClasses, run_identity
 from engine.test_run import ScoredData, TestFolder, read_dataset, save_memories, score_classes
 from model import METHODS, memory_bank
@@ -59,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     files = MapFiles(
         save_path, root, data.samples, shots, overlays=not settings.no_images, maps=settings.save_maps,
-        bits=data.pixels.bits, upright=data.pixels.exif, gather=lambda own: flatten(gather(own, accelerator)),
+        pixels=data.pixels, gather=lambda own: flatten(gather(own, accelerator)),
     )  # fmt: skip
     finished = FinishedClasses(save_path, identity, data.classes)
     folder = TestFolder(
@@ -74,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             log_settings(decided, sources)
             if accelerator.is_main_process:
                 write_config(save_path, decided, sources, {**built.description, "identity": finished.identity})
-            built.detector.encode_names(data.classes)
+            encode_texts(built.detector, data.classes)
             memories = KeptReferences(source)
             results = score_classes(
                 built, data, root, shots, memories if settings.save_memory else source, accelerator, files, folder,
@@ -115,6 +122,7 @@ def prepare(
         shots = few_shot_settings(
             settings.references, settings.k_shot, settings.seed, settings.dataset, data.everything, data.classes
         )
+    check_settings(settings.method, shots)
     cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
     built = build_for_scoring(
         settings, settings.batch_size, settings.checkpoint_path, settings.dataset, accelerator, cache

@@ -190,6 +190,9 @@ def _add_detector(parser: argparse.ArgumentParser, default: str) -> None:
     add("--pretrained", help="tag of open_clip (openai, laion400m_e31, ...) or file (.pt, .safetensors)")
     add("--config_path", help="architecture JSON that open_clip does not ship")
     add("--quick_gelu", choices=("auto", "on", "off"), help="activation; auto: what the architecture says")
+    channels, known = ("R", "G", "B"), "default: what the weights were trained with, where that is known"
+    add("--mean", type=float, nargs=3, metavar=channels, help=f"by which images are normalised, in [0, 1] ({known})")
+    add("--std", type=float, nargs=3, metavar=channels, help="the same of the standard deviation; belongs to --mean")
     add("--image_size", type=positive, help="side of the square input in pixels")
     add("--prompts", metavar="FILE", help="JSON of states and templates, or the name of prompts that ship")
 

@@ -25,7 +25,6 @@ from utils.devices import CPU_BATCH, default_precision
 
 Settings = TypeVar("Settings")
 
-OPTIONS = tuple(dict.fromkeys(option.name for method in METHODS.values() for option in method.OPTIONS))
 _COMMON: dict[str, Any] = {
     "method": "april_gan",
     "quick_gelu": "auto",
@@ -59,6 +58,10 @@ def resolve_train(args: argparse.Namespace) -> tuple[TrainSettings, Sources]:
             if getattr(args, key) is not None:
                 raise ValueError(f"--{key} {getattr(args, key)}: requires --val_dataset")
     else:
+        if not capabilities(values["method"]).zero_shot:
+            raise ValueError(
+                f"--val_dataset {args.val_dataset}: is scored zero-shot, and {values['method']} requires references"
+            )
         values.default("val_data_path", f"./data/{args.val_dataset}")
         values.default("val_metric", "ap_px")
     values.default("save_path", f"./exps/{values['method']}/{args.dataset}")
@@ -132,7 +135,7 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
         raise ValueError(
             f"--onnx {args.onnx}: made by unknown method '{made_with['method']}'; known: {', '.join(METHODS)}"
         )
-    compared = ("method", "class_name", "image_size", "bits", "model", "pretrained", "prompts", *OPTIONS)
+    compared = ("method", "class_name", "image_size", "bits", "model", "pretrained", "prompts", *option_names())
     fixed = {**{key: made_with[key] for key in compared if key in made_with}, "device": "cpu", "precision": "fp32"}
     if fixed.get("bits") is None:  # its normal images, if there were any, had 8 bits or all 16
         fixed["bits"] = args.bits
@@ -254,7 +257,7 @@ class _Values:
 
     def options_of(self, script: str, dataset: str) -> dict[str, Any]:
         """The method's options on a dataset. Given ones that the method lacks stay in, since building refuses them."""
-        given = {name: value for name in OPTIONS if (value := getattr(self._args, name, None)) is not None}
+        given = {name: value for name in option_names() if (value := getattr(self._args, name, None)) is not None}
         own: Sequence[Option] = METHODS[self["method"]].OPTIONS
         defaults = {one.name: for_dataset(one.default, dataset) for one in own if script in one.scripts}
         return defaults | given
@@ -269,6 +272,11 @@ class _Values:
             self.default("feature_cache_size", _CACHE_SIZE)
         elif self._values.get("feature_cache_size") is not None:
             raise ValueError(f"--feature_cache_size {self['feature_cache_size']:g}: requires --feature_cache")
+
+
+def option_names() -> list[str]:
+    """The options of all methods, each name once."""
+    return list(dict.fromkeys(option.name for method in METHODS.values() for option in method.OPTIONS))
 
 
 def _words(value: Any) -> str:

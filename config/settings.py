@@ -26,6 +26,8 @@ class DetectorSettings:
     config_path: str | None
     image_size: int | None
     quick_gelu: str
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
     prompts: str | None
     options: Mapping[str, Any]
     device: str

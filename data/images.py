@@ -208,7 +208,7 @@ def _open(path: Path, upright: bool, side: int | None = None) -> _Raw:
     with _header(path) as image:
         if pictures_in(image) > 1:
             raise ValueError("several pictures in one file; save the one that is meant as a file of its own")
-        check_size(*image.size, side)
+        check_size(image.width, image.height, side)
         depth, lossy, turn = depth_of(image), _is_lossy(image), 1
         is_tiff = image.format == "TIFF"  # which decoders turn; what they leave is the same with every version of them
         if upright or is_tiff:
@@ -216,7 +216,7 @@ def _open(path: Path, upright: bool, side: int | None = None) -> _Raw:
         if depth.reader == "OpenCV":
             return _Raw(read_colours(path, image.tell()), depth, _transpose(turn, upright, is_tiff), lossy)
         image.load()
-        check_size(*image.size, side)  # an icon may hold a larger one than it says
+        check_size(image.width, image.height, side)  # an icon may hold a larger one than it says
         turned = is_tiff and turn != _orientation_for(image, False)
         return _Raw(image, depth, _transpose(turn, upright, turned), lossy)
 

@@ -46,6 +46,12 @@ class BuildSettings(Protocol):
     def quick_gelu(self) -> str: ...
 
     @property
+    def mean(self) -> Sequence[float] | None: ...
+
+    @property
+    def std(self) -> Sequence[float] | None: ...
+
+    @property
     def prompts(self) -> str | None: ...
 
     @property
@@ -87,6 +93,8 @@ def build_detector(settings: BuildSettings, accelerator: Accelerator) -> Scoring
         config_path=settings.config_path,
         image_size=settings.image_size,
         quick_gelu=settings.quick_gelu,
+        mean=settings.mean,
+        std=settings.std,
         prompts=prompts,
         **settings.options,
     ).to(accelerator.device)
@@ -162,8 +170,8 @@ def check_memories(path: str, header: Mapping[str, Any], memories: Memories, bui
 
     header, memories: see `memory_bank.load`.
     """
-    keys = ("method", "model", "weights", "quick_gelu", "image_size", *built.detector.options)
-    absent = dict.fromkeys(keys, "nothing known")  # a file that this toolkit wrote has all of them
+    keys = ("method", "model", "weights", "quick_gelu", "normalization", "image_size", *built.detector.options)
+    absent = dict.fromkeys(keys, "nothing known") | checkpoint.EARLIER
     checkpoint.check_compatible(f"memory {path} was made", absent | dict(header), built.description, keys)
     memory_bank.check(path, memories, built.detector.bank_widths)
 

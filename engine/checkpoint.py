@@ -13,15 +13,18 @@ from typing import Any, NamedTuple
 import torch
 
 from model import state_dicts
+from model.interface import OPENAI_NORMALIZATION
 from utils.errors import first_line
 from utils.files import atomic_write, check_regular
 from utils.provenance import VERSION
 
 # Settings that a checkpoint and a run must share: adapters trained one way mean nothing the other way.
 _MUST_AGREE = (
-    "method", "model", "weights", "quick_gelu", "features_list", "prompt_len", "deep_prompt_len", "total_d_layer_len",
-    "use_global", "sentences",
+    "method", "model", "weights", "quick_gelu", "normalization", "features_list", "prompt_len", "deep_prompt_len",
+    "total_d_layer_len", "use_global", "sentences",
 )  # fmt: skip
+# What files of earlier versions do not say, and how they were made.
+EARLIER = {"bits": None, "normalization": [*OPENAI_NORMALIZATION.mean, *OPENAI_NORMALIZATION.std]}
 UNFINISHED = "last.pth"  # of a training that was interrupted within an epoch
 
 

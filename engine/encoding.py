@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from model.interface import Detector
+from model.interface import Detector, ScoringDetector
 
 
 class Timer:
@@ -49,6 +49,12 @@ class Timer:
             torch.cuda.synchronize()
         on_device = sum(before.elapsed_time(after) for before, after in self._events) / 1000
         return self._stop - self._start, self._backbone + on_device
+
+
+def encode_texts(detector: ScoringDetector, names: Sequence[str]) -> None:
+    """Encode the texts of class names, of a method that compares images with texts."""
+    if detector.needs_text:
+        detector.encode_names(names)
 
 
 def encode(detector: Detector, images: Tensor, accelerator: Accelerator, timer: Timer) -> Any:

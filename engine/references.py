@@ -13,6 +13,7 @@ from data.references import ZERO_SHOT, FewShotSetting, choose_shots, draw_shots,
 from dataset import AnomalyDataset, Sample
 from engine.encoding import Timer, encode_all, select_rows
 from engine.evaluation import batches
+from model import capabilities
 from model.interface import Memory, ScoringDetector
 from model.memory_bank import Memories
 
@@ -93,6 +94,12 @@ def few_shot_settings(
         for one_seed in dict.fromkeys(seed)
         if one_k > 0
     ]
+
+
+def check_settings(method: str, settings: Sequence[FewShotSetting]) -> None:
+    """Raises ValueError where one of the settings is zero-shot and the method is not."""
+    if not capabilities(method).zero_shot and any(setting.k_shot == 0 for setting in settings):
+        raise ValueError(f"{method} requires references, and one of the settings has none; leave 0 out of --k_shot")
 
 
 def stored_settings(

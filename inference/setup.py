@@ -12,6 +12,7 @@ from config.settings import ObjectSettings, Sources, log_settings
 from dataset import UnlabeledImages
 from engine import checkpoint
 from engine.build import Built, build_for_scoring, check_memories
+from engine.encoding import encode_texts
 from engine.feature_cache import FeatureCache
 from inference.calibration import Calibration, images_needed
 from inference.inputs import NormalImages, find_normal_images
@@ -82,8 +83,7 @@ def build_for_object(
     description = {**built.description, **_identity(settings, built.checkpoint, memory_path, normal)}
     if known:
         _check_calibration(str(settings.calibration), known, description)
-    if built.detector.needs_text:
-        built.detector.encode_names([settings.class_name])
+    encode_texts(built.detector, [settings.class_name])
     predictor = Predictor(built.detector, accelerator, settings.fpr, description)
     return ObjectDetector(built, predictor, settings.class_name, description, memory, known)
 
@@ -109,8 +109,7 @@ def _identity(
 def _check_calibration(path: str, known: Calibration, description: Mapping[str, Any]) -> None:
     """Raises ValueError where a calibration was made with another detector, object or references."""
     keys = description.keys() - {"version", "pretrained", "dataset"}
-    # A file that this toolkit wrote has all of them, but for bits in earlier versions.
-    made_with = {**dict.fromkeys(keys, "nothing known"), "bits": None, **known.made_with}
+    made_with = {**dict.fromkeys(keys, "nothing known"), **checkpoint.EARLIER, **known.made_with}
     checkpoint.check_compatible(f"calibration {path} was made", made_with, description, sorted(keys))
 
 

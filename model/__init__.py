@@ -3,7 +3,7 @@
 Importing it needs no CLIP library: command lines are read from what the methods say of themselves.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from model.april_gan import AprilGan
@@ -44,6 +44,8 @@ def build(
     config_path: str | None = None,
     image_size: int | None = None,
     quick_gelu: str = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     prompts: Prompts | None = None,
     **options: Any,
 ) -> ScoringDetector:
@@ -55,6 +57,7 @@ def build(
         pretrained: tag or file of weights; None leaves random weights.
         image_size: side of the square input; None takes the architecture's own.
         quick_gelu: "auto", "on" or "off".
+        mean, std: of R, G and B in [0, 1], by which images are normalised; None takes those of the weights.
         prompts: states and templates; None takes the method's own.
         options: the method's own, as its OPTIONS name them (`features_list=[6, 12]`, `scales=[2, 3]`, ...); None takes
             its default.
@@ -72,7 +75,9 @@ def build(
     if config_path is not None:
         register_architecture(config_path)
     half = METHODS[method].PRESET.half_weights
-    backbone = Backbone(model, pretrained, image_size=image_size, quick_gelu=quick_gelu, half_weights=half)
+    backbone = Backbone(
+        model, pretrained, image_size=image_size, quick_gelu=quick_gelu, half_weights=half, mean=mean, std=std
+    )
     return build_on(backbone, method, prompts=prompts, **options)
 
 

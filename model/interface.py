@@ -18,6 +18,17 @@ from data.input_spec import InputSpec
 from model.options import Option, Preset
 
 
+class Normalization(NamedTuple):
+    """Mean and standard deviation of the channels R, G, B in [0, 1], by which images are normalised."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# What OpenAI's CLIP was trained with, and most others.
+OPENAI_NORMALIZATION = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
 class Tokens(NamedTuple):
     """What the backbone makes of a batch of images; knows nothing of classes or references."""
 

@@ -33,7 +33,7 @@ class Option:
     of that name.
 
     type: reads one word of the command line; raises ValueError or argparse.ArgumentTypeError.
-    help: a line for --help; {default} stands for the default.
+    help: a line for --help.
     default: what the constructor takes where nothing is given; None: the constructor says what follows from the
         backbone.
     nargs, metavar: as argparse takes them.

@@ -6,6 +6,7 @@ patch takes the harmonic mean over the windows that cover it. WinCLIP+ adds the 
 those of normal reference images.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -20,7 +21,6 @@ from model.interface import Memory, Prediction, ScoreRange, SimilarityCache
 from model.options import MEDICAL_PROMPTS, Option, Preset, positive
 from model.text_features import TextFeatures, encode_states
 from prompt_ensemble import WINCLIP, Prompts
-from utils import memory_check
 
 if TYPE_CHECKING:
     from model.backbones.clip import Backbone
@@ -79,7 +79,7 @@ class WinClip(nn.Module):
         for scale in scales:
             if not 1 <= scale <= backbone.grid or len(set(scales)) != len(scales):
                 raise ValueError(
-                    f"--scales {' '.join(map(str, scales))}: want different window sides from 1 to {backbone.grid}, "
+                    f"--scales {' '.join(map(str, scales))}: must be different window sides from 1 to {backbone.grid}, "
                     f"the patches a side of {backbone.name} at {backbone.image_size} pixels"
                 )
         self.backbone = backbone
@@ -87,18 +87,8 @@ class WinClip(nn.Module):
         self.scales = tuple(sorted(scales))
         self.prompts = prompts
         self.texts = TextFeatures(self._encode_name)
-        table = sum(8 * (backbone.grid + 1 - scale) ** 2 * backbone.grid**2 for scale in scales)
-        what = f"--scales {' '.join(map(str, scales))} at --image_size {backbone.image_size}"
-        memory_check.check(table, "cpu", what, "lower --image_size")
         for scale in scales:
-            members = window_patches(backbone.grid, scale)  # (n, scale * scale)
-            self.register_buffer(f"members{scale}", members, persistent=False)
-            coverage = torch.zeros(len(members), backbone.grid**2, dtype=torch.float64)  # (n, N)
-            coverage.scatter_(1, members, 1.0)
-            self.register_buffer(f"coverage{scale}", coverage, persistent=False)
-            # A buffer, since the exporter to ONNX writes a number in single precision, where this one is infinite.
-            largest = torch.tensor(torch.finfo(torch.float64).max / len(members), dtype=torch.float64)
-            self.register_buffer(f"largest{scale}", largest, persistent=False)
+            self.register_buffer(f"members{scale}", window_patches(self.grid, scale), persistent=False)
 
     @property
     def input_spec(self) -> InputSpec:
@@ -167,10 +157,10 @@ class WinClip(nn.Module):
 
     def _per_patch(self, scores: Tensor, scale: int) -> Tensor:
         """Harmonic mean at each patch, (B, N) float64, over the scores (B, n) of the windows that cover it."""
-        coverage = getattr(self, f"coverage{scale}")  # (n, N)
-        # A score of 0 makes the mean 0; its infinite inverse must not meet the zeros of the product.
-        inverse = (1 / scores.double()).clamp_max(getattr(self, f"largest{scale}"))
-        return coverage.sum(0) / (inverse @ coverage)
+        side = self.grid + 1 - scale
+        inverse = torch.unflatten(1 / scores.double(), 1, (side, side))  # infinite where a score is 0: so the mean is 0
+        count = sum_over_windows(torch.ones_like(inverse[:1]), scale)
+        return (count / sum_over_windows(inverse, scale)).flatten(1)
 
     def _upsample(self, values: Tensor) -> Tensor:
         return anomaly_map.upsample(
@@ -242,6 +232,15 @@ def window_patches(grid: int, scale: int) -> Tensor:
     """Indices of the patches of every scale x scale window, stride 1, row by row: (n, scale * scale)."""
     patches = torch.arange(grid * grid).view(grid, grid)
     return patches.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
+
+
+def sum_over_windows(values: Tensor, scale: int) -> Tensor:
+    """Sum at each patch, (B, G, G), of the values (B, G + 1 - scale, G + 1 - scale) of all scale x scale windows that
+    cover it. Windows are squares: along the rows first, along the columns then."""
+    for _ in range(2):
+        shifted = [F.pad(values, (before, scale - 1 - before)) for before in range(scale)]
+        values = functools.reduce(torch.add, shifted).transpose(1, 2)
+    return values
 
 
 def _finite(values: Tensor) -> Tensor:

@@ -117,6 +117,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[Run]]:
         entries = content.get("runs") or [content]
         runs = [_run(entry) for entry in entries]
         settings = {key: value for key, value in entries[0]["settings"].items() if key not in ("k_shot", "seed")}
+        hash(_identity(settings))  # which runs are compared by
     except OSError as error:
         raise ValueError(f"{path}: no results ({error.strerror}: {file}); give the --save_path of a test.py") from None
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

@@ -5,6 +5,9 @@
 Needs the pictures of the run (test.py without --no_images) and writes sheet.png beside its tables.
 """
 
+import utils.packages  # noqa: F401 - first of all
+
+# isort: split
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.images import result_names
-from data.meta import Sample
+from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
 from report.gallery import Gallery, choose, pictures_per_list, settings_with_pictures
 from report.heatmap import HeatScale, sample_pixels
@@ -53,7 +53,7 @@ class MapFiles:
         settings: the few-shot settings.
         overlays: whether imgs/ is wanted.
         maps: whether maps/ is wanted.
-        bits, upright: how images and masks are read, see `dataset.AnomalyDataset`.
+        pixels: how images and masks are read.
         gather: a list -> the lists of all processes, one after the other.
 
     Attributes:
@@ -69,14 +69,13 @@ class MapFiles:
         *,
         overlays: bool = True,
         maps: bool = False,
-        bits: int | None = None,
-        upright: bool = False,
+        pixels: PixelSettings | None = None,
         gather: Callable[[list[Any]], list[Any]] = list,
     ):
         self.galleries: dict[tuple[int, str], Gallery] = {}
         self._save_path, self._root, self._samples, self._settings = save_path, Path(root), samples, settings
         self._overlays, self._maps, self._gather = overlays, maps, gather
-        self._bits, self._upright = bits, upright
+        self._pixels = pixels or PixelSettings()
         self._names = result_names([sample.img_path for sample in samples])
         several = len(settings) > 1
         self._folders = [setting_folder(one.k_shot, one.seed) if several else "" for one in settings]
@@ -159,9 +158,7 @@ class MapFiles:
         sample = self._samples[index]
         overlay = self._result(OVERLAYS, setting, sample, ".png") if self._overlays else None
         thumbnail = sample.img_path in in_page
-        return PictureJob(
-            self._file(setting, index), self._root, sample, score, ends, overlay, thumbnail, self._bits, self._upright
-        )
+        return PictureJob(self._file(setting, index), self._root, sample, score, ends, overlay, thumbnail, self._pixels)
 
     def _draw(self, job: PictureJob) -> bytes | None:
         thumbnail = draw(job) if job.overlay or job.thumbnail else None

@@ -51,6 +51,6 @@ def _no_pixels(samples: Sequence[Sample]) -> str:
     if not anomalous:
         return _one_label(samples)
     if without:
-        return f"{without} of its {len(anomalous)} anomalous images have no mask"
+        return f"{without} of its {len(anomalous)} anomalous images {'has' if without == 1 else 'have'} no mask"
     normal = "" if len(anomalous) < len(samples) else ", or no normal one,"
     return f"its masks hold no defect pixel{normal} at the size of the maps"

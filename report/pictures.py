@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.images import load_image, load_mask
-from data.meta import Sample
+from data.meta import PixelSettings, Sample
 from report.overlays import draw_panels, overlay, save_picture
 
 THUMBNAIL_SIDE = 176  # the longer side of a thumbnail's panel, in pixels
@@ -31,7 +31,7 @@ class PictureJob(NamedTuple):
         ends: of the colour scale, in the map's values.
         overlay: the file to write; None draws none.
         thumbnail: whether the picture for report.html is wanted.
-        bits, upright: how image and mask are read, see `dataset.AnomalyDataset`.
+        pixels: how image and mask are read.
     """
 
     map_file: Path
@@ -41,8 +41,7 @@ class PictureJob(NamedTuple):
     ends: tuple[float, float]
     overlay: Path | None
     thumbnail: bool
-    bits: int | None = None
-    upright: bool = False
+    pixels: PixelSettings = PixelSettings()
 
 
 def draw(job: PictureJob) -> bytes | None:
@@ -50,7 +49,7 @@ def draw(job: PictureJob) -> bytes | None:
     once."""
     low, high = job.ends
     heat = (load_map(job.map_file).astype(np.float32) - low) / (high - low)
-    image, mask = load_image(job.root / job.sample.img_path, upright=job.upright, bits=job.bits), _mask(job)
+    image, mask = load_image(job.root / job.sample.img_path, upright=job.pixels.exif, bits=job.pixels.bits), _mask(job)
     if job.overlay:
         save_picture(job.overlay, overlay(image, heat, mask, _captions(job, mask is not None)))
     return _thumbnail(image, heat, mask) if job.thumbnail else None
@@ -73,7 +72,7 @@ def _mask(job: PictureJob) -> NDArray[np.uint8] | None:
     if not job.sample.anomaly:
         return np.zeros((1, 1), np.uint8)
     path = job.sample.mask_path
-    return np.asarray(load_mask(job.root / path, upright=job.upright)) if path else None
+    return np.asarray(load_mask(job.root / path, upright=job.pixels.exif)) if path else None
 
 
 def _captions(job: PictureJob, has_mask: bool) -> tuple[str, str, str]:

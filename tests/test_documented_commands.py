@@ -158,8 +158,8 @@ def test_shell_settings_come_from_the_environment_and_flags_pass_through():
             IMAGE_SIZE="240", BATCH_SIZE="3", CHECKPOINT="x.pth", SAVE="out",
         )
     )  # fmt: skip
-    assert (settings.k_shot, settings.seed, settings.features_list) == ([1, 2, 4], [1, 2], [3, 6])
-    assert (settings.few_shot_features, settings.data_path, settings.model) == ([9], "/a b/c", "ViT-B-16")
+    assert (settings.k_shot, settings.seed, settings.data_path) == ([1, 2, 4], [1, 2], "/a b/c")
+    assert settings.options == {"features_list": [3, 6], "few_shot_features": [9]} and settings.model == "ViT-B-16"
     assert settings.save_maps and settings.classes == ["metal nut", "bolt"] and settings.image_size == 240
     assert (settings.batch_size, settings.checkpoint_path, settings.save_path) == (3, "x.pth", "out")
     assert settings_of(*printed("test_zero_shot.sh", DATASET="mvtec")).checkpoint_path == "./exps/april_gan/visa"
@@ -311,7 +311,7 @@ def test_slugs_are_those_of_github():
     assert slugs("# CLIP-AD: SDP and SDP+\n```sh\n# none\n```\n## After `x`, y") == {"clip-ad-sdp-and-sdp", "after-x-y"}
 
 
-@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
 def test_links_lead_to_files_and_headings(path):
     for target, anchor in links(path):
         file = (path.parent / target).resolve() if target else path

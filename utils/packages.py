@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 
 _NEEDED = ("torch", "torchvision", "open_clip", "accelerate", "safetensors", "numpy", "PIL", "cv2", "sklearn", "jinja2",
-           "tqdm")  # fmt: skip
+           "tabulate", "tqdm")  # fmt: skip
 
 _missing = [name for name in _NEEDED if find_spec(name) is None]
 if _missing:

@@ -7,15 +7,16 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 
+from model.interface import Normalization
 from utils import memory_check
 from utils.errors import first_line
 from utils.files import check_regular
@@ -23,24 +24,6 @@ from utils.files import check_regular
 _LARGEST_FILE = 1 << 20  # bytes of an architecture's JSON
 _MOST_LAYERS = 1000  # of a tower or a stage: more take minutes to build, however narrow they are
 _VIT_LAYERS = 12  # where an architecture does not say
-
-
-class Normalization(NamedTuple):
-    """Mean and standard deviation of the channels R, G, B in [0, 1], by which images are normalised."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, mean: Sequence[float], std: Sequence[float], where: str) -> "Normalization":
-        """Raises ValueError where these are not three numbers each, or a standard deviation is not above 0."""
-        for name, values in (("mean", mean), ("std", std)):
-            numbers = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
-            if not numbers or len(values) != 3 or not all(map(math.isfinite, values)):
-                raise ValueError(f"{where}: {name} must be three numbers, of R, G and B in [0, 1], not {values!r:.80}")
-        if min(std) <= 0:
-            raise ValueError(f"{where}: each std must be above 0, not {min(std)}")
-        return cls((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 _NORMALIZATIONS: dict[str, Normalization] = {}  # of registered architectures whose file says one
@@ -70,13 +53,13 @@ def register_architecture(config_path: str) -> str:
         config = config["model_cfg"]
     complete = isinstance(config, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys()
     if not complete or path.suffix != ".json":
-        raise ValueError(f"--config_path {config_path}: want a .json file with embed_dim, vision_cfg and text_cfg")
+        raise ValueError(f"--config_path {config_path}: must be a .json file with embed_dim, vision_cfg and text_cfg")
     if "trust_remote_code" in json.dumps(config["text_cfg"]):
         raise ValueError(f"--config_path {config_path}: refused, since trust_remote_code would run code from elsewhere")
     _NORMALIZATIONS.pop(path.stem, None)
     if isinstance(preprocess, dict) and {"mean", "std"} & preprocess.keys():
         where = f"--config_path {config_path}: preprocess_cfg"
-        _NORMALIZATIONS[path.stem] = Normalization.of(preprocess.get("mean", ()), preprocess.get("std", ()), where)
+        _NORMALIZATIONS[path.stem] = read_normalization(preprocess.get("mean", ()), preprocess.get("std", ()), where)
     # open_clip would read the file again, in the encoding of the system and without a byte order mark.
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, path.name)
@@ -99,6 +82,18 @@ def _read(path: Path) -> Any:
         return None
     except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"--config_path {path}: no valid JSON ({first_line(error)})") from None
+
+
+def read_normalization(mean: Any, std: Any, where: str) -> Normalization:
+    """Raises ValueError, beginning with `where`, if these are not three numbers each, or a std is not above 0."""
+    for name, values in (("mean", mean), ("std", std)):
+        numbers = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) != 3 or not all(map(math.isfinite, values)):
+            raise ValueError(f"{where}: {name} must be three numbers, of R, G and B in [0, 1], not {values!r:.80}")
+    if min(std) <= 0:
+        raise ValueError(f"{where}: each std must be above 0, not {min(std)}")
+    (r, g, b), (sr, sg, sb) = mean, std
+    return Normalization((float(r), float(g), float(b)), (float(sr), float(sg), float(sb)))
 
 
 def normalization(model: str) -> Normalization | None:

@@ -79,6 +79,7 @@ class Backbone(nn.Module):
         visual = self.clip.visual
         self.taps: ViTTaps | ResNetTaps = ViTTaps(visual) if is_vit else ResNetTaps(visual, self.image_size)
         self.text = TextTower(self.clip, model)
+        self.normalization = source.normalization
         self.mean: Tensor  # (3, 1, 1), of the weights, in [0, 1]
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(source.normalization.mean).view(3, 1, 1), persistent=False)
@@ -175,6 +176,7 @@ class Backbone(nn.Module):
             "pretrained": self.pretrained,
             "weights": self.fingerprint,
             "quick_gelu": self.quick_gelu,
+            "normalization": [*self.normalization.mean, *self.normalization.std],
             "image_size": self.image_size,
         }
 

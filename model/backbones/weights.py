@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from safetensors.torch import load_file
@@ -21,12 +20,12 @@ from torch import Tensor, nn
 
 from model import state_dicts
 from model.backbones import torchscript
-from model.backbones.architectures import Normalization, normalization, silent
+from model.backbones.architectures import normalization, read_normalization, silent
+from model.interface import OPENAI_NORMALIZATION, Normalization
 from utils.errors import first_line
 from utils.files import check_regular
 
 _LOG = logging.getLogger("vand")
-_OPENAI = Normalization(OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 _POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding",
               "visual.attnpool.positional_embedding")  # fmt: skip # tables that may be of another length
 _SAID_AFTER = 3.0  # seconds, after which a download that still waits is said to
@@ -45,7 +44,7 @@ class Weights:
 
     label: str
     path: Path | None
-    normalization: Normalization = _OPENAI
+    normalization: Normalization = OPENAI_NORMALIZATION
     quick_gelu: bool | None = None
     source: str = ""
 
@@ -68,7 +67,7 @@ class Weights:
         """
         asked = _asked(mean, std)
         if pretrained is None:
-            return cls("random weights", None, asked or normalization(model) or _OPENAI)
+            return cls("random weights", None, asked or normalization(model) or OPENAI_NORMALIZATION)
         try:
             check_regular(pretrained)
         except ValueError as error:
@@ -144,7 +143,7 @@ def _asked(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normali
         return None
     if mean is None or std is None:
         raise ValueError("--mean and --std belong together; give both, or none")
-    return Normalization.of(mean, std, "--mean, --std")
+    return read_normalization(mean, std, "--mean, --std")
 
 
 def _tags(model: str, tag: str | None = None) -> list[dict[str, Any]]:
@@ -163,7 +162,7 @@ def _known(model: str, tags: Sequence[Mapping[str, Any]]) -> tuple[Normalization
     if len(each) == 1:
         return Normalization(*each.pop()), f"as all tags of {model}; --mean and --std set others"
     why = f"tags of {model} differ" if each else "no tag of it is known"
-    return _OPENAI, f"OpenAI's, since {why}; --mean and --std set others"
+    return OPENAI_NORMALIZATION, f"OpenAI's, since {why}; --mean and --std set others"
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -107,12 +107,13 @@ def test_terminal_and_page(one, seeds, tmp_path, capsys):
 
 
 def test_names_are_escaped(tmp_path, capsys):
-    nasty = "<script>alert(1)</script>|"
+    nasty = "<script>alert(1)</script>|\x1b[2J"
     run = made(tmp_path / "<b>run", [Run(0, None, {nasty: row(0.5)})], model=nasty)
     page = tmp_path / "page.html"
     main([str(run), str(run), "--save_path", str(page)])
     assert "<script>alert" not in page.read_text() and "&lt;b&gt;run" in page.read_text()
-    assert "| <script>alert(1)</script>\\| |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert r"| <script>alert(1)</script>\|\x1b[2J |" in out and "\x1b" not in out + page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,7 @@ def test_names_are_escaped(tmp_path, capsys):
     [
         ("{", "not what test.py writes"),
         ("[]", "not what test.py writes"),
+        ('{"settings": {"k_shot": 0, "seed": null, "dataset": []}, "classes": {"nut": {}}}', "not what test.py writes"),
         ('{"settings": {"k_shot": 0, "seed": null}, "classes": {}}', "no classes"),
         ('{"settings": {"k_shot": 0, "seed": null}, "classes": {"nut": {"ap_px": "x"}}}', "'x' is no number"),
         ('{"settings": {"k_shot": 0, "seed": null}, "classes": {"nut": {"ap_px": NaN}}}', "nan is no number"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.meta import Sample
+from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
 from engine.evaluation import ClassScores
 from report import pictures
@@ -213,11 +213,12 @@ def test_pictures_show_what_was_scored(tmp_path, root):
     exif[274] = 6
     with Image.open(root / "nut/0.png") as image:
         image.save(root / "nut/turned.jpg", exif=exif)
-    for name, wanted in (("nut/deep.png", {"bits": 12}), ("nut/turned.jpg", {"upright": True})):
+    for name, wanted in (("nut/deep.png", {"bits": 12}), ("nut/turned.jpg", {"exif": True})):
         for keywords in ({}, wanted):
             folder = tmp_path / f"{name.replace('/', '_')}_{len(keywords)}"
             folder.mkdir()
-            with MapFiles(folder, root, [Sample(name, "", "nut", "good", 0)], SETTINGS[:1], **keywords) as files:
+            shown, pixels = [Sample(name, "", "nut", "good", 0)], PixelSettings(**keywords)
+            with MapFiles(folder, root, shown, SETTINGS[:1], pixels=pixels) as files:
                 files.keep(0, 0, map_of(0, 0))
                 files.finish(ClassScores(0, "nut", {}, [0], [0.0], {}, {}))
     dark, bright = (Image.open(tmp_path / f"nut_deep.png_{n}/imgs/nut/deep.png") for n in (0, 1))

@@ -35,7 +35,7 @@ def lines(samples, maps=None, masks=None, settings=1) -> list[str]:
     [
         ([NORMAL] * 2, [MAP] * 2, [EMPTY] * 2, f"{ALL}: its test images are all normal"),
         ([DEFECT] * 2, [MAP] * 2, [MASK] * 2, f"{IMAGE}: its test images are all anomalous"),
-        ([NORMAL, DEFECT, UNMASKED], None, None, f"{PIXEL}: 1 of its 2 anomalous images have no mask"),
+        ([NORMAL, DEFECT, UNMASKED], None, None, f"{PIXEL}: 1 of its 2 anomalous images has no mask"),
         ([NORMAL, DEFECT], [MAP] * 2, [EMPTY] * 2, f"{PIXEL}: its masks hold no defect pixel at the size of the maps"),
         ([DEFECT, NORMAL], [EMPTY] * 2, [MASK, EMPTY], f"{PRO}: all pixels of its maps have one value"),
         ([DEFECT, NORMAL], [MASK, EMPTY], [MASK, EMPTY], f"{PRO_200}: the false positive rates of its 200 thresholds "
