@@ -223,17 +223,17 @@ def load_prompts(name: str) -> Prompts:
             f"--prompts {name}: no such file, and not the name of prompts that ship ({', '.join(PROMPTS)})"
         ) from None
     except (OSError, RecursionError, ValueError) as error:
-        raise ValueError(f"--prompts {name}: no readable JSON ({error}); want {form}") from None
+        raise ValueError(f"--prompts {name}: no readable JSON ({error}); expected {form}") from None
     if not isinstance(content, dict) or content.keys() != set(Prompts._fields):
         found = ", ".join(content) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f"--prompts {name}: want {form}, found {found or 'nothing'}")
+        raise ValueError(f"--prompts {name}: expected {form}, found {found or 'nothing'}")
     for key, entries in content.items():
         if not isinstance(entries, list) or not entries:
             raise ValueError(f'--prompts {name}: "{key}" must be a list of one or more texts')
         for entry in entries:
             if not isinstance(entry, str) or re.sub(r"[^{}]", "", entry) != "{}" or "{}" not in entry:
                 raise ValueError(
-                    f'--prompts {name}: "{key}" holds {json.dumps(entry, ensure_ascii=False)}; want a text with one '
+                    f'--prompts {name}: "{key}" holds {json.dumps(entry, ensure_ascii=False)}: must be a text with one '
                     '"{}", the place of the class name'
                 )
     return Prompts(*(tuple(content[key]) for key in Prompts._fields))

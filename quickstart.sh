@@ -35,7 +35,7 @@ CONFIG=${CONFIG:-} PRETRAINED=${PRETRAINED:-}
 export METHOD MODEL PRETRAINED CONFIG K_SHOT SEED PYTHON
 
 if [ "${small:-}" = yes ]; then
-    echo "The CLIP in exps/quickstart is a small one of ours, trained on generated pictures alone: it finds plain defects on"
+    echo "The CLIP in exps/quickstart is a small one, trained on generated pictures alone: it finds plain defects on"
     echo "surfaces, few on objects. MODEL=ViT-L-14-336 PRETRAINED=openai sh quickstart.sh takes OpenAI's instead (a download)."
 fi
 

@@ -126,7 +126,7 @@ def check(target: Path) -> int:
 def multiple(text: str) -> int:
     """The value of --times."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: want a whole number, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 1 or more")
     return int(text)
 
 

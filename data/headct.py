@@ -30,7 +30,7 @@ def build(root: Path) -> DatasetFiles:
     pictures = {path.stem: path for path in images(folder, (".png",))}
     for row, where in csv_rows(source, ("id", "hemorrhage")):
         if not row["id"].isdecimal() or row["hemorrhage"] not in ("0", "1"):
-            raise ValueError(f"{where}: want a number and 0 or 1, got '{row['id']}' and '{row['hemorrhage']}'")
+            raise ValueError(f"{where}: must be a number and 0 or 1, got '{row['id']}' and '{row['hemorrhage']}'")
         stem = f"{int(row['id']):03d}"
         if stem not in pictures:
             found = (folder / f"{stem}.png").is_file()

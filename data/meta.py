@@ -167,8 +167,8 @@ def _settings(document: Any, source: Path) -> PixelSettings:
             raise ValueError(f"{source}: settings: unknown key {display(key)}; this version knows {known}")
         fits = type(value) is bool if key == "exif" else type(value) is int and value in BITS
         if not fits:
-            want = "true or false" if key == "exif" else f"a whole number from {BITS[0]} to {BITS[-1]}"
-            raise ValueError(f"{source}: settings: {key} must be {want}, got {display(value)}")
+            expected = "true or false" if key == "exif" else f"a whole number from {BITS[0]} to {BITS[-1]}"
+            raise ValueError(f"{source}: settings: {key} must be {expected}, got {display(value)}")
     return PixelSettings(**given)
 
 

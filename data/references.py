@@ -134,7 +134,7 @@ def parse_shots(entries: Any) -> list[FewShotSetting]:
         if not sound or len(set(settings)) != len(settings):
             raise ValueError("k_shot and seed must be whole numbers, each pair once")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'want [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})') from None
+        raise ValueError(f'must be [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})') from None
     return shots
 
 

@@ -72,7 +72,7 @@ def _parser(build: Callable[[Path], DatasetFiles], default_root: str | None, can
 
 def _bits(text: str) -> int:
     if not text.isdecimal() or int(text) not in BITS:
-        raise argparse.ArgumentTypeError(f"{text}: want a whole number from {BITS[0]} to {BITS[-1]}")
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {BITS[0]} to {BITS[-1]}")
     return int(text)
 
 

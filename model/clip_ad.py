@@ -95,10 +95,10 @@ class Sdp(nn.Module):
             raise ValueError(f"--rep_vec {rep_vec}: unknown; known: {', '.join(REP_VECS)}")
         eps, min_samples = dbscan
         if not (0 < eps < math.inf and 1 <= min_samples < math.inf and min_samples == int(min_samples)):
-            raise ValueError(f"--dbscan {eps:g} {min_samples:g}: want a radius above 0 and a whole number from 1")
+            raise ValueError(f"--dbscan {eps:g} {min_samples:g}: must be a radius above 0 and a whole number from 1")
         if not 0 <= smoothing <= backbone.image_size:
             raise ValueError(
-                f"--smoothing {smoothing:g}: want pixels from 0 to the image's side, {backbone.image_size}"
+                f"--smoothing {smoothing:g}: must be pixels from 0 to the image's side, {backbone.image_size}"
             )
         self.backbone = backbone
         self.features_list = tuple(features_list)

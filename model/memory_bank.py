@@ -174,7 +174,7 @@ def check(path: str | Path, memories: Memories, widths: Mapping[str, int]) -> No
             fits = bank is not None and bank.dtype == torch.float32 and bank.ndim == 2
             if bank is None or not fits or bank.shape[1] != width or not len(bank):
                 found = "absent" if bank is None else f"of shape {tuple(bank.shape)}, {bank.dtype}"
-                wanted = f"want (tokens, {width}), torch.float32"
+                wanted = f"must be (tokens, {width}), torch.float32"
                 raise ValueError(f"memory {path}: bank '{key}' of class '{name}' is {found}; {wanted}")
             if not bank.isfinite().all():
                 raise ValueError(f"memory {path}: bank '{key}' of class '{name}' holds NaN or infinity")

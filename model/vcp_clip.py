@@ -108,7 +108,7 @@ class VcpClip(nn.Module):
         later = backbone.text.depth - 1
         if total_d_layer_len not in (None, 0, later):
             raise ValueError(
-                f"--total_d_layer_len {total_d_layer_len}: want {later}, all later blocks of the text tower of "
+                f"--total_d_layer_len {total_d_layer_len}: must be {later}, all later blocks of the text tower of "
                 f"{backbone.name}, or 0"
             )
         self.backbone = backbone
@@ -229,7 +229,7 @@ class PreVcp(nn.Module):
     def __init__(self, width: int, prompt_len: int):
         super().__init__()
         if prompt_len < 1:
-            raise ValueError(f"--prompt_len {prompt_len}: want 1 or more")
+            raise ValueError(f"--prompt_len {prompt_len}: must be 1 or more")
         self.prompt_query = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, prompt_len, width)))
         self.prompt_temp = nn.Parameter(torch.tensor(_LOG_SCALE))  # of the raw maps
         self.prompt_linear1 = nn.ModuleDict({"fc": nn.Conv1d(1, prompt_len, kernel_size=3, padding=1)})
@@ -249,7 +249,7 @@ class TextPrompts(nn.Module):
     def __init__(self, width: int, count: int, later_blocks: int, dropout: float):
         super().__init__()
         if count < 1:
-            raise ValueError(f"--deep_prompt_len {count}: want 1 or more")
+            raise ValueError(f"--deep_prompt_len {count}: must be 1 or more")
         self.later_blocks = later_blocks
         self.prompt_embeddings = nn.Parameter(torch.empty(1, count, width).uniform_(-1, 1))
         if later_blocks:

@@ -79,7 +79,7 @@ class WinClip(nn.Module):
         for scale in scales:
             if not 1 <= scale <= backbone.grid or len(set(scales)) != len(scales):
                 raise ValueError(
-                    f"--scales {' '.join(map(str, scales))}: want different window sides from 1 to {backbone.grid}, "
+                    f"--scales {' '.join(map(str, scales))}: must be different window sides from 1 to {backbone.grid}, "
                     f"the patches a side of {backbone.name} at {backbone.image_size} pixels"
                 )
         self.backbone = backbone

@@ -87,12 +87,12 @@ def test_the_log_says_why_a_run_has_ended(run, fails, visa, tmp_path):
         ({"dataset": "visaa"}, "invalid choice: 'visaa'"),
         ({"method": "april"}, "invalid choice: 'april'"),
         ({"image_size": "97"}, "--image_size 97"),
-        ({"image_size": "0"}, "want 1 or more"),
+        ({"image_size": "0"}, "must be 1 or more"),
         ({"image_size": "big"}, "invalid positive value: 'big'"),
         ({"features_list": "9"}, "layer 9 does not exist, tiny-a has layers 1 to 4"),
         ({"few_shot_features": "0"}, "few_shot_features 0: layer 0 does not exist"),
         ({"k_shot": "9"}, "--k_shot 9: class 'grass' of visa has 8 normal training images"),
-        ({"k_shot": "-1"}, "want 0 or more"),
+        ({"k_shot": "-1"}, "must be 0 or more"),
         ({"class": "gras"}, "unknown class 'gras'; the dataset has grass, tissue_slide"),
         ({"data_path": "/nowhere"}, "/nowhere"),
         ({"pretrained": "openai"}, "neither a file nor a tag of tiny-a"),
@@ -110,7 +110,7 @@ def test_the_log_says_why_a_run_has_ended(run, fails, visa, tmp_path):
         ({"k_shots": "4"}, "did you mean --k_shot?"),
         ({"save_path": __file__}, "is no folder"),
         ({"references": ""}, "--references"),
-        ({"seed": "-1"}, "want 0 or more"),
+        ({"seed": "-1"}, "must be 0 or more"),
         ({"no_such_flag": "1"}, "--no_such_flag"),
         ({"mode": "zero_shot", "k_shot": "4"}, "--mode zero_shot takes no --k_shot"),
     ],
@@ -307,7 +307,7 @@ def test_resumed_training_must_be_the_same_run(fails, trained, tiny_a, mini_mvte
 
 @pytest.mark.parametrize("rate", ["nan", "inf", "-1", "0", "1e39"])
 def test_learning_rate(fails, rate):
-    assert "want a number above 0, at most 1e6" in fails(train_script.main, "--learning_rate", rate)
+    assert "must be a number above 0, at most 1e6" in fails(train_script.main, "--learning_rate", rate)
 
 
 def test_images_that_differ_in_the_suffix_alone(run, visa, tmp_path):
@@ -432,7 +432,7 @@ def test_broken_memory(run, fails, memory_file, tiny_a, content):
         (lambda bank: None, "bank '2' of class 'grass' is absent"),
         (
             lambda bank: bank[:, :5].contiguous(),
-            r"is of shape (36, 5), torch.float32; want (tokens, 64), torch.float32",
+            r"is of shape (36, 5), torch.float32; must be (tokens, 64), torch.float32",
         ),
         (lambda bank: bank * float("nan"), "holds NaN or infinity"),
     ],

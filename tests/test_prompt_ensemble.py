@@ -43,7 +43,7 @@ def test_own_prompts(tmp_path):
         ('{"normal": "{}", "abnormal": ["bad {}"], "templates": ["{}"]}', '"normal" must be a list of one or more'),
         (
             '{"normal": ["{}"], "abnormal": ["bad"], "templates": ["{}"]}',
-            '"abnormal" holds "bad"; want a text with one',
+            '"abnormal" holds "bad": must be a text with one',
         ),
         ('{"normal": ["{}"], "abnormal": ["bad {}"], "templates": ["{} {}"]}', '"templates" holds "{} {}"'),
         ('{"normal": ["{}"], "abnormal": ["bad {0}"], "templates": ["{}"]}', '"abnormal" holds "bad {0}"'),

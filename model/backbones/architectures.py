@@ -53,7 +53,7 @@ def register_architecture(config_path: str) -> str:
         config = config["model_cfg"]
     complete = isinstance(config, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys()
     if not complete or path.suffix != ".json":
-        raise ValueError(f"--config_path {config_path}: want a .json file with embed_dim, vision_cfg and text_cfg")
+        raise ValueError(f"--config_path {config_path}: must be a .json file with embed_dim, vision_cfg and text_cfg")
     if "trust_remote_code" in json.dumps(config["text_cfg"]):
         raise ValueError(f"--config_path {config_path}: refused, since trust_remote_code would run code from elsewhere")
     _NORMALIZATIONS.pop(path.stem, None)

@@ -276,7 +276,7 @@ def test_bits_of_a_set_are_named_and_kept_where_they_are_given(parts):
 @pytest.mark.parametrize("bits", ["7", "17", "-12", "twelve", "1e1"])
 def test_bits_that_no_file_has_are_refused(parts, bits):
     result = run("folder", parts, f"--bits={bits}")
-    assert result.returncode == 2 and f"{bits}: want a whole number from 8 to 16" in result.stderr
+    assert result.returncode == 2 and f"{bits}: must be a whole number from 8 to 16" in result.stderr
     assert not (parts / "meta.json").exists()
 
 

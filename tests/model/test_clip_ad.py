@@ -145,9 +145,9 @@ def test_no_cluster_falls_back_to_the_mean_and_says_so(tiny_a, caplog, monkeypat
     ("options", "said"),
     [
         ({"rep_vec": "median"}, "--rep_vec median: unknown; known: mean, pca, kde, dbscan, mean_shift"),
-        ({"dbscan": (0, 15)}, "--dbscan 0 15: want a radius above 0"),
-        ({"dbscan": (0.5, 1.5)}, "--dbscan 0.5 1.5: want a radius above 0 and a whole number from 1"),
-        ({"smoothing": -1}, "--smoothing -1: want pixels from 0 to the image's side, 64"),
+        ({"dbscan": (0, 15)}, "--dbscan 0 15: must be a radius above 0"),
+        ({"dbscan": (0.5, 1.5)}, "--dbscan 0.5 1.5: must be a radius above 0 and a whole number from 1"),
+        ({"smoothing": -1}, "--smoothing -1: must be pixels from 0 to the image's side, 64"),
         ({"features_list": [5]}, "layer 5 does not exist"),
     ],
 )

@@ -156,9 +156,9 @@ def test_weights_are_rounded_to_half_before_positions_are_resampled(tiny_a, tmp_
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"prompt_len": 0}, "--prompt_len 0: want 1 or more"),
-        ({"deep_prompt_len": 0}, "--deep_prompt_len 0: want 1 or more"),
-        ({"total_d_layer_len": 2}, "--total_d_layer_len 2: want 1, all later blocks .* or 0"),
+        ({"prompt_len": 0}, "--prompt_len 0: must be 1 or more"),
+        ({"deep_prompt_len": 0}, "--deep_prompt_len 0: must be 1 or more"),
+        ({"total_d_layer_len": 2}, "--total_d_layer_len 2: must be 1, all later blocks .* or 0"),
         ({"prompt_len": 70}, "makes 78 tokens with the learned ones, and the text tower takes 77"),
         (
             {"prompts": Prompts(("a {}", "b {}"), ("c {}",), ("{}",))},

@@ -176,7 +176,7 @@ def test_zero_scores_and_distances_give_zero(detector):
 
 def test_what_is_refused(tiny_c):
     made = {"model": tiny_c.model, "pretrained": tiny_c.pretrained, "config_path": tiny_c.config_path}
-    with pytest.raises(ValueError, match="--scales 2 16: want different window sides from 1 to 15"):
+    with pytest.raises(ValueError, match="--scales 2 16: must be different window sides from 1 to 15"):
         build("winclip", **made, scales=[2, 16])
     with pytest.raises(ValueError, match="--scales 2 2"):
         build("winclip", **made, scales=[2, 2])

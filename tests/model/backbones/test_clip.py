@@ -181,7 +181,7 @@ def test_what_is_refused(vit, register, tmp_path):
     with pytest.raises(ValueError, match="no valid JSON"):
         register_architecture(str(tmp_path / "half.json"))
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match="want a .json file with embed_dim"):
+    with pytest.raises(ValueError, match="must be a .json file with embed_dim"):
         register_architecture(str(tmp_path / "list.json"))
 
 
