@@ -12,13 +12,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from test_documented_commands import commands_of, settings_of
 
 import config.flags
 import config.resolve
 import export as export_script
 import predict as predict_script
 import test as test_script
+from commands import commands_of, settings_of
 from conftest import REFERENCE, ROOT
 from data.meta import read
 from inference.service import InferenceService
