@@ -19,8 +19,6 @@ from data.meta import Sample, read
 
 __all__ = ["AnomalyDataset", "EpochSampler", "Sample", "UnlabeledImages", "read", "select"]
 
-_BLACK = Image.new("RGB", (1, 1))  # stands for an image that cannot be read
-
 
 def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sample]:
     """The samples of the given classes (None: of all). Raises ValueError on a class that has none."""
@@ -177,9 +175,9 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
         try:
             image = spec.image(load_image(path, upright=True, bits=self.bits, side=spec.side))
         except ValueError as reason:
-            image, error = spec.image(_BLACK), str(reason)
+            image, error = spec.blank(), str(reason)
         except MemoryError:
-            image = spec.image(_BLACK)
+            image = spec.blank()
             error = f"{path}: image too large, make it smaller (there is not enough memory for it)"
         return {"image": image, "index": index, "error": error}
 

@@ -19,6 +19,9 @@ class InputSpec(Protocol):
     def image(self, picture: Image.Image) -> Tensor:
         """Grey or RGB of any size -> (3, H, W) uint8 RGB."""
 
+    def blank(self) -> Tensor:
+        """(3, H, W) uint8, what stands for an image that cannot be read."""
+
     def mask(self, mask: Image.Image) -> Tensor:
         """A mask of 0 and 255, as large as its picture -> (H, W) uint8, 1 = defect."""
 
@@ -36,6 +39,10 @@ class SquareInput:
         """(3, S, S) uint8 RGB"""
         picture = picture.resize((self.side, self.side), Image.Resampling.BICUBIC).convert("RGB")
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+    def blank(self) -> Tensor:
+        """(3, S, S) uint8, black"""
+        return torch.zeros(3, self.side, self.side, dtype=torch.uint8)
 
     def mask(self, mask: Image.Image) -> Tensor:
         """Stretched, bilinear; defect above half of full scale. (S, S) uint8"""

@@ -114,8 +114,7 @@ def score(
         accelerator: device, precision and processes.
         keep_map: called with (setting, index of the sample, map (S, S) float32) for every map of this process.
         timer: measures.
-        finished: classes that need no results. Those of their images that the loader has are seen all the same, so
-            that no number depends on them.
+        finished: classes that need no results; the loader's images of them are seen, so that no number depends on it.
 
     Raises:
         ValueError: a map holds NaN or infinity; names the image.

@@ -2,8 +2,8 @@
 
     python illustration/architecture.py     # -> illustration/architecture.png
 
-The rooms, their purposes and what they may import stand in the table of the page; tests/test_architecture.py compares
-both with the code. The picture carries the arrows as text, so that the test sees when it is no longer true.
+The rooms, their purposes and what they may import stand in the table of the page. tests/docs/test_architecture.py
+compares both with the code. The picture carries the arrows as text, so that the test sees when it is no longer true.
 """
 
 import ast

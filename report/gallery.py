@@ -11,6 +11,7 @@ from PIL import Image
 from report.predictions import ScoredImage
 
 MAX_PICTURES = 360  # in a page, at 15 to 30 kB each
+_LARGEST = 4096  # pixels of a thumbnail's side; those that are drawn have a seventh of that
 _PER_LIST = (3, 2, 1, 0)  # pictures in each of the three lists of a class
 
 
@@ -46,8 +47,10 @@ class Gallery:
             if any(image.img_path not in thumbnails for images in lists for image in images):
                 raise ValueError("a thumbnail is missing")
             for one in thumbnails.values():
-                Image.open(io.BytesIO(one)).close()
-        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+                with Image.open(io.BytesIO(one), formats=["WEBP"]) as picture:  # OSError where it is none
+                    if max(picture.size) > _LARGEST:
+                        raise ValueError("a thumbnail is too large")
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"not the pictures of a class ({error!r})") from None
         return cls(SelectedImages(*lists), thumbnails)
 

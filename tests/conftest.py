@@ -17,6 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
 
 
+SLOW = {"scripts", "stress", "tools", "benchmarks"}  # folders of tests that run scripts from start to end
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").parts[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 class Weights(NamedTuple):
     model: str
     config_path: str

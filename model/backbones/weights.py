@@ -124,12 +124,9 @@ class Weights:
         try:
             _check_fit(state, own)
             for key, value in state.items():
-                if (
-                    value.is_floating_point()
-                ):  # half-precision position tables must be widened before they are resampled
+                if value.is_floating_point():  # position tables must be widened before they are resampled
                     state[key] = value.half().float() if half_weights else value.float()
-                if not state[key].isfinite().all():
-                    raise ValueError(f"'{key}' holds NaN or infinity; get the file again")
+            broken = next((key for key, value in state.items() if not value.isfinite().all()), None)
             with silent():
                 resize_pos_embed(state, clip)
                 resize_text_pos_embed(state, clip)
@@ -137,6 +134,8 @@ class Weights:
             clip.load_state_dict(state)
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, ValueError) as error:
             raise ValueError(f"weights {self.label} do not fit the architecture: {first_line(error)}") from None
+        if broken:
+            raise ValueError(f"--pretrained {self.path}: '{broken}' holds NaN or infinity; get the file again")
 
 
 def _asked(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization | None:

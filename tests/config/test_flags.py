@@ -3,7 +3,6 @@
 import pytest
 
 from config.flags import test_parser as parser_of_test
-from model import METHODS
 
 
 @pytest.mark.parametrize(
@@ -17,13 +16,13 @@ from model import METHODS
 )
 def test_unknown_flags_get_the_near_ones_as_hints(words, end, capsys):
     with pytest.raises(SystemExit) as ended:
-        parser_of_test(list(METHODS)).parse_args(words)
+        parser_of_test().parse_args(words)
     line = capsys.readouterr().err
     assert ended.value.code == 2 and line.startswith("error: ") and line.endswith(end + "\n"), line
 
 
 def test_many_unknown_flags_are_one_short_line(capsys):
     with pytest.raises(SystemExit):
-        parser_of_test(list(METHODS)).parse_args([f"--unknown_{number}\x1b" for number in range(100)])
+        parser_of_test().parse_args([f"--unknown_{number}\x1b" for number in range(100)])
     line = capsys.readouterr().err
     assert len(line) == 301 and line[:-1].isprintable() and line.endswith("; --help lists the flags\n")

@@ -109,7 +109,7 @@ def test_more_test_images_hold_the_usual_ones(made, tmp_path, monkeypatch):
 def test_a_wrong_number_of_images_is_refused(tmp_path, times, capsys):
     with pytest.raises(SystemExit) as stopped:
         demo.main(["--root", str(tmp_path), f"--times={times}"])
-    assert stopped.value.code == 2 and f"--times: {times}: want" in capsys.readouterr().err
+    assert stopped.value.code == 2 and f"--times: {times}: must be" in capsys.readouterr().err
 
 
 def test_nothing_differs_outside_the_mask():

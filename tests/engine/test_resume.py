@@ -8,12 +8,12 @@ import os
 import pytest
 from PIL import Image
 
-from dataset import Sample
+from data.meta import Sample
 from engine.evaluation import ClassScores
 from engine.resume import FOLDER, ClassResult, FinishedClasses
-from metrics.image import IMAGE
-from metrics.pixel import PIXEL
-from report.gallery import SelectedImages
+from metrics.names import IMAGE, PIXEL
+from report.gallery import Gallery, SelectedImages
+from report.predictions import ScoredImage
 from utils.logs import LOG
 
 SAMPLES = [
@@ -38,10 +38,9 @@ def result(name: str) -> ClassResult:
         ClassScores(n, name, metrics, indices, [0.25] * 3, {"text": [0.5] * 3}, {"roc": [[0.0, 1.0], [0.0, 1.0]]})
         for n in range(2)
     ]
-    keys = ("img_path", "cls_name", "specie_name", "anomaly")
-    row = {key: getattr(SAMPLES[indices[1]], key) for key in keys}
-    hit = {**row, "score": 0.25, "index": indices[1], "picture": picture()}
-    return ClassResult(scores, {0: SelectedImages([hit], [], [])})
+    sample = SAMPLES[indices[1]]
+    hit = ScoredImage(sample.img_path, name, sample.specie_name, sample.anomaly, 0, None, 0.25, {"text": 0.5})
+    return ClassResult(scores, {0: Gallery(SelectedImages([hit], [], []), {hit.img_path: picture()}).to_json()})
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def kept(tmp_path):
 
 
 def load(finished):
-    return finished.load(dict.fromkeys(CLASSES, []), SAMPLES, 2)
+    return finished.load(dict.fromkeys(CLASSES, []), Gallery.from_json, SAMPLES, 2)
 
 
 def test_finished_classes_come_back(kept):
@@ -71,6 +70,7 @@ def change(held, path, value) -> str:
     return json.dumps(held)
 
 
+THUMBNAIL = SAMPLES[1].img_path
 PLANTED = {
     "scores of another class": (["scores", 0, "name"], "tile"),
     "scores of another setting": (["scores", 1, "setting"], 7),
@@ -88,15 +88,15 @@ PLANTED = {
     "a key too many": (["scores", 0, "more"], 1),
     "a curve without points": (["scores", 0, "curves", "roc"], [[], []]),
     "a curve of texts": (["scores", 0, "curves", "roc"], ["a", "b"]),
-    "pictures of a setting that is none": (["galleries", "9"], [[], [], []]),
-    "pictures of no setting": (["galleries", "x"], [[], [], []]),
-    "a list of pictures too few": (["galleries", "0"], [[], []]),
-    "a picture that is none": (["galleries", "0", 0, 0, "picture"], base64.b64encode(b"RIFF").decode()),
-    "a picture that is huge": (["galleries", "0", 0, 0, "picture"], base64.b64encode(picture(5000)).decode()),
-    "a picture that is no text": (["galleries", "0", 0, 0, "picture"], 3),
-    "a picture of another file": (["galleries", "0", 0, 0, "img_path"], "/etc/passwd"),
-    "a picture of no image": (["galleries", "0", 0, 0, "index"], -1),
-    "a row that is a text": (["galleries", "0", 0, 0], "row"),
+    "pictures of a setting that is none": (["page", "9"], {"hits": [], "missed": [], "alarms": [], "thumbnails": {}}),
+    "pictures of no setting": (["page", "x"], {"hits": [], "missed": [], "alarms": [], "thumbnails": {}}),
+    "a list of pictures too few": (["page", "0"], {"hits": [], "missed": [], "thumbnails": {}}),
+    "a picture that is none": (["page", "0", "thumbnails", THUMBNAIL], base64.b64encode(b"RIFF").decode()),
+    "a picture that is huge": (["page", "0", "thumbnails", THUMBNAIL], base64.b64encode(picture(5000)).decode()),
+    "a picture that is no text": (["page", "0", "thumbnails", THUMBNAIL], 3),
+    "an image without a picture": (["page", "0", "hits", 0, "img_path"], "brick/9.png"),
+    "a score of an image that is a text": (["page", "0", "hits", 0, "score"], "high"),
+    "an image that is a text": (["page", "0", "hits", 0], "row"),
     "no identity": (["identity"], None),
 }
 

@@ -23,9 +23,9 @@ def test_no_apple_gpu_is_one_short_sentence():
 
 
 def test_no_compiler_is_one_line(monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    with pytest.raises(ValueError, match=r"^--compile: nothing here compiles for cpu \(.*install a C\+\+ compiler"):
+    line = r"^--compile: nothing here compiles for cpu \(.*install a C\+\+ compiler"
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ValueError, match=line):
         check_compiler(torch.device("cpu"))
 
 

@@ -226,6 +226,7 @@ def test_failed_download_says_what_was_tried(monkeypatch):
 def test_warns_where_the_tag_was_trained_with_another_activation(monkeypatch, caplog):
     monkeypatch.setattr(module, "_download", lambda tag, label: None)
     monkeypatch.setattr(_LOG, "propagate", True)
+    monkeypatch.setattr(_LOG, "handlers", [])  # of tests before this one
     weights = Weights.find("ViT-B-32", "openai")
     weights.log("ViT-B-32", True, asked=True)
     assert not caplog.messages

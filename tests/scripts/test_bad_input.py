@@ -123,11 +123,11 @@ def test_flags(run, fails, flags, said):
 
 def test_own_model_without_weights(fails, tiny_a, visa):
     line = fails(test_script.main, "--config_path", tiny_a.config_path, "--data_path", visa, "--dataset", "visa")
-    assert "--model tiny-a needs --pretrained" in line
+    assert "--model tiny-a requires --pretrained" in line
 
 
 def test_no_checkpoint(fails, tiny_a, visa):
-    assert "needs --checkpoint_path" in fails(test_script.main, *tiny_a.flags, "--data_path", visa)
+    assert "requires --checkpoint_path" in fails(test_script.main, *tiny_a.flags, "--data_path", visa)
 
 
 def test_real_process_ends_with_one_line_and_code_2(visa):

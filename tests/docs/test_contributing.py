@@ -12,13 +12,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from test_documented_commands import commands_of, settings_of
 
 import config.flags
+import config.resolve
 import export as export_script
 import predict as predict_script
 import test as test_script
-from config.settings import AppSettings
+from commands import commands_of, settings_of
 from conftest import REFERENCE, ROOT
 from data.meta import read
 from inference.service import InferenceService
@@ -127,12 +127,8 @@ def test_the_method_scores_own_images_and_is_exported(nearest, flags, tmp_path):
 
 
 def test_the_web_page_asks_for_normal_images(nearest, tiny_a):
-    settings = AppSettings(
-        method="nearest", model=tiny_a.model, pretrained=tiny_a.pretrained, config_path=tiny_a.config_path,
-        image_size=96, quick_gelu="auto", prompts=None, options={}, device="cpu", precision="fp32", compile=False,
-        checkpoint_path=None, fpr=0.05, batch_size=2, host="127.0.0.1", port=None, max_megabytes=20,
-        max_pixels=40_000_000, max_references=8, max_total_megabytes=100, allow_host=(), bits=None,
-    )  # fmt: skip
+    flags = [*tiny_a.flags, "--method", "nearest", "--image_size", "96", "--device", "cpu"]
+    settings, _ = config.resolve.resolve_app(config.flags.app_parser().parse_args(flags))
     service = InferenceService(settings)
     image = str(next((BRICK / "test").rglob("*.png")))
     with pytest.raises(ValueError, match="this method requires reference images"):

@@ -236,5 +236,5 @@ def test_refusals(fails, tiny_a, mini_visa):
     assert line == "error: sdp is zero-shot and takes no references; these methods do: april_gan, winclip"
     assert "--prompts words.json: no such file" in fails(test_script.main, *flags, "--prompts", "words.json")
     assert "sdp has nothing to train" in fails(train_script.main, "--method", "sdp", *tiny_a.flags)
-    assert "sdp_plus needs --checkpoint_path" in fails(test_script.main, *flags, "--method", "sdp_plus")
+    assert "sdp_plus requires --checkpoint_path" in fails(test_script.main, *flags, "--method", "sdp_plus")
     assert "--rep_vec median: unknown" in fails(test_script.main, *flags, "--rep_vec", "median")
