@@ -12,18 +12,31 @@ import pytest
 import torch
 
 from utils.errors import run_script
+from utils.logs import LOG
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
 
 
-SLOW = {"scripts", "stress", "tools", "benchmarks"}  # folders of tests that run scripts from start to end
+# Folders and files of tests that run scripts from start to end, each in seconds; `-m "not slow"` leaves them out.
+SLOW = {
+    "scripts", "stress", "tools", "benchmarks", "test_contributing.py", "test_data_scripts.py", "test_demo.py",
+    "test_feature_cache.py", "test_industrial_scripts.py", "test_map_files.py", "test_medical_scripts.py",
+    "test_mvisa.py", "test_pages_in_a_browser.py", "test_validation.py",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.relative_to(ROOT / "tests").parts[0] in SLOW:
+        if SLOW & set(item.path.relative_to(ROOT / "tests").parts):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def fresh_log(monkeypatch):
+    """Scripts that ran in earlier tests have left their handlers in the log."""
+    monkeypatch.setattr(LOG, "handlers", [])
+    monkeypatch.setattr(LOG, "propagate", True)
 
 
 class Weights(NamedTuple):

@@ -314,7 +314,7 @@ def test_asked_settings_that_a_file_lacks_are_not_dropped(tmp_path):
         ("a.json", '[{"k_shot": 0, "seed": 1, "references": {}}, {"k_shot": 0, "seed": 1, "references": {}}]', "once"),
         ("a.json", "[]", "holds no references for any setting"),
         ("a.json", "{", "no valid JSON"),
-        ("a.json", '[{"k_shot": 1}]', "want"),
+        ("a.json", '[{"k_shot": 1}]', "must be"),
         (
             "a.json",
             '[{"k_shot": 1, "seed": 0, "references": {"nut": ["x.png"]}}]',

@@ -36,8 +36,8 @@ def test_own_prompts(tmp_path):
     ("content", "said"),
     [
         ("{", "no readable JSON"),
-        ("[]", "want .* found a list"),
-        ("{}", "want .* found nothing"),
+        ("[]", "expected .* found a list"),
+        ("{}", "expected .* found nothing"),
         ('{"normal": ["{}"], "abnormal": ["bad {}"]}', "found normal, abnormal"),
         ('{"normal": [], "abnormal": ["bad {}"], "templates": ["{}"]}', '"normal" must be a list of one or more'),
         ('{"normal": "{}", "abnormal": ["bad {}"], "templates": ["{}"]}', '"normal" must be a list of one or more'),

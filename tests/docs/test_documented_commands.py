@@ -175,6 +175,7 @@ def test_python_examples_run(tiny_a, mini_mvtec):
     assert names["few_shot"].maps.shape == (4, 224, 224)
 
 
+@pytest.mark.slow
 def test_readme_command_for_photographs_runs(tmp_path, monkeypatch):
     """The one on the small CLIP that ships, which needs no download."""
     command = next(line for line in commands_of(PAGES[README]) if "predict.py" in line and "quickstart-clip" in line)
@@ -217,6 +218,7 @@ def files_of_table(heading: str) -> set[str]:
     return {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
 
 
+@pytest.mark.slow
 def test_the_files_of_a_run_are_those_that_the_docs_list(tiny_a, mini_mvtec, tmp_path):
     argv = [*tiny_a.flags, "--data_path", mini_mvtec, "--class", "brick", "--method", "winclip", "--image_size", 96,
             "--num_workers", 0, "--k_shot", 1, "--save_maps", "--save_path", tmp_path]  # fmt: skip
@@ -224,6 +226,7 @@ def test_the_files_of_a_run_are_those_that_the_docs_list(tiny_a, mini_mvtec, tmp
     assert {path.name for path in tmp_path.iterdir()} == files_of_table("`test.py` fills `--save_path`")
 
 
+@pytest.mark.slow
 def test_the_files_of_training_and_prediction_are_those_that_are_named(tiny_a, mini_mvtec, tmp_path):
     own = [*tiny_a.flags, "--image_size", 96, "--num_workers", 0]
     argv = [*own, "--train_data_path", mini_mvtec, "--class", "brick", "--epoch", 1, "--val_dataset", "mvtec",

@@ -173,7 +173,7 @@ def test_refuses_a_metric_that_the_labels_do_not_allow(fails, tiny_a, mini_mvtec
     assert "--val_metric ap_px: no class of visa has the masks for it" in fails(train_script.main, *flags)
     assert not (tmp_path / "out").exists()
     line = fails(train_script.main, *tiny_a.flags, "--val_metric", "ap_px")
-    assert "--val_metric ap_px: says nothing without --val_dataset" in line
+    assert "--val_metric ap_px: requires --val_dataset" in line
 
 
 def test_broken_validation_file(tmp_path):

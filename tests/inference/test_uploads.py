@@ -76,6 +76,7 @@ def test_files(image, tmp_path):
     assert "gone.png is no longer here" in refusal("screw", str(tmp_path / "gone.png"))
 
 
+@pytest.mark.slow
 def test_many_pages_are_refused_at_the_check_and_soon(tmp_path):
     """Some 8 seconds went by over 16,000 pages before."""
     page = Image.new("1", (1, 1))

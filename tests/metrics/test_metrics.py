@@ -113,6 +113,7 @@ def maps_and_masks(draw):
     return maps, draw(hnp.arrays(np.uint8, shape, elements=st.sampled_from([0, 0, 0, 1, 255])))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(maps_and_masks())
 def test_brute_force(data):

@@ -102,6 +102,7 @@ def test_maps_and_scores(name, detector, tokens, zero_shot):
     )
 
 
+@pytest.mark.slow
 def test_metrics_through_the_command_line(tiny_c, mini_mvtec, tmp_path):
     case = load_case("winclip_mvtec_k1").facts
     references = tmp_path / "k_shot.txt"

@@ -354,7 +354,8 @@ def odd_dataset(root, folder="grass"):
         meta["test"][folder].append({**entry, "cls_name": folder})
         normal = {**entry, "specie_name": "good", "anomaly": 0, "mask_path": ""}
         meta["test"]["all normal"].append({**normal, "cls_name": "all normal"})
-    meta["test"][folder].append({**normal, "cls_name": folder})
+    Image.fromarray(255 - pixels).save(root / folder / "normal.png")
+    meta["test"][folder].append({**normal, "img_path": f"{folder}/normal.png", "cls_name": folder})
     meta["test"]["one image"].append({**entry, "cls_name": "one image"})
     (root / "meta.json").write_text(json.dumps(meta))
 
@@ -371,7 +372,7 @@ def test_odd_images_and_classes(run, tmp_path):
     table = (tmp_path / "out/table.md").read_text()
     assert "| all normal |          |" in table
     assert (tmp_path / "out/log.txt").read_text().count("all normal: ") == 1
-    assert len(list((tmp_path / "out/imgs").rglob("*.png"))) == 5
+    assert len(list((tmp_path / "out/imgs").rglob("*.png"))) == 6
 
 
 def test_labels_without_masks(run, visa, tmp_path):
@@ -408,7 +409,7 @@ def test_memory_that_does_not_fit(run, fails, memory_file, tmp_path):
         test_script.main, *run("--few_shot_features", "2", memory=memory_file)
     )
     line = fails(test_script.main, *run("--references", "a.json", memory=memory_file))
-    assert "--references and --memory both say" in line
+    assert "--references and --memory both name" in line
 
 
 def test_memory_without_a_class(run, fails, visa, tmp_path):

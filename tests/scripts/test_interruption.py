@@ -11,12 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import engine.epoch
 import engine.evaluation
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
+from engine.resume import FinishedClasses
+from engine.test_run import TestFolder
 from stress.interruption import KILLED, differences, same_training
 from utils.errors import run_script
 
@@ -186,6 +189,14 @@ def test_an_interrupted_test(testing, monkeypatch, tmp_path, capsys):
     assert differences(whole, tmp_path) == []
 
 
+def nothing_is_earlier(folder):
+    """A test takes the folder for its own, and begins."""
+    test_script.check_owner(SimpleNamespace(save_path=str(folder), data_path=str(folder)))
+    finished = FinishedClasses(folder, "0123", ["brick"])
+    results = TestFolder(folder, finished, {"brick": []}, [], 1, few_shot=False, save_memory=None)
+    assert results.begin(Accelerator(), lambda page: page, resume=True) == {}
+
+
 @pytest.mark.parametrize(
     "content",
     ["[" * 100_000, "3", "[]", "null", '{"settings": 1}', '{"settings": {"data_path": 3}}', "{",
@@ -193,13 +204,9 @@ def test_an_interrupted_test(testing, monkeypatch, tmp_path, capsys):
 )  # fmt: skip
 def test_a_planted_config_is_no_earlier_run(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    settings = SimpleNamespace(save_path=str(tmp_path), data_path=str(tmp_path), mode="zero_shot", save_memory=None)
-    test_script.check_owner(settings)
-    assert not test_script.is_whole(settings, "0123", {})
+    nothing_is_earlier(tmp_path)
 
 
 def test_a_config_that_is_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
-    settings = SimpleNamespace(save_path=str(tmp_path), data_path=str(tmp_path), mode="zero_shot", save_memory=None)
-    test_script.check_owner(settings)
-    assert not test_script.is_whole(settings, "0123", {})
+    nothing_is_earlier(tmp_path)

@@ -236,6 +236,7 @@ def test_warns_where_the_tag_was_trained_with_another_activation(monkeypatch, ca
     ]
 
 
+@pytest.mark.slow
 def test_compiled_and_not(tiny_a):
     """Two batches of different size, and the dual path of CLIP-AD."""
     register_architecture(tiny_a.config_path)
