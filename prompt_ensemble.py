@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+_LARGEST_FILE = 1 << 24  # bytes of a user's prompts
+
 
 class Prompts(NamedTuple):
     """The phrases of the two states and the templates that they are put into; each holds one "{}"."""
@@ -216,8 +218,13 @@ def load_prompts(name: str) -> Prompts:
     if name in PROMPTS:
         return PROMPTS[name]
     form = '{"normal": ["flawless {}", ...], "abnormal": [...], "templates": ["a photo of a {}.", ...]}'
+    path = Path(name)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"--prompts {name}: is a device, a pipe or a socket, not a file")
+    if path.is_file() and path.stat().st_size > _LARGEST_FILE:
+        raise ValueError(f"--prompts {name}: is larger than {_LARGEST_FILE >> 20} MiB, which no prompts need")
     try:
-        content = json.loads(Path(name).read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(
             f"--prompts {name}: no such file, and not the name of prompts that ship ({', '.join(PROMPTS)})"

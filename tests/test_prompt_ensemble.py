@@ -1,6 +1,7 @@
 """Sentences, and the user's own prompts."""
 
 import json
+import os
 
 import pytest
 
@@ -62,3 +63,21 @@ def test_refuses(content, said, tmp_path):
 def test_refuses_a_missing_file():
     with pytest.raises(ValueError, match="no such file, and not the name of prompts that ship .april_gan, "):
         load_prompts("nowhere.json")
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path):
+    content = {"normal": ["good {}"], "abnormal": ["bad {}"], "templates": ["{}"]}
+    (tmp_path / "p.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    assert load_prompts(str(tmp_path / "p.json")).abnormal == ("bad {}",)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "endless"])
+def test_prompts_of_no_file_or_without_end(kind, tmp_path):
+    path = "/dev/zero" if kind == "device" else tmp_path / "p.json"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "endless":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=f"--prompts {path}: is (a device, a pipe|larger than)"):
+        load_prompts(str(path))
