@@ -19,11 +19,9 @@ from utils.errors import first_line
 from utils.files import atomic_write, check_regular
 from utils.provenance import VERSION
 
-# Settings that a checkpoint and a run must share: adapters trained one way mean nothing the other way.
-_MUST_AGREE = (
-    "method", "model", "weights", "quick_gelu", "normalization", "features_list", "prompt_len", "deep_prompt_len",
-    "total_d_layer_len", "use_global", "sentences",
-)  # fmt: skip
+# What a checkpoint and a run must share beside the method's own options: adapters trained one way mean nothing the
+# other way. "sentences" are what a method makes of its prompts, where it trains with them.
+_MUST_AGREE = ("method", "model", "weights", "quick_gelu", "normalization", "sentences")
 # What files of earlier versions do not say, and how they were made.
 EARLIER = {"bits": None, "normalization": [*OPENAI_NORMALIZATION.mean, *OPENAI_NORMALIZATION.std]}
 UNFINISHED = "last.pth"  # of a training that was interrupted within an epoch
@@ -157,7 +155,8 @@ def restore(checkpoint: Checkpoint, detector: Any, description: Mapping[str, Any
         ValueError: names the file, the setting and both values.
     """
     path, state, meta = checkpoint
-    check_compatible(f"checkpoint {path} was trained", meta, description, _MUST_AGREE)
+    options = [option.name for option in detector.OPTIONS if option.trained]
+    check_compatible(f"checkpoint {path} was trained", meta, description, [*_MUST_AGREE, *options])
     wanted = detector.trainable_state().keys()
     try:
         detector.load_trainable_state(state_dicts.strip_prefixes(state_dicts.unwrap(state, wanted), wanted))

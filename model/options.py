@@ -37,6 +37,7 @@ class Option:
     default: what the constructor takes where nothing is given; None: the constructor says what follows from the
         backbone.
     nargs, metavar: as argparse takes them.
+    trained: what a method is trained with must be what it scores with; checkpoints are checked for it.
     scripts: "train" and "test" (which stands for all scripts that score images) have the flag.
     """
 
@@ -46,6 +47,7 @@ class Option:
     default: Any = None
     nargs: int | Literal["+"] | None = None
     metavar: str | tuple[str, ...] | None = None
+    trained: bool = False
     scripts: tuple[str, ...] = ("train", "test")
 
 
@@ -136,4 +138,5 @@ FEATURES_LIST = Option(
     int,
     "layers whose tokens are compared with the texts, counted from 1 (default: four evenly spaced ones)",
     nargs="+",
+    trained=True,
 )

@@ -5,6 +5,7 @@ The place of the class name in the prompts is taken by tokens made from the imag
 updated by what they find in the patches (Post-VCP). Each image has texts of its own, so the class name is not needed.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from model.backbones.clip import Backbone
 
 _PROMPT_LEN, _DEEP_LEN, _DROPOUT = 2, 1, 0.1
+_TRAINED = functools.partial(Option, trained=True)
 _POST_WEIGHT = 0.8  # of the Post-VCP map in the fusion; the rest is the raw map's
 _SIGMA = 8.0  # of the Gaussian filter, in pixels
 _TOP = 2000  # pixels that make the image score
@@ -72,10 +74,10 @@ class VcpClip(nn.Module):
     )
     OPTIONS: ClassVar[tuple[Option, ...]] = (
         FEATURES_LIST,
-        Option("prompt_len", positive, "tokens that stand for the image (default: 2)", default=_PROMPT_LEN),
-        Option("deep_prompt_len", positive, "learned tokens after the start token (default: 1)", default=_DEEP_LEN),
-        Option("total_d_layer_len", natural, "later text blocks with tokens of their own: all (default), or 0"),
-        Option("use_global", boolean, "make tokens from the image, True (default) or False", default=True),
+        _TRAINED("prompt_len", positive, "tokens that stand for the image (default: 2)", default=_PROMPT_LEN),
+        _TRAINED("deep_prompt_len", positive, "learned tokens after the start token (default: 1)", default=_DEEP_LEN),
+        _TRAINED("total_d_layer_len", natural, "later text blocks with tokens of their own: all (default), or 0"),
+        _TRAINED("use_global", boolean, "make tokens from the image, True (default) or False", default=True),
         Option(
             "prompt_dropout",
             probability,
