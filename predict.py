@@ -23,6 +23,7 @@ from torch import Tensor
 
 from config.resolve import resolve_onnx, resolve_predict
 from config.settings import OnnxSettings, PredictSettings
+from data.input_spec import InputSpec
 from engine.feature_cache import FeatureCache
 from inference.inputs import images_to_score, log_bits_hint, log_scored_normal_images
 from inference.onnx_detector import OnnxDetector
@@ -63,12 +64,12 @@ def run_detector(args: argparse.Namespace) -> int:
         def predict(batch: Tensor) -> list[ImageResult]:
             return one.predictor.predict(batch, settings.class_name, memory, calibration)
 
-        options = scoring_options(settings, one.description["image_size"], one.built.batch_size)
+        options = scoring_options(settings, one.built.detector.input_spec, one.built.batch_size)
         no_verdict = "--calibrate FOLDER of normal images gives one"
         code = score_and_report(options, predict, images, calibration, accelerator, no_verdict)
         if cache:
             cache.log()
-    shutdown(accelerator)
+        shutdown(accelerator)  # before the lock is let go: other processes may still draw
     return code
 
 
@@ -90,13 +91,15 @@ def run_exported(args: argparse.Namespace) -> int:
         options = scoring_options(settings, settings.image_size, settings.batch_size)
         no_verdict = "export.py --calibrate FOLDER of normal images gives one"
         code = score_and_report(options, predict, images, detector.calibration, accelerator, no_verdict)
-    shutdown(accelerator)
+        shutdown(accelerator)
     return code
 
 
-def scoring_options(settings: PredictSettings | OnnxSettings, image_size: int, batch_size: int) -> ScoringOptions:
+def scoring_options(
+    settings: PredictSettings | OnnxSettings, input_spec: InputSpec | int, batch_size: int
+) -> ScoringOptions:
     return ScoringOptions(
-        save_path=Path(settings.save_path), class_name=settings.class_name, image_size=image_size,
+        save_path=Path(settings.save_path), class_name=settings.class_name, input_spec=input_spec,
         batch_size=batch_size, num_workers=settings.num_workers, bits=settings.bits, save_maps=settings.save_maps,
         draw=not settings.no_images,
     )  # fmt: skip

@@ -31,6 +31,7 @@ from data.meta import PixelSettings, Sample, read, read_settings
 from dataset import AnomalyDataset, select
 from engine import checkpoint, validation
 from engine.build import build_for_training
+from engine.encoding import encode_texts
 from engine.evaluation import batches
 from engine.feature_cache import FeatureCache
 from engine.loss_log import Step, write_losses
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         same = {key: meta[key] for key in (*RESUMED, "samples", *detector.options, "dataset", "image_size")}
         done, history = resume_training(start, optimizer, same, detector.LOSSES)
     with lock_folder(save_path):
+        if settings.resume and checkpoint.to_resume(save_path) != last:
+            raise ValueError(f"{save_path}: another run has just written there; start again")
         begin(save_path, accelerator, detector.LOSSES, resumes=last is not None)
         decided = {
             **settings.as_dict(),
@@ -96,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             write_config(save_path, decided, sources, description)
             observer = TensorBoardLogger(save_path, Path(root), pixels, shown_steps(done, history))
-        detector.encode_names([sample.cls_name for sample in samples])
+        encode_texts(detector, [sample.cls_name for sample in samples])
         values = {
             field.name: getattr(settings, field.name)
             for field in fields(TrainingPlan)

@@ -259,7 +259,11 @@ class _Values:
         """The method's options on a dataset. Given ones that the method lacks stay in, since building refuses them."""
         given = {name: value for name in option_names() if (value := getattr(self._args, name, None)) is not None}
         own: Sequence[Option] = METHODS[self["method"]].OPTIONS
-        defaults = {one.name: for_dataset(one.default, dataset) for one in own if script in one.scripts}
+        defaults = {
+            one.name: for_dataset(one.default if script == "train" else one.test_default or one.default, dataset)
+            for one in own
+            if script in one.scripts
+        }
         return defaults | given
 
     def settings(self, kind: type[Settings]) -> tuple[Settings, Sources]:

@@ -84,7 +84,7 @@ class Built:
 
 
 def build_detector(settings: BuildSettings, accelerator: Accelerator) -> ScoringDetector:
-    """A detector on its device, without trained parts."""
+    """A detector on its device, without trained parts, not compiled yet."""
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     detector = build(
         settings.method,
@@ -98,10 +98,13 @@ def build_detector(settings: BuildSettings, accelerator: Accelerator) -> Scoring
         prompts=prompts,
         **settings.options,
     ).to(accelerator.device)
+    return detector
+
+
+def _compile(detector: ScoringDetector, settings: BuildSettings, accelerator: Accelerator) -> None:
     if settings.compile:
         check_compiler(accelerator.device)
         detector.backbone.compile_encoder()
-    return detector
 
 
 def build_for_training(
@@ -115,6 +118,7 @@ def build_for_training(
     detector = cast(TrainableDetector, build_detector(settings, accelerator))
     own = min(-(-batch_size // accelerator.num_processes), images)
     detector.backbone.check_room(own, accelerator.device, f"--batch_size {batch_size}", "lower it, or --image_size")
+    _compile(detector, settings, accelerator)
     detector.backbone.cache = feature_cache
     return detector
 
@@ -139,6 +143,7 @@ def build_for_scoring(
     """
     trained = _load_checkpoint(settings.method, checkpoint_path)
     detector = build_detector(settings, accelerator).eval()
+    _compile(detector, settings, accelerator)
     if isinstance(batch_size, str):
         batch_size = fitting_batch_size(detector, detector.backbone.image_size, accelerator)
     detector.backbone.cache = feature_cache  # last: the images above are no images
@@ -171,8 +176,8 @@ def check_memories(path: str, header: Mapping[str, Any], memories: Memories, bui
     header, memories: see `memory_bank.load`.
     """
     keys = ("method", "model", "weights", "quick_gelu", "normalization", "image_size", *built.detector.options)
-    absent = dict.fromkeys(keys, "nothing known") | checkpoint.EARLIER
-    checkpoint.check_compatible(f"memory {path} was made", absent | dict(header), built.description, keys)
+    made_with = dict.fromkeys(keys, "nothing known") | checkpoint.complete(header, built.description)
+    checkpoint.check_compatible(f"memory {path} was made", made_with, built.description, keys)
     memory_bank.check(path, memories, built.detector.bank_widths)
 
 

@@ -22,8 +22,7 @@ from utils.provenance import VERSION
 # What a checkpoint and a run must share beside the method's own options: adapters trained one way mean nothing the
 # other way. "sentences" are what a method makes of its prompts, where it trains with them.
 _MUST_AGREE = ("method", "model", "weights", "quick_gelu", "normalization", "sentences")
-# What files of earlier versions do not say, and how they were made.
-EARLIER = {"bits": None, "normalization": [*OPENAI_NORMALIZATION.mean, *OPENAI_NORMALIZATION.std]}
+_WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")  # suffixes of files of weights; a tag has none
 UNFINISHED = "last.pth"  # of a training that was interrupted within an epoch
 
 
@@ -156,7 +155,8 @@ def restore(checkpoint: Checkpoint, detector: Any, description: Mapping[str, Any
     """
     path, state, meta = checkpoint
     options = [option.name for option in detector.OPTIONS if option.trained]
-    check_compatible(f"checkpoint {path} was trained", meta, description, [*_MUST_AGREE, *options])
+    known = complete(meta, description) if meta else {}  # a published file says nothing
+    check_compatible(f"checkpoint {path} was trained", known, description, [*_MUST_AGREE, *options])
     wanted = detector.trainable_state().keys()
     try:
         detector.load_trainable_state(state_dicts.strip_prefixes(state_dicts.unwrap(state, wanted), wanted))
@@ -164,14 +164,25 @@ def restore(checkpoint: Checkpoint, detector: Any, description: Mapping[str, Any
         raise ValueError(f"checkpoint {path}: {error}") from None
 
 
-def check_compatible(said: str, theirs: Mapping[str, Any], own: Mapping[str, Any], keys: Iterable[str]) -> None:
+def complete(header: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of this toolkit says it was made with; and, of an earlier version, what that did not write down.
+
+    Earlier versions normalised images as the tag of the weights says, and for weights by file as OpenAI's. They had no
+    --bits. own: the description of this run.
+    """
+    by_file = Path(str(header.get("pretrained"))).suffix in _WEIGHTS
+    openai = [*OPENAI_NORMALIZATION.mean, *OPENAI_NORMALIZATION.std]
+    return {"bits": None, "normalization": openai if by_file else own["normalization"], **header}
+
+
+def check_compatible(beginning: str, theirs: Mapping[str, Any], own: Mapping[str, Any], keys: Iterable[str]) -> None:
     """Raises ValueError for the first of the keys on which a file and a run differ, naming both values.
 
-    said: how the message begins, "checkpoint FILE was trained".
+    beginning: of the message, "checkpoint FILE was trained".
     """
     for key in keys:
         if key in theirs and theirs[key] != own[key]:
-            raise ValueError(f"{said} with {key} {_text(theirs[key])} but this run has {_text(own[key])}")
+            raise ValueError(f"{beginning} with {key} {_text(theirs[key])} but this run has {_text(own[key])}")
 
 
 def _text(value: Any) -> str:

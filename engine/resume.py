@@ -26,7 +26,6 @@ from utils.logs import LOG
 from utils.provenance import provenance
 
 FOLDER = "finished"
-_LARGEST_PICTURE = 4096  # pixels of a side; far above what the page shows
 # Settings on which no result depends, or whose files are looked at instead.
 NEUTRAL_SETTINGS = (
     "save_path", "save_memory", "resume", "num_workers", "feature_cache", "feature_cache_size", "meta_path",

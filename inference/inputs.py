@@ -96,13 +96,21 @@ def log_scored_normal_images(images: Sequence[tuple[Path, str]], normal: NormalI
         sizes = {path.stat().st_size for path in files.values()}
         own = {file_digest([path]) for path in files.values()}
         near = [(path, name) for path, name in images if path.is_file() and path.stat().st_size in sizes]
-        same = [name for path, name in near if file_digest([path]) in own]
+        same = [name for path, name in near if _digest(path) in own]
         if same:
             more = f" and {len(same) - _SHOWN} more" if len(same) > _SHOWN else ""
             LOG.warning(
                 "%d of the images to score are normal images of --%s, so that their scores are too low: %s%s",
                 len(same), flag, ", ".join(same[:_SHOWN]), more,
             )  # fmt: skip
+
+
+def _digest(path: Path) -> str | None:
+    """None of a file that cannot be read, which scoring will name."""
+    try:
+        return file_digest([path])
+    except (OSError, ValueError):
+        return None
 
 
 def log_bits_hint(files: Sequence[Path], bits: int | None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.images import load_image, result_names
+from data.input_spec import InputSpec
 from dataset import UnlabeledImages
 from engine.evaluation import batches
 from inference.calibration import Calibration
@@ -36,12 +37,12 @@ Skipped = list[tuple[str, str]]  # (name, why it could not be read)
 class ScoringOptions:
     """How images are read, and what is written of them.
 
-    image_size: side S in pixels. bits: that images of 16 bits really use. draw: whether to write overlays.
+    input_spec: of the detector, or its side. bits: that images of 16 bits really use. draw: whether to write overlays.
     """
 
     save_path: Path
     class_name: str
-    image_size: int
+    input_spec: InputSpec | int
     batch_size: int
     num_workers: int
     bits: int | None
@@ -93,7 +94,7 @@ def score_images(
     """
     skipped: Skipped = []
     is_main = accelerator.is_main_process
-    dataset = UnlabeledImages([path for path, _ in images], options.image_size, bits=options.bits)
+    dataset = UnlabeledImages([path for path, _ in images], options.input_spec, bits=options.bits)
     loader = batches(dataset, options.batch_size, options.num_workers, accelerator)
     pictures = _Pictures(options, images, calibration)
     bar = tqdm(total=len(images), desc="predict", unit="image", disable=None if is_main else True)

@@ -53,9 +53,9 @@ class InferenceService:
         built = build_for_scoring(settings, settings.batch_size, settings.checkpoint_path, "own images", accelerator)
         self.description = built.description
         self._predictor = Predictor(built.detector, accelerator, settings.fpr, built.description)
-        self._image_size, self._batch_size = int(built.description["image_size"]), built.batch_size
+        self._batch_size = built.batch_size
         most = settings.max_references if capabilities(settings.method).few_shot else 0
-        self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, self._image_size)
+        self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, built.detector.input_spec.side)
         self._bits = settings.bits
         self._worker = ThreadPoolExecutor(1)  # torch's memory is that of one thread
         self._encoded: OrderedDict[tuple[str, ...], EncodedReferences] = OrderedDict()
@@ -122,7 +122,8 @@ class InferenceService:
         return notes
 
     def _batches(self, files: Sequence[Path]) -> DataLoader[Any]:
-        return DataLoader(UnlabeledImages(files, self._image_size, bits=self._bits), self._batch_size)
+        spec = self._predictor.detector.input_spec
+        return DataLoader(UnlabeledImages(files, spec, bits=self._bits), self._batch_size)
 
 
 def _view(picture: np.ndarray, one: np.ndarray, calibration: Calibration | None) -> View:

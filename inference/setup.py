@@ -109,7 +109,7 @@ def _identity(
 def _check_calibration(path: str, known: Calibration, description: Mapping[str, Any]) -> None:
     """Raises ValueError where a calibration was made with another detector, object or references."""
     keys = description.keys() - {"version", "pretrained", "dataset"}
-    made_with = {**dict.fromkeys(keys, "nothing known"), **checkpoint.EARLIER, **known.made_with}
+    made_with = dict.fromkeys(keys, "nothing known") | checkpoint.complete(known.made_with, description)
     checkpoint.check_compatible(f"calibration {path} was made", made_with, description, sorted(keys))
 
 
@@ -151,11 +151,11 @@ def encode_normal_images(
     """(memory of the references, calibration on normal images), each None where there is none."""
     predictor, memory, calibration = one.predictor, one.memory, one.calibration
     references = list(normal.references.values())
-    size = int(one.description["image_size"])
+    spec = one.built.detector.input_spec
 
     def load(files: Sequence[Path]) -> DataLoader[Any]:
         workers = min(settings.num_workers, len(files))
-        return DataLoader(UnlabeledImages(files, size, bits=settings.bits), one.built.batch_size, num_workers=workers)
+        return DataLoader(UnlabeledImages(files, spec, bits=settings.bits), one.built.batch_size, num_workers=workers)
 
     if references:
         advice = "name fewer images, or lower --image_size"

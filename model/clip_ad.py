@@ -203,7 +203,8 @@ class SdpPlus(nn.Module):
             "smoothing",
             float,
             "sigma of the Gaussian filter over maps, in pixels (default: 2 on visa, else 8)",
-            default=_SIGMA_PLUS,
+            default=_SIGMA,
+            test_default=_SIGMA_PLUS,
         ),
     )
     needs_text: ClassVar[bool] = True

@@ -301,7 +301,7 @@ class FewShotDetector(Detector, Protocol):
 
 
 class ScoringDetector(ZeroShotDetector, FewShotDetector, TextDetector, Protocol):
-    """What the engine scores images with: it asks `capabilities` before it calls what a method may lack."""
+    """What the engine scores images with: it asks whether a part is there before it calls what a method may lack."""
 
 
 class TrainableDetector(ScoringDetector, Protocol):

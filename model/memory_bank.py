@@ -146,6 +146,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str
                 banks.setdefault((int(setting), header["classes"][int(name)]), {})[key] = file.get_tensor(entry)
     except FileNotFoundError:
         raise ValueError(f"memory {path}: no such file") from None
+    except torch.OutOfMemoryError:
+        raise
     except (SafetensorError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"memory {path}: no file that --save_memory wrote ({first_line(error)})") from None
     return header, {place: Memory(bank) for place, bank in banks.items()}

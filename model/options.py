@@ -36,6 +36,7 @@ class Option:
     help: a line for --help.
     default: what the constructor takes where nothing is given; None: the constructor says what follows from the
         backbone.
+    test_default: of scripts that score images, where it is another one.
     nargs, metavar: as argparse takes them.
     trained: what a method is trained with must be what it scores with; checkpoints are checked for it.
     scripts: "train" and "test" (which stands for all scripts that score images) have the flag.
@@ -45,6 +46,7 @@ class Option:
     type: Callable[[str], Any]
     help: str
     default: Any = None
+    test_default: Any = None
     nargs: int | Literal["+"] | None = None
     metavar: str | tuple[str, ...] | None = None
     trained: bool = False

@@ -40,6 +40,8 @@ def unwrap(content: Mapping[str, Any], wanted: Collection[str]) -> Mapping[str, 
 def strip_prefixes(state: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any]:
     """The state without what programs put in front of every key ("module.", "model.", "_orig_mod."), where that makes
     its keys the wanted ones; else as it is."""
+    if not all(isinstance(key, str) for key in state):
+        return dict(state)
     found = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
     while found.keys() != set(wanted):
         prefix = next((one for one in _PREFIXES if found and all(key.startswith(one) for key in found)), None)

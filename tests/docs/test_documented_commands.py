@@ -98,7 +98,7 @@ def test_shell_defaults_are_the_published_settings():
         ("sdp_plus", "mvtec", {"learning_rate": 1e-4, "betas": (0.9, 0.999), "epoch": 5, "batch_size": 8, "seed": 42,
                                "aug_rate": 0.0, "no_shuffle": True, "augment": False, "dbscan": (0.5, 15)},
          {"batch_size": 16, "dbscan": (0.5, 15), "smoothing": 8.0}),
-        ("sdp_plus", "visa", {"dbscan": (1.5, 25)}, {"dbscan": (1.5, 25), "smoothing": 2.0}),
+        ("sdp_plus", "visa", {"dbscan": (1.5, 25), "smoothing": 8.0}, {"dbscan": (1.5, 25), "smoothing": 2.0}),
         ("sdp", "visa", None, {"batch_size": 16, "dbscan": (1.5, 25), "smoothing": 8.0, "prompts": None}),
         ("vcp_clip", "mvtec", {"learning_rate": 2e-5, "betas": (0.5, 0.999), "epoch": 10, "batch_size": 32, "seed": 333,
                                "aug_rate": 0.2, "mosaic_of": "anomalies", "augment": True, "no_shuffle": False}, {}),

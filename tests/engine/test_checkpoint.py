@@ -1,6 +1,7 @@
 """Checkpoints as other programs keep them, and what is none."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from conftest import REFERENCE
 from engine import checkpoint
 from model import build
+from model.adapters import load_part
 from model.interface import OPENAI_NORMALIZATION
 
 TRAINED = REFERENCE / "cases/aprilgan_train_mvtec/checkpoint.pth"
@@ -64,3 +66,25 @@ def test_another_normalisation_than_in_training_is_refused(tiny_a, detector, tmp
     other = build("april_gan", **tiny_a._asdict(), image_size=96, mean=[0.5] * 3, std=[0.5] * 3)
     with pytest.raises(ValueError, match=r"trained with normalization 0\.48.* but this run has 0\.5 0\.5"):
         restore(tmp_path / "c.pth", other)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "normalization"),
+    [("openai", [0.5] * 6), ("w.pt", [0.48145466, 0.4578275, 0.40821073, 0.26862954, 0.26130258, 0.27577711])],
+)
+def test_what_earlier_versions_did_not_write_down(pretrained, normalization):
+    """They normalised by the tag, which has not changed; and files of weights as OpenAI's."""
+    made_with = checkpoint.complete({"pretrained": pretrained, "model": "a"}, {"normalization": [0.5] * 6})
+    assert made_with == {"bits": None, "normalization": normalization, "pretrained": pretrained, "model": "a"}
+    assert checkpoint.complete({"normalization": [1.0] * 6}, {"normalization": [0.5] * 6})["normalization"] == [1.0] * 6
+
+
+def test_a_key_that_is_no_text_is_one_line(tmp_path):
+    torch.save({1: torch.zeros(2), "meta": {}}, tmp_path / "odd.pth")
+    detector = SimpleNamespace(
+        OPTIONS=(),
+        trainable_state=lambda: {"adapters": None},
+        load_trainable_state=lambda state: load_part(torch.nn.Linear(1, 1), state, "adapters", "a method"),
+    )
+    with pytest.raises(ValueError, match=r"odd\.pth: no 'adapters' in it"):
+        checkpoint.restore(checkpoint.load(tmp_path / "odd.pth"), detector, {})
