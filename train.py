@@ -36,7 +36,7 @@ from engine.evaluation import batches
 from engine.feature_cache import FeatureCache
 from engine.loss_log import Step, write_losses
 from engine.resume import resume_training
-from engine.training import Trainer, TrainingPlan, shown_steps
+from engine.training import Trainer, TrainingPlan, reported_steps
 from model import build_on
 from model.interface import TrainableDetector
 from prompt_ensemble import load_prompts
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         observer = None
         if accelerator.is_main_process:
             write_config(save_path, decided, sources, description)
-            observer = TensorBoardLogger(save_path, Path(root), pixels, shown_steps(done, history))
+            observer = TensorBoardLogger(save_path, Path(root), pixels, reported_steps(done, history))
         encode_texts(detector, [sample.cls_name for sample in samples])
         values = {
             field.name: getattr(settings, field.name)

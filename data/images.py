@@ -27,7 +27,7 @@ _SUBFILE_TYPE = 254  # a TIFF tag; bit 0: a reduced copy, bit 2: a transparency 
 _PAGES = 100  # of a TIFF that are looked at
 _LONGEST = 100_000  # pixels of a side
 _RESIZE_BYTES = 2**30
-_LOOKED_AT = 100  # files of a set, see `bits_hint`
+_MOST_FILES = 100  # files of a set, see `bits_hint`
 _LOSSY = {"JPEG", "MPO", "JPEG2000", "AVIF"}
 _ORIENTATION = 274  # an EXIF tag; what makes a picture upright, by its value:
 _TURNS = {
@@ -115,7 +115,7 @@ def bits_hint(paths: Sequence[Path]) -> BitsHint | None:
     8 bits cost a look at their header, and unreadable ones are passed over.
     """
     largest, count, wide = 0, 0, True
-    for path in paths[:: max(1, -(-len(paths) // _LOOKED_AT))]:
+    for path in paths[:: max(1, -(-len(paths) // _MOST_FILES))]:
         with contextlib.suppress(ValueError), _named(path):
             with _header(path) as image:
                 depth = depth_of(image)

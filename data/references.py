@@ -87,7 +87,7 @@ def load_shots(
     few_shot = [shot for shot in shots if shot.k_shot > 0]
     for shot in few_shot:
         _check_references(path, shot, known, classes)
-    _tell(path, few_shot, classes, {(sample.cls_name, sample.img_path) for sample in scored})
+    _log_repeats_and_scored(path, few_shot, classes, {(sample.cls_name, sample.img_path) for sample in scored})
     return shots
 
 
@@ -181,7 +181,7 @@ def _check_references(
                 )
 
 
-def _tell(
+def _log_repeats_and_scored(
     path: str | Path, shots: Sequence[FewShotSetting], classes: Sequence[str], scored: set[tuple[str, str]]
 ) -> None:
     """Log what a user may not have meant; published files have both."""

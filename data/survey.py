@@ -10,7 +10,7 @@ from data.layouts import NORMAL, DatasetFiles, relative
 from data.meta import SPLITS, PixelSettings, Samples, display, repeats
 from utils.text import escape_controls
 
-_SHOWN = 5  # places that are named
+_NAMED = 5  # places that are named
 
 
 def notes(root: Path, found: DatasetFiles, own: list[Path], settings: PixelSettings, can_turn: bool) -> list[str]:
@@ -71,9 +71,9 @@ def _places(paths: list[Path], root: Path, used_folders: set[Path]) -> str:
             key = f"{relative(path, root)} ({_kind(path)})"
         groups.setdefault(key, []).append(path)
     counts = Counter({key: len(group) for key, group in groups.items()}).most_common()
-    shown = [_place(key, groups[key], root) for key, _ in counts[:_SHOWN]]
-    more = f" and {len(counts) - _SHOWN} more places" if len(counts) > _SHOWN else ""
-    return ", ".join(map(escape_controls, shown)) + more
+    places = [_place(key, groups[key], root) for key, _ in counts[:_NAMED]]
+    more = f" and {len(counts) - _NAMED} more places" if len(counts) > _NAMED else ""
+    return ", ".join(map(escape_controls, places)) + more
 
 
 def _place(key: str, group: list[Path], root: Path) -> str:
@@ -93,12 +93,12 @@ def _orientations(root: Path, samples: Samples, settings: PixelSettings, can_tur
     paths = _files(samples, "img_path")
     turned = [path for path in paths if orientation(root / path) != 1]
     if turned:
-        told = f"{len(turned)} of {len(paths)} images have an EXIF orientation, the first is {display(turned[0])}"
+        counted = f"{len(turned)} of {len(paths)} images have an EXIF orientation, the first is {display(turned[0])}"
         if settings.exif:
-            yield f"{told}: they are turned, and each mask as its own file says"
+            yield f"{counted}: they are turned, and each mask as its own file says"
         else:
             flag = "; --exif turns image and mask, each as its own file says" if can_turn else ""
-            yield f"{told}: images and masks are read as stored, not turned{flag}"
+            yield f"{counted}: images and masks are read as stored, not turned{flag}"
 
 
 def _bits(root: Path, samples: Samples, settings: PixelSettings) -> Iterator[str]:

@@ -38,7 +38,7 @@ class WatchedMap(NamedTuple):
 
 
 class TrainingObserver(Protocol):
-    """Who is told of a training, on the main process. `report.tensorboard.TensorBoardLogger` is one."""
+    """Receives what happens in a training, on the main process. `report.tensorboard.TensorBoardLogger` is one."""
 
     def epoch(self, steps: Sequence[Step], rates: Sequence[float]) -> None:
         """The steps of an epoch, and the learning rate of each group of parameters."""
@@ -50,7 +50,7 @@ class TrainingObserver(Protocol):
         """Maps of a few images after the last step."""
 
     def flush(self) -> None:
-        """Nothing of what was told may be lost when the training is killed now."""
+        """Nothing of what was received may be lost when the training is killed now."""
 
     def close(self) -> None:
         """Nothing more follows."""
@@ -87,7 +87,7 @@ class Trainer:
         samples: what it learns from.
         folder: of checkpoints and losses.csv.
         meta: of the checkpoints.
-        observer: told on this process; None on all but the main one.
+        observer: receives what happens; None on all but the main process.
         validate: scores another dataset after each checkpoint; None where none is wanted.
         done: epochs that are behind it.
         history: all steps so far; those of the epoch in which it was interrupted among them.
@@ -231,8 +231,8 @@ def resumes_after_epoch(done: int, history: Sequence[Step]) -> bool:
     return done > 0 and not any(step.epoch > done for step in history)
 
 
-def shown_steps(done: int, history: Sequence[Step]) -> int:
-    """Steps of an interrupted training that an observer is not told of again."""
+def reported_steps(done: int, history: Sequence[Step]) -> int:
+    """Steps of an interrupted training that an observer does not receive again."""
     return sum(step.epoch <= done for step in history) - resumes_after_epoch(done, history)
 
 

@@ -12,7 +12,7 @@ from data.images import bits_hint, find_images, passed_over_line, pixel_digest
 from utils.files import file_digest
 from utils.logs import LOG
 
-_SHOWN = 3  # files that a line names
+_NAMED = 3  # files that a line names
 
 
 class NormalImages(NamedTuple):
@@ -98,10 +98,10 @@ def log_scored_normal_images(images: Sequence[tuple[Path, str]], normal: NormalI
         near = [(path, name) for path, name in images if path.is_file() and path.stat().st_size in sizes]
         same = [name for path, name in near if _digest(path) in own]
         if same:
-            more = f" and {len(same) - _SHOWN} more" if len(same) > _SHOWN else ""
+            more = f" and {len(same) - _NAMED} more" if len(same) > _NAMED else ""
             LOG.warning(
                 "%d of the images to score are normal images of --%s, so that their scores are too low: %s%s",
-                len(same), flag, ", ".join(same[:_SHOWN]), more,
+                len(same), flag, ", ".join(same[:_NAMED]), more,
             )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from utils.files import atomic_write
 from utils.logs import LOG
 from utils.text import csv_cell
 
-_SHOWN = 20  # unreadable files that the log names one by one
+_NAMED = 20  # unreadable files that the log names one by one
 
 Predict = Callable[[Tensor], list[ImageResult]]  # (B, 3, S, S) uint8 RGB -> a result each
 Skipped = list[tuple[str, str]]  # (name, why it could not be read)
@@ -75,7 +75,7 @@ def score_and_report(
     LOG.info("images scored: %d; results are in %s", len(images) - len(skipped), save_path)
     if skipped and accelerator.is_main_process:
         _write_skipped(save_path / "skipped.csv", skipped)
-        for name, reason in skipped[:_SHOWN]:
+        for name, reason in skipped[:_NAMED]:
             LOG.warning("skipped %s: %s", name, reason)
         LOG.warning("%d of %d files could not be read, see skipped.csv", len(skipped), len(images))
     return 3 if skipped else 0

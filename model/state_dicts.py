@@ -11,7 +11,7 @@ from torch import Tensor
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training programs keep the weights
 _PREFIXES = ("module.", "model.", "_orig_mod.")  # of DistributedDataParallel, of Lightning and alike, of torch.compile
-_SHOWN = 80  # characters of a key in a message
+_KEY_LENGTH = 80  # characters of a key in a message
 _PACKED = 1 << 24  # bytes that a packed entry may hold: PyTorch packs code alone, and more may be a bomb
 
 
@@ -21,7 +21,7 @@ def check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED and entry.file_size > _PACKED:
-                    raise ValueError(f"{entry.filename[:_SHOWN]} in it is {entry.file_size} bytes, packed")
+                    raise ValueError(f"{entry.filename[:_KEY_LENGTH]} in it is {entry.file_size} bytes, packed")
 
 
 def unwrap(content: Mapping[str, Any], wanted: Collection[str]) -> Mapping[str, Any]:
@@ -104,5 +104,5 @@ def name_first(keys: Sequence[str]) -> str:
     return f"'{_short(keys[0], 40)}'{common}"
 
 
-def _short(key: str, length: int = _SHOWN) -> str:
+def _short(key: str, length: int = _KEY_LENGTH) -> str:
     return key if len(key) <= length else f"{key[: length - 3]}..."

@@ -45,7 +45,7 @@ class TextFeatures:
 def encode_states(tower: TextTower, name: str, prompts: Prompts) -> tuple[Tensor, Tensor]:
     """Embeddings of the sentences of both states of a class, (normal, abnormal), each (n, D), not normalised.
 
-    A sentence that is longer than the text tower reads is cut at its end; how many are is said.
+    A sentence that is longer than the text tower reads is cut at its end, with a line that counts them.
 
     Raises:
         ValueError: the words of a state are cut off, so that the states cannot be told apart; names the sentence.

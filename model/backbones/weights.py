@@ -29,7 +29,7 @@ from utils.files import check_regular
 _LOG = logging.getLogger("vand")
 _POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding",
               "visual.attnpool.positional_embedding")  # fmt: skip # tables that may be of another length
-_SAID_AFTER = 3.0  # seconds, after which a download that still waits is said to
+_LOG_AFTER = 3.0  # seconds, after which a line says that a download still waits
 # Seconds after which a download is given up: without an answer, and without a byte after it (the hub's client writes
 # large blocks, which take their time on a slow line).
 _NO_ANSWER, _NO_BYTE = 60.0, 300.0
@@ -261,7 +261,7 @@ class _Download(threading.Thread):
         """The file, once it is there. Raises what the download raised; TimeoutError where nothing comes any more."""
         with silent():
             self.start()
-            self.join(_SAID_AFTER)
+            self.join(_LOG_AFTER)
         if self.is_alive():
             _LOG.info(
                 "%s: downloading from %s; given up after %g s without an answer or %g s without a byte",

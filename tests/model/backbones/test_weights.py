@@ -268,7 +268,7 @@ def silent_server(monkeypatch):
 
 
 def test_a_download_that_waits_says_so_and_is_given_up(silent_server, lines, monkeypatch):
-    monkeypatch.setattr(module, "_SAID_AFTER", 0.1)
+    monkeypatch.setattr(module, "_LOG_AFTER", 0.1)
     monkeypatch.setattr(module, "_NO_ANSWER", 0.5)
     start = time.monotonic()
     with pytest.raises(OSError, match=r"could not be downloaded.*nothing came for 0\.5 s"):
@@ -289,7 +289,7 @@ def test_a_download_that_comes_slowly_is_waited_for(lines, monkeypatch, tmp_path
         return str(tmp_path / "w.pt")
 
     monkeypatch.setattr(module, "download_pretrained", download)
-    for name, seconds in (("_SAID_AFTER", 0.05), ("_NO_ANSWER", 0.5), ("_NO_BYTE", 0.5)):
+    for name, seconds in (("_LOG_AFTER", 0.05), ("_NO_ANSWER", 0.5), ("_NO_BYTE", 0.5)):
         monkeypatch.setattr(module, name, seconds)
     assert module._download({"url": "somewhere"}, "some") == tmp_path / "w.pt"
     assert len(lines.messages) == 1 and threading.active_count() < 50
