@@ -47,7 +47,7 @@ class TextTower:
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """Embeddings of sentences, (n, D), not normalised."""
         ids = self._ids(sentences, self.context_length).to(self._device)
-        return torch.cat([self._encode_ids(part) for part in ids.split(_SENTENCES_AT_ONCE)]).float()
+        return torch.cat([self.encode_ids(part) for part in ids.split(_SENTENCES_AT_ONCE)]).float()
 
     def cut(self, sentences: Sequence[str]) -> list[bool]:
         """Of each sentence, whether it is longer than the tower reads."""
@@ -63,7 +63,7 @@ class TextTower:
         parameter: nn.Parameter = next(self.clip.parameters())
         return parameter.device
 
-    def _encode_ids(self, ids: Tensor) -> Tensor:
+    def encode_ids(self, ids: Tensor) -> Tensor:
         """open_clip's `encode_text` without the padding: under the causal mask nothing sees what follows the end token,
         so the tokens behind the longest sentence need not be computed."""
         clip = self.clip

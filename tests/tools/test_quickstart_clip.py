@@ -28,7 +28,9 @@ from model.backbones.clip import Backbone
 from prompt_ensemble import APRIL_GAN
 from tools.quickstart_clip import scenes
 from tools.quickstart_clip import train as train_quickstart_clip
+from tools.quickstart_clip.captions import KINDS, NORMAL, Captions
 from tools.quickstart_clip.evaluate import joint_patches
+from tools.quickstart_clip.pictures import Pictures
 
 ARCHITECTURE = ROOT / "exps/quickstart/quickstart-clip.json"
 WEIGHTS = ARCHITECTURE.with_suffix(".safetensors")
@@ -174,7 +176,7 @@ def test_the_generator_knows_no_photograph_and_nothing_of_the_sample_data():
 def test_training_goes_through_and_its_weights_load(tmp_path):
     cv2.setNumThreads(1)
     made = [one for one in some_pictures(30) if one.defect]
-    pictures = train_quickstart_clip.Pictures(
+    pictures = Pictures(
         np.stack([cv2.resize(one.flawless, (128, 128)) for one in made]),
         np.stack([cv2.resize(one.image, (128, 128)) for one in made]),
         np.stack([np.kron(one.mask, np.ones((2, 2), bool)) for one in made]),
@@ -191,10 +193,8 @@ def test_training_goes_through_and_its_weights_load(tmp_path):
 
 
 def test_captions_name_both_states(detector):
-    captions = train_quickstart_clip.Captions(detector.backbone.text.tokenizer, random.Random(0))
+    captions = Captions(detector.backbone.text.tokenizer, random.Random(0))
     ids = captions.ids([["brick"], ["coin"]], ["stain", "scratch"])
-    assert ids.shape[0] == 4 and all(
-        phrase.count("{}") == 1 for kind in train_quickstart_clip.KINDS.values() for phrase in kind
-    )
-    assert set(train_quickstart_clip.KINDS) == set(scenes._DEFECTS)
-    assert set(APRIL_GAN.normal) <= set(train_quickstart_clip.NORMAL)
+    assert ids.shape[0] == 4 and all(phrase.count("{}") == 1 for kind in KINDS.values() for phrase in kind)
+    assert set(KINDS) == set(scenes._DEFECTS)
+    assert set(APRIL_GAN.normal) <= set(NORMAL)
