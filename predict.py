@@ -33,7 +33,7 @@ from inference.setup import build_for_object, encode_normal_images, normal_image
 from utils.devices import make_accelerator
 from utils.distributed import shutdown
 from utils.errors import run_script
-from utils.files import lock_folder, result_folder
+from utils.files import check_results_of, lock_folder, result_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +47,7 @@ def run_detector(args: argparse.Namespace) -> int:
     accelerator = make_accelerator(settings.device, settings.precision)
     images = images_to_score(settings.inputs, settings.save_path)
     save_path = result_folder(settings.save_path)
+    check_results_of(save_path, "predict.py")
     normal = normal_images(settings)
     cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
     one = build_for_object(settings, normal, accelerator, cache)
@@ -81,6 +82,7 @@ def run_exported(args: argparse.Namespace) -> int:
     accelerator = make_accelerator("cpu", "fp32")
     images = images_to_score(settings.inputs, settings.save_path)
     save_path = result_folder(settings.save_path)
+    check_results_of(save_path, "predict.py")
     with lock_folder(save_path):
         start_results(save_path, settings.as_dict(), sources, detector.made_with, accelerator)
         log_bits_hint([path for path, _ in images], settings.bits)

@@ -42,7 +42,7 @@ from report.write import write_results
 from utils.devices import make_accelerator
 from utils.distributed import flatten, gather, shutdown
 from utils.errors import run_script
-from utils.files import lock_folder, read_json, result_folder
+from utils.files import check_results_of, lock_folder, read_json, result_folder
 from utils.logs import LOG
 from utils.provenance import write_config
 
@@ -52,10 +52,11 @@ RESUME_ADVICE = "the classes that are done are kept, and the same command with -
 def main(argv: list[str] | None = None) -> None:
     settings, sources = resolve_test(test_parser().parse_args(argv))
     accelerator = make_accelerator(settings.device, settings.precision)
-    if sources["save_path"] == "default":
-        check_owner(settings)
     root, save_path = settings.data_path, result_folder(settings.save_path)
     data = read_dataset(root, settings.meta_path, settings.classes, follow_links=settings.follow_links)
+    if sources["save_path"] == "default":
+        check_owner(settings)
+    check_results_of(save_path, "test.py")
     if settings.save_memory:
         result_folder(str(Path(settings.save_memory).parent))
     timer = Timer()

@@ -44,7 +44,7 @@ from report.tensorboard import FOLDER, TensorBoardLogger
 from utils.devices import make_accelerator, set_seed
 from utils.distributed import shutdown
 from utils.errors import run_script
-from utils.files import clear_leftovers, clear_results, lock_folder, result_folder
+from utils.files import check_results_of, clear_leftovers, clear_results, lock_folder, result_folder
 from utils.logs import LOG, log_to
 from utils.packages import require
 from utils.provenance import write_config
@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     samples, pixels = select(meta_file["test"], settings.classes), read_settings(root, settings.meta_path)
     check_masks(samples, root)
     save_path = result_folder(settings.save_path)
+    check_results_of(save_path, "train.py")
     last = checkpoint.to_resume(save_path) if settings.resume else None
     first = last or settings.init_checkpoint
     start = checkpoint.load(first) if first else None

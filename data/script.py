@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from data.bit_depth import BITS
 from data.layouts import DatasetFiles, UnknownLayout, folders
@@ -49,9 +50,15 @@ def run(
     run_script(action)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {escape_controls(message)}; --help lists the flags", file=sys.stderr)
+        sys.exit(2)
+
+
 def _parser(build: Callable[[Path], DatasetFiles], default_root: str | None, can_turn: bool) -> argparse.ArgumentParser:
     header = sys.modules[build.__module__].__doc__
-    parser = argparse.ArgumentParser(description=header, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=header, formatter_class=argparse.RawDescriptionHelpFormatter)
     help_text = f"dataset root (default: {default_root})" if default_root else "dataset root"
     parser.add_argument("--root", default=default_root, required=default_root is None, metavar="DIR", help=help_text)
     parser.add_argument(

@@ -189,6 +189,17 @@ def clear_leftovers(save_path: Path, folders: Sequence[str] = ()) -> None:
             path.unlink(missing_ok=True)
 
 
+# A file that only this script writes into its folder of results.
+_RESULT_OF = {"test.py": "metrics.json", "predict.py": "scores.csv", "train.py": "losses.csv"}
+
+
+def check_results_of(save_path: Path, script: str) -> None:
+    """Raises ValueError where a folder holds results of another script: files of both would contradict each other."""
+    for other, name in _RESULT_OF.items():
+        if other != script and (save_path / name).is_file():
+            raise ValueError(f"--save_path {save_path} holds results of {other} ({name}); name another folder")
+
+
 @contextlib.contextmanager
 def lock_folder(path: Path) -> Iterator[None]:
     """Within it no other run writes into a folder, which is made if need be.

@@ -13,6 +13,7 @@ import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
 from data.meta import Sample, write
+from utils.errors import run_script
 from utils.files import lock_folder
 
 FAST = ["--image_size", 64, "--num_workers", 0, "--device", "cpu"]
@@ -42,6 +43,40 @@ def test_a_second_run_in_one_folder_is_refused(flags, mini_mvtec, fails, tmp_pat
             assert sorted(path.name for path in tmp_path.iterdir()) == before
     test_script.main([str(word) for word in runs[0][1]])
     assert "brick" in (tmp_path / "table.md").read_text()
+
+
+def test_results_of_two_scripts_are_not_mixed(flags, mini_mvtec, fails, tmp_path):
+    """Both ways; what is there stays."""
+    own = [*flags, "--method", "winclip", "--save_path", tmp_path / "out", "--no_images"]
+    test = [*own, "--dataset", "mvtec", "--data_path", mini_mvtec, "--class", "brick"]
+    predict = [BRICK / "test/hole", *own, "--class_name", "brick"]
+    test_script.main([str(word) for word in test])
+    assert "holds results of test.py (metrics.json)" in fails(predict_script.main, *predict)
+    assert (tmp_path / "out/metrics.json").is_file()
+    shutil.rmtree(tmp_path / "out")
+    predict_script.main([str(word) for word in predict])
+    assert "holds results of predict.py (scores.csv)" in fails(test_script.main, *test)
+    assert (tmp_path / "out/scores.csv").is_file()
+
+
+def test_what_is_passed_over_stands_in_the_log(flags, tmp_path, capsys):
+    """Lines from before the folder of results is known are kept for it."""
+    (tmp_path / "photos").mkdir()
+    shutil.copy(BRICK / "test/hole/000.png", tmp_path / "photos")
+    (tmp_path / "photos/notes.txt").write_text("no image")
+    argv = [
+        tmp_path / "photos",
+        *flags,
+        "--method",
+        "winclip",
+        "--class_name",
+        "brick",
+        "--save_path",
+        tmp_path / "out",
+    ]
+    run_script(lambda: predict_script.main([str(word) for word in argv]))
+    for text in ((tmp_path / "out/log.txt").read_text(), capsys.readouterr().out):
+        assert text.count("passed over, not images: 1") == 1 and "notes.txt" in text
 
 
 @pytest.fixture
@@ -86,7 +121,7 @@ def test_masks_that_vanish_are_counted(flags, painted, tmp_path):
                Sample("brick/test/hole/001.png", "empty.png", "brick", "hole", 1)]  # fmt: skip
     write(root, {"train": [], "test": samples})
     argv = [*flags, "--train_data_path", root, "--save_path", tmp_path / "out", "--epoch", 1]
-    train_script.main([str(word) for word in argv])
+    run_script(lambda: train_script.main([str(word) for word in argv]))
     assert "1 masks hold no defect pixel at 64 x 64 pixels (1 are empty" in (tmp_path / "out/log.txt").read_text()
 
 
