@@ -58,7 +58,7 @@ cross() { # train on $1, test on $2; what the scripts print is in the log.txt of
 cross "$first" "$second"
 cross "$second" "$first"
 
-printf '\nPercent. px: per pixel, sp: per image; 100 is perfect. Several seeds: mean ± standard deviation.\n'
+printf '\nPercent. px: per pixel, sp: per image; 100 is perfect, and 50 is chance for auroc. Several seeds: mean ± standard deviation.\n'
 for dataset in $first $second; do
     for mode in $modes; do
         printf '\n## %s: ' "$dataset"
