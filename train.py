@@ -101,12 +101,7 @@ def main(argv: list[str] | None = None) -> None:
             write_config(save_path, decided, sources, description)
             observer = TensorBoardLogger(save_path, Path(root), pixels, reported_steps(done, history))
         encode_texts(detector, [sample.cls_name for sample in samples])
-        values = {
-            field.name: getattr(settings, field.name)
-            for field in fields(TrainingPlan)
-            if field.name not in ("root", "pixels")
-        }
-        plan = TrainingPlan(root=root, pixels=pixels, **values)
+        plan = plan_of(settings, pixels)
         Trainer(
             detector, optimizer, accelerator, plan, samples, save_path, meta,
             observer=observer, validate=validate, done=done, history=history,
@@ -114,6 +109,12 @@ def main(argv: list[str] | None = None) -> None:
         if cache:
             cache.log()
         shutdown(accelerator)
+
+
+def plan_of(settings: TrainSettings, pixels: PixelSettings) -> TrainingPlan:
+    own = [field.name for field in fields(TrainingPlan) if field.name not in ("root", "pixels")]
+    values = {name: getattr(settings, name) for name in own}
+    return TrainingPlan(root=settings.train_data_path, pixels=pixels, **values)
 
 
 def check_masks(samples: Sequence[Sample], root: str) -> None:

@@ -1,6 +1,7 @@
 """Small real inputs: two tiny datasets, a tiny CLIP, and what the published program made of them."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def fresh_log(monkeypatch):
     """Scripts that ran in earlier tests have left their handlers in the log."""
     monkeypatch.setattr(LOG, "handlers", [])
     monkeypatch.setattr(LOG, "propagate", True)
+    LOG.setLevel(logging.NOTSET)
 
 
 class Weights(NamedTuple):
