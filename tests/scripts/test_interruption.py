@@ -152,7 +152,7 @@ def test_pictures_that_are_gone_are_drawn_again(testing, monkeypatch, tmp_path):
     interrupt(monkeypatch, "_finish", 9, signal.SIGTERM, test_script.main, *flags)
     assert finished_classes(tmp_path) == {"0.json", "1.json"}
     next((tmp_path / "maps").glob("*/brick/test/*/*.npy")).unlink()
-    test_script.main(words(*flags))
+    run_script(lambda: test_script.main(words(*flags)))
     log = (tmp_path / "log.txt").read_text()
     assert "is missing: 'brick' is scored anew" in log and "resumed: 1 of 3 classes are done" in log
     assert differences(whole, tmp_path) == []
