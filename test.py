@@ -89,10 +89,8 @@ def main(argv: list[str] | None = None) -> None:
                 known, num_workers=settings.num_workers, timer=timer,
             )  # fmt: skip
             if accelerator.is_main_process:
-                shared, extra = (
-                    {**built.description, "mode": settings.mode},
-                    METHODS[settings.method].PRESET.extra_metrics,
-                )
+                shared = {**built.description, "mode": settings.mode}
+                extra = METHODS[settings.method].PRESET.extra_metrics
                 write_results(save_path, results, shots, data.samples, files.galleries, shared, extra)
                 if settings.save_memory:
                     save_memories(settings.save_memory, memories, data.classes, shots, built.description)

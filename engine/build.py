@@ -86,7 +86,7 @@ class Built:
 def build_detector(settings: BuildSettings, accelerator: Accelerator) -> ScoringDetector:
     """A detector on its device, without trained parts, not compiled yet."""
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
-    detector = build(
+    return build(
         settings.method,
         model=settings.model,
         pretrained=settings.pretrained,
@@ -98,7 +98,6 @@ def build_detector(settings: BuildSettings, accelerator: Accelerator) -> Scoring
         prompts=prompts,
         **settings.options,
     ).to(accelerator.device)
-    return detector
 
 
 def _compile(detector: ScoringDetector, settings: BuildSettings, accelerator: Accelerator) -> None:
