@@ -92,6 +92,7 @@ def bench(folder: Path) -> Bench:
     train_script.main(words([*base(made), "--train_data_path", made.root, "--epoch", 1, "--save_path", made.root]))
     test_script.main(words([*tested(made), "--k_shot", 2, "--seed", 1, "--save_memory", made.file("memory")]))
     (made.out / "k_shot.json").replace(made.file("k_shot"))
+    shutil.rmtree(made.out)
     predict_script.main(words([*predicted(made), "--calibrate", made.root / "nut"]))
     (made.out / "calibration.json").replace(made.file("calibration"))
     made.file("config").write_text(Path(made.weights.config_path).read_text())
