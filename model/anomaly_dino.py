@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data.input_spec import InputSpec, ShorterEdgeInput
 from model import anomaly_map, memory_bank
+from model.class_rules import PREPROCESSING, ClassRules
 from model.foreground import foreground
 from model.interface import ImageTower, ImageViews, Memory, Prediction, ScoreRange, SimilarityCache, TokenPasses
 from model.layer_features import average, coarsest, join_layers
@@ -25,34 +26,6 @@ _SIGMA = 4.0  # of the Gaussian filter over the maps, in pixels
 _TOP = 0.01  # share of the patches whose mean distance is the score of an image
 _MUTUAL = 0.001  # share of the other images' patches that a patch is compared with, where a set scores itself
 _ANGLES = (0, 45, 90, 135, 180, 225, 270, 315)  # of the views of a reference, in degrees
-
-# The published program's lists; None stands for every class.
-_OBJECTS = frozenset(
-    "capsule hazelnut pill screw toothbrush "  # of MVTec AD, and all of VisA
-    "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum".split()
-)
-_KNOWN = _OBJECTS | frozenset("bottle cable carpet grid leather metal_nut tile transistor wood zipper".split())
-_TURNED, _NO_CLASS = frozenset(("hazelnut", "screw")), frozenset[str]()
-
-
-class Preprocessing(NamedTuple):
-    """The classes that are masked, and those whose references are rotated; None is every class."""
-
-    masked: frozenset[str] | None
-    rotated: frozenset[str] | None
-
-
-PREPROCESSING: Mapping[str, Preprocessing] = {
-    "agnostic": Preprocessing(_OBJECTS, None),
-    "informed": Preprocessing(_OBJECTS, _TURNED),
-    "masking_only": Preprocessing(_OBJECTS, _NO_CLASS),
-    "agnostic_no_mask": Preprocessing(_NO_CLASS, None),
-    "informed_no_mask": Preprocessing(_NO_CLASS, _TURNED),
-    "force_mask_rotation": Preprocessing(None, None),
-    "force_mask_no_rotation": Preprocessing(None, _NO_CLASS),
-    "force_no_mask_rotation": Preprocessing(_NO_CLASS, None),
-    "force_no_mask_no_rotation": Preprocessing(_NO_CLASS, _NO_CLASS),
-}
 
 
 def _option(name: str, kind: Any, text: str, **others: Any) -> Option:
@@ -98,14 +71,14 @@ class AnomalyDino(nn.Module):
         _option(
             "features_list",
             int,
-            "layers whose tokens are compared, counted from 1, or from the end with -1 (default: the last; of a CNN the "
-            "two before it)",
+            "layers whose tokens are compared, from 1, or from the end with -1 (default: the last; of a CNN the two "
+            "before it)",
             nargs="+",
         ),
         _option(
             "preprocess",
             one_of(*PREPROCESSING),
-            f"whose background is masked and whose references are rotated: {', '.join(PREPROCESSING)} (default: agnostic)",
+            f"which classes are masked, and whose references rotated: {', '.join(PREPROCESSING)} (default: agnostic)",
             default="agnostic",
         ),
         _option("masking", str, "classes to mask, all or none, instead of what --preprocess says", nargs="+"),
@@ -134,11 +107,7 @@ class AnomalyDino(nn.Module):
             raise ValueError(
                 f"--image_size {backbone.image_size}: smaller than a patch of {backbone.name}, {backbone.patch} pixels"
             )
-        published = PREPROCESSING[preprocess]
-        self._masked = published.masked if masking is None else _classes("--masking", masking)
-        self._rotated = published.rotated if rotation is None else _classes("--rotation", rotation)
-        # Only a list that is asked can lack a class.
-        self._asks_lists = bool((masking is None and published.masked) or (rotation is None and published.rotated))
+        self.rules = ClassRules(preprocess, masking, rotation)
         self._said: set[str] = set()  # what the log has been told once
         self.backbone = backbone
         self.layers = backbone.number_layers("--features_list", features_list or _default_layers(backbone))
@@ -160,26 +129,6 @@ class AnomalyDino(nn.Module):
             "metric": self.metric,
             "neighbors": self.neighbors,
         }
-
-    def masks(self, name: str) -> bool:
-        """Whether the background of a class is left out."""
-        return self._asked(self._masked, name)
-
-    def rotates(self, name: str) -> bool:
-        """Whether the references of a class are seen in eight rotations."""
-        return self._asked(self._rotated, name)
-
-    def _asked(self, classes: frozenset[str] | None, name: str) -> bool:
-        plain = name.replace(" ", "_")
-        if self._asks_lists and plain not in _KNOWN | self._said:
-            self._said.add(plain)
-            on = {True: "on", False: "off"}
-            _LOG.info(
-                "class '%s' is not on the published lists of --preprocess %s: masking %s, rotated references %s; "
-                "--masking and --rotation change that",
-                name, self._preprocess, on[self.masks(name)], on[self.rotates(name)],
-            )  # fmt: skip
-        return classes is None or plain in classes
 
     # --- images -----------------------------------------------------------------------------------------------------
 
@@ -232,8 +181,8 @@ class AnomalyDino(nn.Module):
         for name, paths in chosen.items():
             if not paths:
                 raise ValueError(
-                    f"--seed {seed}: class '{name}' has {len(train[name])} normal training images, and the published draw "
-                    f"takes those from number {seed * k_shot + 1} on; take a smaller seed"
+                    f"--seed {seed}: class '{name}' has {len(train[name])} normal training images, and the "
+                    f"published draw begins at number {seed * k_shot + 1}; take a smaller seed"
                 )
             if len(paths) < k_shot:
                 _LOG.warning("class '%s': %d references instead of %d, with seed %d", name, len(paths), k_shot, seed)
@@ -243,12 +192,11 @@ class AnomalyDino(nn.Module):
         self, references: Mapping[str, Sequence[str]], dataset: str, seed: int | None
     ) -> Mapping[str, list[ImageViews]]:
         """Eight rotations of each reference, of the classes that are rotated."""
-        for flag, names in (("--masking", self._masking), ("--rotation", self._rotation)):
-            absent = [name for name in names or () if name not in ("all", "none", *references)]
-            if absent:
-                _LOG.warning("%s names '%s', which is no class of this run", flag, absent[0])
+        self.rules.check_names(list(references))
         turned = tuple((("rotate_reflected", float(angle)),) if angle else () for angle in _ANGLES)
-        return {name: [(turned if self.rotates(name) else ((),),)] * len(paths) for name, paths in references.items()}
+        return {
+            name: [(turned if self.rules.rotates(name) else ((),),)] * len(paths) for name, paths in references.items()
+        }
 
     def summarize(self, passes: Sequence[PatchTokens]) -> dict[str, Tensor]:
         """What the bank takes of one reference: its patches, and which of them are foreground."""
@@ -256,7 +204,7 @@ class AnomalyDino(nn.Module):
         found = {"patch": tokens.patches.flatten(0, 1).float()}
         if self.metric == "cosine":
             found["patch"] = F.normalize(found["patch"], dim=-1)
-        if self.mask_references and self._masked != _NO_CLASS:
+        if self.mask_references and self.rules.masks_any:
             found["foreground"] = self._foreground(tokens, name="references").flatten()[:, None].float()
         return found
 
@@ -270,7 +218,7 @@ class AnomalyDino(nn.Module):
 
     @property
     def bank_widths(self) -> dict[str, int]:
-        extra = {"foreground": 1} if self.mask_references and self._masked != _NO_CLASS else {}
+        extra = {"foreground": 1} if self.mask_references and self.rules.masks_any else {}
         return {"patch": sum(self.backbone.width(layer) for layer in self.layers), **extra, "rows": 1}
 
     @property
@@ -288,7 +236,7 @@ class AnomalyDino(nn.Module):
     ) -> Prediction:
         """The distance of each patch to the nearest reference patches; 0 in the background."""
         distances = tokens.patches.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)  # (B, N)
-        masked = [name for name in dict.fromkeys(names) if self.masks(name)]
+        masked = [name for name in dict.fromkeys(names) if self.rules.masks(name)]
         mask = torch.ones_like(distances, dtype=torch.bool) if masked else None
         for name, rows in memory_bank.rows_by_name(names).items():
             distances[rows] = self._distances(tokens.patches[rows], name, memories[name], found)
@@ -302,12 +250,12 @@ class AnomalyDino(nn.Module):
 
     def _distances(self, patches: Tensor, name: str, memory: Memory, found: SimilarityCache | None) -> Tensor:
         bank, allowed = memory.banks["patch"], None
-        if self.mask_references and self.masks(name):
+        if self.mask_references and self.rules.masks(name):
             allowed = memory.banks["foreground"][:, 0] > 0
             if not torch.compiler.is_compiling() and allowed.sum() < self.neighbors:
                 raise ValueError(
-                    f"--mask_references True: the references of class '{name}' have {int(allowed.sum())} patches in the "
-                    "foreground; take --mask_references False"
+                    f"--mask_references True: references of class '{name}' have {int(allowed.sum())} foreground "
+                    "patches; take --mask_references False"
                 )
         share = found is not None and bool(memory.images)
         return memory_bank.neighbour_distance(
@@ -332,7 +280,7 @@ class AnomalyDino(nn.Module):
             ValueError: the other images have too few patches for that.
         """
         device = next(self.parameters()).device
-        masked = self.masks(name)
+        masked = self.rules.masks(name)
         units, kept = [], []  # per bundle: (B, N, W) unit vectors; the rest of the tokens, and the mask
         for bundle in tokens():
             units.append(F.normalize(bundle.patches.to(device).float(), dim=-1))
@@ -356,12 +304,3 @@ class AnomalyDino(nn.Module):
 
 def _default_layers(backbone: ImageTower) -> list[int]:
     return [-1] if backbone.grid is not None else [-3, -2]
-
-
-def _classes(flag: str, names: Sequence[str]) -> frozenset[str] | None:
-    """The classes that a flag names; None is every class."""
-    if "all" in names or "none" in names:
-        if len(names) > 1:
-            raise ValueError(f"{flag} {' '.join(names)}: give class names, or all or none alone")
-        return None if names[0] == "all" else _NO_CLASS
-    return frozenset(name.replace(" ", "_") for name in names)
