@@ -7,8 +7,8 @@ from torch import Tensor
 _THRESHOLD = 10.0  # of the component, in the units of DINOv2's features after the final norm
 _CENTRE = (0.2, 0.8)  # of rows and columns: where the object is looked for
 _LEAST = 0.35  # share of the centre that must be foreground
-# The covariance to the power 2^6 turns a vector 2^6 times: eigenvalues a thousandth apart are told from each other.
-_SQUARINGS, _STEPS = 6, 64
+# The covariance to the power 2^8 turns a vector 2^6 times: eigenvalues a thousandth apart are told from each other.
+_SQUARINGS, _STEPS = 8, 64
 
 
 def foreground(features: Tensor, grid: tuple[int, int]) -> Tensor:
