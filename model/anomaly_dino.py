@@ -158,7 +158,9 @@ class AnomalyDino(nn.Module):
         return mask
 
     def _prediction(self, distances: Tensor, tokens: PatchTokens, mask: Tensor | None) -> Prediction:
-        """Maps and scores from the distance of each patch, (B, N)."""
+        """Maps and scores from the distance of each patch, (B, N); 0 where a mask, (B, N) bool, has background."""
+        if mask is not None:
+            distances = distances.masked_fill(~mask, 0)
         top = max(1, int(_TOP * distances.shape[1]))
         score = distances.topk(top, dim=1).values.mean(1)
         maps = anomaly_map.upsample_smoothly(distances, tokens.grid, tokens.map_size, _SIGMA)
@@ -246,7 +248,7 @@ class AnomalyDino(nn.Module):
                 if "" not in known:  # the settings of a batch share it
                     known[""] = self._foreground(tokens, rows, name)
                 mask[rows] = known[""]
-        return self._prediction(distances if mask is None else distances * mask, tokens, mask)
+        return self._prediction(distances, tokens, mask)
 
     def _distances(self, patches: Tensor, name: str, memory: Memory, found: SimilarityCache | None) -> Tensor:
         bank, allowed = memory.banks["patch"], None
@@ -299,7 +301,7 @@ class AnomalyDino(nn.Module):
                 own = torch.cat([units[number][:row], units[number][row + 1 :]])
                 others = [own, *units[:number], *units[number + 1 :]]
                 distances[row] = memory_bank.mutual_distance(queries, [one.flatten(0, 1) for one in others], count)
-            yield self._prediction(distances if mask is None else distances * mask, bundle, mask)
+            yield self._prediction(distances, bundle, mask)
 
 
 def _default_layers(backbone: ImageTower) -> list[int]:
