@@ -1,6 +1,6 @@
 """The search of a memory bank, as few-shot methods do it, against faiss-cpu's flat index where that is installed.
 
-16 references in 8 rotations, DINOv2 ViT-S/14 at 448 pixels: 131072 vectors of 384, searched for 1024 patches of an image.
+16 references in 8 rotations, DINOv2 ViT-S/14 at 448: 131072 vectors of 384, searched for the 1024 patches of an image.
 """
 
 import functools

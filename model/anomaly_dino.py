@@ -55,7 +55,7 @@ class AnomalyDino(nn.Module):
         neighbors: number of nearest reference patches that the distance of a patch is taken to.
 
     Raises:
-        ValueError: a layer that does not exist, an image smaller than a patch, "all" or "none" among class names.
+        ValueError: a layer that does not exist, "all" or "none" among class names.
     """
 
     PRESET: ClassVar[Preset] = Preset(
@@ -103,10 +103,6 @@ class AnomalyDino(nn.Module):
         neighbors: int = 1,
     ):
         super().__init__()
-        if backbone.image_size < backbone.patch:
-            raise ValueError(
-                f"--image_size {backbone.image_size}: smaller than a patch of {backbone.name}, {backbone.patch} pixels"
-            )
         self.rules = ClassRules(preprocess, masking, rotation)
         self._said: set[str] = set()  # what the log has been told once
         self.backbone = backbone
@@ -134,7 +130,7 @@ class AnomalyDino(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, map_size: tuple[int, int] | None = None) -> PatchTokens:
-        tokens = self.backbone(images, self.layers, normed=True)
+        tokens = self.backbone(images, self.layers, normed=True, pooled=False)
         map_size = map_size or (images.shape[2], images.shape[3])
         if len(self.layers) == 1:
             (layer,) = self.layers
