@@ -1,4 +1,4 @@
-"""AnomalyDINO (Damm et al.: "AnomalyDINO: Boosting Patch-based Few-Shot Anomaly Detection with DINOv2", WACV 2025,
+"""AnomalyDINO (Damm et al.: "AnomalyDINO: Boosting Patch-based Few-shot Anomaly Detection with DINOv2", WACV 2025,
 arXiv 2405.14529). No texts, no training.
 
 Few-shot: the distance of each patch to the nearest patch of the references, which may be rotated; the background may be
