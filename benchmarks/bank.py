@@ -29,7 +29,7 @@ def measure(quick: bool) -> Iterator[Row]:
     shown = f"{PATCHES} patches among {images * PATCHES} of {WIDTH}"
     peaks = {name: float(finish(["-c", PEAK, name, images, torch.get_num_threads()])[1]) / 2**20 for name in names}
     bank, queries = vectors(images)
-    sides: dict[str, Callable[[], Tensor]] = {name: searcher(name, bank, queries) for name in names}
+    sides: dict[str, Callable[[], Tensor]] = {name: functools.partial(searcher(name, bank), queries) for name in names}
     floor = queries.new_empty(PATCHES, PATCHES)
     sides["products"] = lambda: [torch.mm(queries, some.T, out=floor) for some in bank.split(PATCHES)][-1]
     for side in sides.values():
@@ -56,22 +56,22 @@ def vectors(images: int) -> tuple[Tensor, Tensor]:
     return bank, F.normalize(torch.randn(PATCHES, WIDTH, generator=generator), dim=-1)
 
 
-def searcher(name: str, bank: Tensor, queries: Tensor) -> Callable[[], Tensor]:
-    """A search that gives the distances, (N,)."""
+def searcher(name: str, bank: Tensor) -> Callable[[Tensor], Tensor]:
+    """A search that gives the distances, (N,), of unit vectors, (N, W)."""
     if name == "ours":
-        return functools.partial(memory_bank.nearest_distance, queries[None], bank)
+        return lambda queries: memory_bank.nearest_distance(queries[None], bank)[0]
     faiss.omp_set_num_threads(torch.get_num_threads())
-    index = faiss.IndexFlatL2(WIDTH)
+    index = faiss.IndexFlatL2(bank.shape[1])
     index.add(bank.numpy())
-    return lambda: torch.from_numpy(index.search(queries.numpy(), 1)[0]).T / 2
+    return lambda queries: torch.from_numpy(index.search(queries.numpy(), 1)[0][:, 0]) / 2
 
 
 def peak(name: str, images: int, threads: int) -> int:
     """Bytes of this process after a search."""
     torch.set_num_threads(threads)
     bank, queries = vectors(images)
-    search = searcher(name, bank, queries)
+    search = searcher(name, bank)
     if name != "ours":
         del bank  # the index has its own
-    search()
+    search(queries)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT
