@@ -1,7 +1,7 @@
 """AnomalyDINO, DINOv2 ViT-S/14 at 448, random weights: its time beside that of the backbone alone, image by image.
 
-Maps of 1024 x 1024 pixels, as images of MVTec AD have. The published loop is re-enacted: the same features, a flat index
-of faiss-cpu (where it is not installed: our search), its mask, resizing and filter.
+Maps of 1024 x 1024 pixels, as images of MVTec AD have. The published loop is re-enacted: the same features, a flat
+index of faiss-cpu (where it is not installed: our search), its mask, resizing and filter.
 """
 
 import statistics

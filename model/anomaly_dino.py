@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.input_spec import InputSpec, ShorterEdgeInput
+from data.views import ImageViews
 from model import anomaly_map, memory_bank
 from model.class_rules import PREPROCESSING, ClassRules
 from model.foreground import foreground
-from model.interface import ImageTower, ImageViews, Memory, Prediction, ScoreRange, SimilarityCache, TokenPasses
+from model.interface import ImageTower, Memory, Prediction, ScoreRange, SimilarityCache, TokenPasses
 from model.layer_features import average, coarsest, join_layers
 from model.options import Option, PositionRules, Preset, boolean, one_of, positive
 
@@ -207,22 +208,21 @@ class AnomalyDino(nn.Module):
         return found
 
     def build_memory(self, references: Sequence[Mapping[str, Tensor]]) -> Memory:
-        """All of them in one bank. "rows" has how many of its vectors each reference gave."""
+        """One bank of all of them."""
         banks = {key: torch.cat([one[key] for one in references]) for key in references[0]}
-        rows = torch.tensor([[float(len(one["patch"]))] for one in references], device=banks["patch"].device)
         if len(banks["patch"]) < self.neighbors:
             raise ValueError(f"--neighbors {self.neighbors}: the references have {len(banks['patch'])} patches in all")
-        return Memory({**banks, "rows": rows})
+        return Memory(banks)
 
     @property
     def bank_widths(self) -> dict[str, int]:
         extra = {"foreground": 1} if self.mask_references and self.rules.masks_any else {}
-        return {"patch": sum(self.backbone.width(layer) for layer in self.layers), **extra, "rows": 1}
+        return {"patch": sum(self.backbone.width(layer) for layer in self.layers), **extra}
 
     @property
     def bank_rows(self) -> dict[str, int]:
         patches = min(self.backbone.token_count(layer) for layer in self.layers)
-        return {**dict.fromkeys(self.bank_widths, patches), "rows": 1}
+        return dict.fromkeys(self.bank_widths, patches)
 
     def few_shot(
         self,
@@ -255,15 +255,13 @@ class AnomalyDino(nn.Module):
                     f"--mask_references True: references of class '{name}' have {int(allowed.sum())} foreground "
                     "patches; take --mask_references False"
                 )
-        share = found is not None and bool(memory.images)
         return memory_bank.neighbour_distance(
             patches,
             bank,
             self.metric,
             self.neighbors,
             allowed=allowed,
-            sizes=[int(size) for size in memory.banks["rows"][:, 0].tolist()] if share else (),
-            images=memory.images if share else (),
+            images=memory.images,
             found=memory_bank.cached_similarities(found, name, "patch"),
         )
 
@@ -290,8 +288,8 @@ class AnomalyDino(nn.Module):
             count = int(_MUTUAL * (total - distances.shape[1]))
             if count < 2:
                 raise ValueError(
-                    f"class '{name}': {tokens.count} images of {distances.shape[1]} patches; each is compared with the "
-                    f"others, which must have {round(2 / _MUTUAL)} patches or more: add images, or enlarge --image_size"
+                    f"class '{name}': {len(tokens.paths)} images of {distances.shape[1]} patches; each is compared with "
+                    f"the others, which must have {round(2 / _MUTUAL)} patches or more: add images, or enlarge --image_size"
                 )
             for row, queries in enumerate(bundle.patches):
                 own = torch.cat([units[number][:row], units[number][row + 1 :]])

@@ -1,7 +1,6 @@
 """The memory bank: the reference images' patch tokens, the distance of a token to its nearest one, and its file."""
 
 import functools
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +63,6 @@ def neighbour_distance(
     neighbours: int,
     *,
     allowed: Tensor | None = None,
-    sizes: Sequence[int] = (),
     images: Sequence[str] = (),
     found: dict[str, Tensor] | None = None,
 ) -> Tensor:
@@ -76,8 +74,8 @@ def neighbour_distance(
         references: (M, W); for "cosine" of unit length.
         neighbours: how many nearest ones; infinity where there are fewer.
         allowed: (M,) bool, the references that count; None: all.
-        sizes, images: how many of the references are of which image, in order; only with found.
-        found: as for `nearest_distance`, but each (n, B * N), the n smallest distances ("l2": squared ones).
+        images, found: as for `nearest_distance`, but found holds the smallest distances ("l2": squared ones) to the
+            patches of each image, (n, B * N).
 
     Returns:
         (B, N), 0 or more
@@ -87,12 +85,11 @@ def neighbour_distance(
     if found is None or not images:
         nearest = search(queries, references, neighbours, allowed)  # (neighbours, B * N)
     else:
-        ends = itertools.accumulate(sizes)
-        for image, size, end in zip(images, sizes, ends, strict=True):
+        size = len(references) // len(images)
+        for number, image in enumerate(images):
             if image not in found:
-                own = slice(end - size, end)
-                mask = None if allowed is None else allowed[own]
-                found[image] = search(queries, references[own], neighbours, mask)
+                own = slice(number * size, (number + 1) * size)
+                found[image] = search(queries, references[own], neighbours, None if allowed is None else allowed[own])
         nearest = torch.cat([found[image] for image in images])
         nearest = nearest.topk(min(neighbours, len(nearest)), dim=0, largest=False).values
     if len(nearest) < neighbours:

