@@ -1,4 +1,4 @@
-"""The engine with a method of a few lines: pictures of several sizes in one class, views of references, sets of images."""
+"""The engine with a method of a few lines: pictures of several sizes in a class, views of references, sets of images."""
 
 import json
 import math
@@ -142,8 +142,10 @@ def test_views_are_drawn_where_no_file_has_them_and_dropped_by_other_methods(fol
     assert "--references: its views are not used" in caplog.text
 
 
-@pytest.mark.parametrize("views", [{"a": 1}, [[]], [[[]]], [[[[["spin", 1]]]]], [[[[["rotate", "x"]]]]], [[[[["rotate"]]]]],
-                                   [[[[["rotate", math.inf]]]]], []])  # fmt: skip
+@pytest.mark.parametrize("views", [
+    {"a": 1}, [], [[]], [[[]]], [[[[["spin", 1]]]]], [[[[["rotate", "x"]]]]], [[[[["rotate"]]]]],
+    [[[[["rotate", math.inf]]]]],
+])  # fmt: skip
 def test_broken_views(views):
     with pytest.raises((ValueError, TypeError)):
         parse_views(views, 1)
