@@ -1,5 +1,7 @@
 """Pictures of anomaly maps; an overlay is original | anomaly map | ground truth."""
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,28 @@ def split_panels(picture: Image.Image) -> list[Image.Image]:
 
 
 def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture, (H, W, 3) uint8 RGB, in the format of the path's suffix."""
-    with atomic_write(path) as temporary:
-        level = {"compress_level": 1} if path.suffix == ".png" else {}  # the usual 6: 4 times the time, 13% fewer bytes
-        Image.fromarray(picture).save(temporary, **level)  # type: ignore[arg-type]
+    """Write a picture, (H, W, 3) uint8 RGB, as PNG."""
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(encode_png(picture))
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """A picture, (H, W, 3) uint8 RGB, as a PNG file.
+
+    Pillow tries all filters on each row and compresses thoroughly, which takes three quarters of an overlay's time.
+    One filter, each pixel less its left neighbour, and the fastest level take a seventh of that, for files that are an
+    eighth larger.
+    """
+    height, width = picture.shape[:2]
+    rows = np.empty((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = 1  # the filter's number
+    rows[:, 1:4] = picture[:, 0]
+    np.subtract(picture[:, 1:], picture[:, :-1], out=rows[:, 4:].reshape(height, width - 1, 3))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
+        (b"IDAT", zlib.compress(rows.tobytes(), 1)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
