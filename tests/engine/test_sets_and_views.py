@@ -1,4 +1,4 @@
-"""The engine with a method of a few lines: pictures of several sizes in a class, views of references, sets of images."""
+"""The engine with a method of a few lines: pictures of several sizes in a class, views, sets."""
 
 import json
 import math
