@@ -140,17 +140,16 @@ class AnomalyDino(nn.Module):
         last = average(tokens.patches[top].float(), tokens.grids[top], grid)
         return PatchTokens(join_layers(tokens, self.layers), last, grid, map_size)
 
-    def _foreground(self, tokens: PatchTokens, rows: list[int] | slice = slice(None), name: str = "") -> Tensor:
-        """(len(rows), N) bool"""
+    def _foreground(self, tokens: PatchTokens, what: str, rows: list[int] | slice = slice(None)) -> Tensor:
+        """(len(rows), N) bool. what: is masked; the log says once where it has no foreground."""
         features = tokens.patches if tokens.last is None else tokens.last
         mask = foreground(features[rows], tokens.grid)
-        empty = f"no foreground in {name}"
-        if not torch.compiler.is_compiling() and empty not in self._said and not mask.any(1).all():
-            self._said.add(empty)
+        if not torch.compiler.is_compiling() and what not in self._said and not mask.any(1).all():
+            self._said.add(what)
             _LOG.warning(
-                "class '%s': an image has no foreground, so its distances are 0; look at the masks in the overlays, or "
-                "take --masking none",
-                name,
+                "%s has no foreground: all its patches count as background; look at the masks in the overlays, or take "
+                "--masking none",
+                what,
             )
         return mask
 
@@ -204,7 +203,7 @@ class AnomalyDino(nn.Module):
         if self.metric == "cosine":
             found["patch"] = F.normalize(found["patch"], dim=-1)
         if self.mask_references and self.rules.masks_any:
-            found["foreground"] = self._foreground(tokens, name="references").flatten()[:, None].float()
+            found["foreground"] = self._foreground(tokens, "a reference").flatten()[:, None].float()
         return found
 
     def build_memory(self, references: Sequence[Mapping[str, Tensor]]) -> Memory:
@@ -242,7 +241,7 @@ class AnomalyDino(nn.Module):
                 known = memory_bank.cached_similarities(found, name, "foreground")
                 known = {} if known is None else known
                 if "" not in known:  # the settings of a batch share it
-                    known[""] = self._foreground(tokens, rows, name)
+                    known[""] = self._foreground(tokens, f"an image of class '{name}'", rows)
                 mask[rows] = known[""]
         return self._prediction(distances, tokens, mask)
 
@@ -280,7 +279,7 @@ class AnomalyDino(nn.Module):
         units, kept = [], []  # per bundle: (B, N, W) unit vectors; the rest of the tokens, and the mask
         for bundle in tokens():
             units.append(F.normalize(bundle.patches.to(device).float(), dim=-1))
-            mask = self._foreground(bundle, name=name).to(device) if masked else None
+            mask = self._foreground(bundle, f"an image of class '{name}'").to(device) if masked else None
             kept.append((bundle._replace(patches=units[-1], last=None), mask))
         total = sum(unit.shape[0] * unit.shape[1] for unit in units)
         for number, (bundle, mask) in enumerate(kept):
@@ -288,8 +287,9 @@ class AnomalyDino(nn.Module):
             count = int(_MUTUAL * (total - distances.shape[1]))
             if count < 2:
                 raise ValueError(
-                    f"class '{name}': {len(tokens.paths)} images of {distances.shape[1]} patches; each is compared with "
-                    f"the others, which must have {round(2 / _MUTUAL)} patches or more: add images, or enlarge --image_size"
+                    f"class '{name}': {len(tokens.paths)} images of {distances.shape[1]} patches; each is compared "
+                    f"with the others, which must have {round(2 / _MUTUAL)} patches or more: add images, or take a "
+                    "larger --image_size"
                 )
             for row, queries in enumerate(bundle.patches):
                 own = torch.cat([units[number][:row], units[number][row + 1 :]])

@@ -202,7 +202,11 @@ def test_an_image_without_foreground_scores_zero_and_the_log_says_so_once(some, 
     for _ in range(2):
         prediction = predict(detector, some)
     assert not prediction.maps.any() and not prediction.score_components["distance"].any()
-    assert [record.levelname for record in caplog.records if "no foreground" in record.getMessage()] == ["WARNING"]
+    assert [
+        record.levelname
+        for record in caplog.records
+        if "image of class 'grass' has no foreground" in record.getMessage()
+    ] == ["WARNING"]
 
 
 def test_more_neighbours_than_patches_are_refused(some):
