@@ -26,7 +26,7 @@ def foreground(features: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, columns = (slice(*(int(share * side) for share in _CENTRE)) for side in grid)
     centre = mask.unflatten(1, grid)[:, rows, columns].flatten(1)
     few = centre.sum(1, keepdim=True) <= centre.shape[1] * _LEAST  # (B, 1)
-    return _close(_dilate(torch.where(few, -component > _THRESHOLD, mask)))
+    return _close(_dilate((few & (-component > _THRESHOLD)) | (~few & mask)))  # onnxruntime has no choice of bools
 
 
 def first_component(features: Tensor) -> Tensor:
