@@ -2,13 +2,16 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+import export as export_script
 import predict as predict_script
 import test as test_script
-from conftest import REFERENCE, load_case
+from conftest import REFERENCE, ROOT, load_case
 
 MODELS = REFERENCE / "models"
 TINY = ["--model", "tiny-d", "--config_path", MODELS / "tiny-d.json", "--pretrained", MODELS / "tiny-d.pt"]
@@ -106,18 +109,80 @@ def test_stored_memories_give_the_same_numbers(mini_visa, tmp_path):
             assert other["classes"][name] == pytest.approx(row, abs=1e-5)
 
 
-def test_ones_own_images(mini_mvtec, tmp_path, caplog):
-    """Calibrated on the references, with a line about a class that is on no list; scores as test.py gives them."""
-    case = load_case("anomalydino_mvtec_k1")
-    good = mini_mvtec / "brick/train/good"
-    flags = ["--class_name", "brick", "--method", "anomaly_dino", *TINY, "--image_size", 98, "--num_workers", 0]
-    photos = mini_mvtec / "brick/test/hole"
-    caplog.set_level("INFO")
-    call(predict_script.main, photos, *flags, "--references", good, "--rotation", "none", "--save_path", tmp_path / "a")
-    with (tmp_path / "a/scores.csv").open(newline="") as file:
+def predict(out, photos, *flags) -> tuple[list[dict[str, str]], dict[str, np.ndarray]]:
+    """(rows of scores.csv, maps by file name)"""
+    call(predict_script.main, photos, *flags, "--num_workers", 0, "--save_maps", "--save_path", out)
+    with (out / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    return rows, {path.name: np.load(path) for path in sorted((out / "maps").rglob("*.npy"))}
+
+
+OWN = ["--class_name", "gravel", "--method", "anomaly_dino", *TINY, "--image_size", 98]
+
+
+def test_ones_own_images(mini_mvtec, tmp_path):
+    """Calibrated on the references; a line about a class that is on no list; maps as large as the photographs."""
+    good, photos = mini_mvtec / "gravel/train/good", mini_mvtec / "gravel/test/missing"
+    rows, maps = predict(tmp_path / "out", photos, *OWN, "--references", good)
     assert len(rows) == 5 and {row["verdict"] for row in rows} <= {"normal", "anomalous"}
-    assert (
-        "class 'brick' is not on the published lists of --preprocess agnostic" in (tmp_path / "a/log.txt").read_text()
-    )
-    assert case
+    assert {one.shape for one in maps.values()} == {(128, 160)}
+    log = (tmp_path / "out/log.txt").read_text()
+    assert "class 'gravel' is not on the published lists of --preprocess agnostic" in log
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--masking", "gravel"), ("--metric", "l2", "--neighbors", 3, "--masking", "all", "--mask_references", True)],
+    ids=["masked", "l2"],
+)
+def test_export(options, mini_mvtec, tmp_path, capfd):
+    """onnxruntime gives the same numbers; photographs of another shape are left out by name."""
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is missing: pip install -r requirements-export.txt")
+    good, photos = mini_mvtec / "gravel/train/good", mini_mvtec / "gravel/test/missing"
+    own = [*OWN, "--rotation", "none", *options]
+    call(export_script.main, *own, "--references", good, "--save_path", tmp_path / "onnx")
+    card = json.loads((tmp_path / "onnx/detector.json").read_text())
+    assert (card["input_shape"], card["map_size"]) == ([98, 112], [128, 160])
+    assert card["input_spec"] == {"kind": "shorter edge", "side": 98, "multiple": 14}
+    rows, maps = predict(tmp_path / "torch", photos, *own, "--references", good)
+    other_rows, other_maps = predict(tmp_path / "other", photos, "--onnx", tmp_path / "onnx")
+    assert maps.keys() == other_maps.keys() and len(maps) == 5
+    for name, one in maps.items():
+        np.testing.assert_allclose(other_maps[name], one, atol=1e-3)
+    for row, other in zip(rows, other_rows, strict=True):
+        assert float(other["score"]) == pytest.approx(float(row["score"]), abs=1e-3)
+    code = predict_script.main(
+        [str(word) for word in (mini_mvtec / "brick/test/hole", photos, "--onnx", tmp_path / "onnx", "--num_workers", 0,
+                                "--save_path", tmp_path / "mixed")]
+    )  # fmt: skip
+    assert code == 3
+    reason = (tmp_path / "mixed/skipped.csv").read_text()
+    assert "96 x 96 pixels become 98 x 98, and the exported detector takes 112 x 98" in reason
+
+
+def test_export_without_a_normal_image_to_show_the_shape(fails, mini_mvtec, tmp_path):
+    argv = ["--method", "anomaly_dino", "--dataset", "mvtec", "--data_path", mini_mvtec, *TINY, "--image_size", 98,
+            "--class", "gravel", "--num_workers", 0, "--no_images"]  # fmt: skip
+    kept = tmp_path / "m.safetensors"
+    call(test_script.main, *argv, "--k_shot", 1, "--seed", 0, "--save_memory", kept, "--save_path", tmp_path / "test")
+    line = fails(export_script.main, *OWN, "--references", kept, "--save_path", tmp_path / "onnx")
+    assert "takes images of one shape, which a normal image has to show" in line
+
+
+def test_two_processes_score_as_one(mini_mvtec, tmp_path):
+    argv = [
+        "--method", "anomaly_dino", "--dataset", "mvtec", "--data_path", mini_mvtec, *TINY, "--num_workers", 0,
+        "--no_images", "--device", "cpu", "--class", "gravel", "coins", "--masking", "coins",
+    ]  # fmt: skip
+    for mode, flags in (
+        ("few_shot", ["--image_size", 98, "--k_shot", 2, "--seed", 0]),
+        ("batched", ["--mode", "batched", "--image_size", 224]),
+    ):
+        one, two = tmp_path / mode / "one", tmp_path / mode / "two"
+        call(test_script.main, *argv, *flags, "--save_path", one)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command = [*launcher, ROOT / "test.py", *argv, *flags, "--save_path", two]
+        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+        own, other = (rows_of(path / "predictions.csv") for path in (two, one))
+        assert own == pytest.approx(other, abs=1e-5) and len(own) == 32
