@@ -27,6 +27,7 @@ PARTS = {
     "accuracy": "pixel metrics: how far the counted keys are from exact numbers",
     "winclip": "WinCLIP against its floor, and against anomalib's",
     "texts": "VCP-CLIP's texts of a batch against image by image",
+    "backbones": "backbones of timm: images per second, and against timm's own forward",
     "startup": "--help of every script against the import of PyTorch",
     "gpu": "the backbone against the device's matrix products",
 }

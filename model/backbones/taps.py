@@ -146,7 +146,7 @@ class ViTTaps(nn.Module):
         if pooled:
             embedding, outputs = self.encode(tokens, layers)
         else:
-            embedding = tokens.new_empty(len(tokens), 0)
+            embedding = tokens.new_empty(tokens.shape[0], 0)
             outputs = self._run(tokens, layers, max(layers, default=0))[1]
         norm = self.visual.ln_post if normed else nn.Identity()
         return embedding, {layer: norm(x)[:, 1:] for layer, x in outputs.items()}
@@ -205,7 +205,7 @@ class ResNetTaps(nn.Module):
             for layer, x in enumerate(outputs, start=1)
             if layer in layers
         }
-        return (self._pool(outputs[-1]) if pooled else images.new_empty(len(images), 0)), patches
+        return (self._pool(outputs[-1]) if pooled else images.new_empty(images.shape[0], 0)), patches
 
     def _pool(self, x: Tensor) -> Tensor:
         """(B, W, g_h, g_w) -> (B, D)"""
