@@ -6,6 +6,7 @@ Importing it needs no CLIP library: command lines are read from what the methods
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from model.anomaly_clip import AnomalyClip
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector, ImageTower, ScoringDetector
@@ -19,6 +20,7 @@ METHODS: Mapping[str, type[Detector]] = {
     "sdp": Sdp,
     "sdp_plus": SdpPlus,
     "vcp_clip": VcpClip,
+    "anomaly_clip": AnomalyClip,
 }
 
 

@@ -78,6 +78,7 @@ class LabeledBatch(NamedTuple):
 
     images: Tensor  # (B, 3, S, S) uint8 RGB
     masks: Tensor  # (B, S, S) uint8, 1 = defect
+    labels: Tensor  # (B,) int64, 1 = anomalous
     names: Sequence[str]  # the B class names
 
 
@@ -190,6 +191,10 @@ class PromptableTextTower(TextTower, Protocol):
 
     def check_learned_tokens(self, method: str) -> None:
         """Raises ValueError where learned tokens cannot be put into this text tower."""
+
+    def tokens(self, sentence: str) -> tuple[Tensor, Tensor]:
+        """Numbers of all tokens of a whole sentence, padding included, (context length,), and their embeddings without
+        positions, (context length, width)."""
 
     def embed(self, text: str, *, start: bool = False, end: bool = False) -> Tensor:
         """Embeddings of the tokens of a piece of text, (n, width), without positions.
@@ -305,7 +310,12 @@ class ScoringDetector(ZeroShotDetector, FewShotDetector, TextDetector, Protocol)
 
 
 class TrainableDetector(ScoringDetector, Protocol):
-    """A method with parts to train."""
+    """A method with parts to train.
+
+    A method whose options show in the shapes of its checkpoints may have a static `options_of(state)`: what
+    `load_trainable_state` takes -> the values of these options, by name. It is then built with them where no flag says
+    otherwise.
+    """
 
     LOSSES: ClassVar[tuple[str, ...]]  # names of the parts of `loss`, in the order of losses.csv
 

@@ -259,6 +259,27 @@ class Backbone(nn.Module):
         )
         return DualTokens(values, patches, _grids(patches))
 
+    @torch.no_grad()
+    def value_path(self, images: Tensor, layers: Collection[int], replaced: int) -> Tokens:
+        """The image tower of AnomalyCLIP, of a ViT whose last `replaced` blocks have a second path.
+
+        images: (B, 3, S, S) uint8 RGB.
+
+        Returns:
+            Tokens in the joint embedding, not normalised: pooled (B, D), without ln_post; patches per layer (B, N, D).
+        """
+
+        path = f"value path of {replaced} blocks,"
+
+        def encode(some: Tensor) -> dict[str, Tensor]:
+            pooled, patches = self._vit.value_path(self.embed(some), layers, replaced)
+            return {f"{path} class token": pooled, **_named(path, patches)}
+
+        shapes = {f"{path} {layer}": (self.token_count(layer), self.embed_dim) for layer in layers}
+        found = self.features(images, {f"{path} class token": (self.embed_dim,), **shapes}, encode)
+        patches = {layer: found[f"{path} {layer}"] for layer in layers}
+        return Tokens(found[f"{path} class token"], patches, _grids(patches))
+
 
 def _named(field: str, of_layers: Mapping[int, Tensor]) -> dict[str, Tensor]:
     return {f"{field} {layer}": tokens for layer, tokens in of_layers.items()}
