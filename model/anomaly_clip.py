@@ -303,7 +303,8 @@ class TextPrompts(nn.Module):
     def check_tokens(self, state: Mapping[str, Any], model: str) -> None:
         """Raises ValueError where a checkpoint holds other words, or token embeddings of another backbone."""
         state_dicts.check_tensors(state)
-        for key, own in self.named_buffers():
+        words_first = sorted(self.named_buffers(), key=lambda one: one[1].is_floating_point())
+        for key, own in words_first:
             other = state.get(key)
             if not isinstance(other, Tensor) or other.shape != own.shape:
                 continue  # loading it says so

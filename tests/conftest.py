@@ -73,7 +73,7 @@ def assert_maps(maps, case: Case) -> None:
 
 
 def reference_images(case: Case, paths: list[str], masks: list[str] | None = None, *, size: int | None = None) -> dict:
-    """A batch of a case's dataset, as the engine takes it: image (N, 3, S, S), mask (N, S, S), cls_name."""
+    """A batch of a case's dataset, as the engine takes it: image (N, 3, S, S), mask (N, S, S), label (N,), cls_name."""
     from dataset import AnomalyDataset, Sample
 
     masks = masks or [""] * len(paths)
@@ -85,6 +85,7 @@ def reference_images(case: Case, paths: list[str], masks: list[str] | None = Non
     return {
         "image": torch.stack([item["image"] for item in items]),
         "mask": torch.stack([item["mask"] for item in items]),
+        "label": torch.tensor([item["label"] for item in items]),
         "cls_name": [item["cls_name"] for item in items],
     }
 
@@ -101,6 +102,12 @@ def unpack_weights(name: str, folder: Path) -> Weights:
 def tiny_a(tmp_path_factory) -> Weights:
     """ViT of 4 blocks, width 64, patch 16, made for 64 pixels."""
     return unpack_weights("tiny-a", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def tiny_aclip(tmp_path_factory) -> Weights:
+    """ViT of 8 blocks, width 64, patch 14, made for 56 pixels, QuickGELU; text tower of 5 blocks."""
+    return unpack_weights("tiny-aclip", tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")
