@@ -122,6 +122,18 @@ def tiny_c(tmp_path_factory) -> Weights:
     return unpack_weights("tiny-c", tmp_path_factory.mktemp("weights"))
 
 
+@pytest.fixture(scope="session")
+def learned_prompts(tiny_a, tmp_path_factory) -> Path:
+    """A checkpoint of AnomalyCLIP on tiny_a, as a training begins."""
+    from engine import checkpoint
+    from model import build
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("prompts") / "start.pth"
+    checkpoint.save(path, build("anomaly_clip", **tiny_a._asdict()).trainable_state(), {})
+    return path
+
+
 def copy_dataset(name: str, script: str, folder: Path) -> Path:
     root = folder / name
     shutil.copytree(REFERENCE / "data" / name, root)

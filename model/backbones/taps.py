@@ -103,9 +103,7 @@ class ViTTaps(nn.Module):
             values[layer] = self._embedded(visual.ln_post(both))
         return values, {layer: ordinary[layer][:, 1:] for layer in layers}
 
-    def value_path(
-        self, tokens: Tensor, layers: Collection[int], replaced: int
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    def value_path(self, tokens: Tensor, layers: Collection[int], replaced: int) -> tuple[Tensor, dict[int, Tensor]]:
         """AnomalyCLIP's image tower (arXiv 2310.18961, section 3.4, DPAM), as the published program computes it.
 
         x_i is the output of block i. The second path leaves it before the first replaced block f and adds up what

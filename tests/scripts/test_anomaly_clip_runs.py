@@ -52,10 +52,14 @@ def test_of_the_published_checkpoint(name, own, flags, mini_visa, mini_mvtec, tm
     for name, stored in case.facts["metrics"].items():
         row = found["mean"] if name == "mean" else found["classes"][name]
         for key, ours in METRICS.items():
-            allowed = {"aupro": "metrics_aupro_abs"}.get(key, "metrics_pixel_abs" if "px" in key else "metrics_image_abs")
+            allowed = {"aupro": "metrics_aupro_abs"}.get(
+                key, "metrics_pixel_abs" if "px" in key else "metrics_image_abs"
+            )
             assert row[ours] == pytest.approx(stored[key], abs=tolerance[allowed]), (name, key)
     log = (tmp_path / "log.txt").read_text()
-    assert "n_ctx                12 (" in log and "t_n_ctx              4 (" in log and "depth                4 (" in log
+    assert (
+        "n_ctx                12 (" in log and "t_n_ctx              4 (" in log and "depth                4 (" in log
+    )
 
 
 @pytest.fixture
