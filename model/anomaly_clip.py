@@ -19,7 +19,7 @@ from model import anomaly_map, state_dicts
 from model.adapters import load_part
 from model.interface import LabeledBatch, Prediction, PromptableTextTower, ScoreRange, Tokens
 from model.losses import dice, segmentation_losses
-from model.options import Option, Preset, Training, natural, positive
+from model.options import Option, PositionRules, Preset, Training, natural, positive
 from prompt_ensemble import ANOMALY_CLIP, Prompts, sentences
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class AnomalyClip(nn.Module):
         "openai",
         518,
         batch_size=8,
+        position_rules=PositionRules(clip="bilinear"),
         training=Training(batch_size=8, learning_rate=1e-3, betas=(0.5, 0.999), epoch=15, seed=111),
     )
     OPTIONS: ClassVar[tuple[Option, ...]] = (
