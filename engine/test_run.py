@@ -1,5 +1,6 @@
 """A test run: what is scored, where an interrupted one resumes, every class scored once and kept until all are done."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from accelerate import Accelerator
 from data.meta import PixelSettings, Sample, Samples, read, read_settings
 from data.references import FewShotSetting
 from dataset import AnomalyDataset, select
+from engine.batched import score_sets
 from engine.build import Built
+from engine.class_scores import ClassScores
 from engine.encoding import Timer
-from engine.evaluation import ClassScores, batches, score
+from engine.evaluation import batches, score
 from engine.references import KeptReferences, MemorySource
 from engine.resume import FOLDER, ClassResult, FinishedClasses
 from model import memory_bank
@@ -47,13 +50,24 @@ def read_dataset(root: str, meta_path: str | None, classes: Sequence[str] | None
 
 class MapSink(AbstractContextManager["MapSink"], Protocol):
     """Who takes the maps of a scoring pass, and makes of each finished class what is kept for the page, unread here.
-    `report.map_files.MapFiles` is one."""
+    `report.map_files.MapFiles` is one.
 
-    def keep(self, setting: int, index: int, one: np.ndarray) -> None:
-        """One map, (S, S) float32, of a sample under a few-shot setting."""
+    beside: whether pictures are drawn beside the pass, so that they lag.
+    """
+
+    beside: bool
+
+    def keep(self, setting: int, index: int, one: np.ndarray, foreground: np.ndarray | None = None) -> None:
+        """See `engine.class_scores.KeepMap`."""
 
     def finish(self, result: ClassScores) -> None:
         """All maps of a class under a setting have come."""
+
+    def is_drawn(self, name: str) -> bool:
+        """Whether `settle` would not have to wait."""
+
+    def settle(self, name: str) -> None:
+        """Wait until all pictures of a class are there; of several processes each calls it."""
 
     def page_values(self, name: str) -> dict[int, Any]:
         """What is kept of a class for the page, by setting."""
@@ -133,6 +147,7 @@ def score_classes(
     folder: TestFolder,
     known: Mapping[str, ClassResult],
     *,
+    batched: bool,
     num_workers: int,
     timer: Timer,
 ) -> list[ClassScores]:
@@ -141,30 +156,57 @@ def score_classes(
     Args:
         root: of the dataset.
         files: takes the maps.
+        batched: score the images of a class together.
         num_workers: processes that read images.
     """
     samples, pixels = data.samples, data.pixels
     images = AnomalyDataset(root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif)
     first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
-    loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
+    if batched:
+        scored = score_sets(
+            built.detector, images, samples, accelerator, files.keep, batch_size=built.batch_size,
+            num_workers=num_workers, timer=timer, finished=known,
+        )  # fmt: skip
+    else:
+        loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
+        scored = score(built.detector, loader, samples, shots, memories, accelerator, files.keep, timer, known)
     results = [result for one in known.values() for result in one.scores]
     for name, one in known.items():
         files.restore(name, one.page)
+    lagging: list[str] = []  # classes whose pictures may lag: one at most, which bounds what waits
+    settle = functools.partial(_settle, results, files, folder, accelerator)
     with files:
-        for result in score(built.detector, loader, samples, shots, memories, accelerator, files.keep, timer, known):
-            files.finish(result)
-            results.append(result)
-            if result.setting == len(shots) - 1:  # the last of its class
-                accelerator.wait_for_everyone()  # until each process has drawn its pictures
-                if accelerator.is_main_process:
-                    folder.finished.keep(
-                        result.name, ClassResult(results[-len(shots) :], files.page_values(result.name))
-                    )
+        try:
+            for result in scored:
+                files.finish(result)
+                results.append(result)
+                if result.setting == len(shots) - 1:  # the last of its class
+                    lagging.append(result.name)
+                    while len(lagging) > files.beside:
+                        settle(lagging.pop(0))
+        except KeyboardInterrupt:
+            for name in lagging if accelerator.num_processes == 1 else ():
+                if files.is_drawn(name):
+                    settle(name)
+            raise
+        for name in lagging:
+            settle(name)
     if first < len(samples):
         LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples) - first, *timer.seconds())
     if built.detector.backbone.cache:
         built.detector.backbone.cache.log()
     return results
+
+
+def _settle(
+    results: Sequence[ClassScores], files: MapSink, folder: TestFolder, accelerator: Accelerator, name: str
+) -> None:
+    """Keep a class that is scored, as soon as its pictures are there."""
+    files.settle(name)
+    accelerator.wait_for_everyone()  # until each process has drawn its pictures
+    if accelerator.is_main_process:
+        own = [result for result in results if result.name == name]
+        folder.finished.keep(name, ClassResult(own, files.page_values(name)))
 
 
 def save_memories(
@@ -177,6 +219,6 @@ def save_memories(
     """Write the memories of all classes and settings to one file; description: what they were made with."""
     for name in set(classes) - {name for _, name in memories.kept}:  # of which this process had no image
         memories(name)
-    header = {**description, "shots": [shot._asdict() for shot in shots]}
+    header = {**description, "shots": [shot.as_dict() for shot in shots]}
     with atomic_write(path) as temporary:
         memory_bank.save(temporary, memories.kept, header)

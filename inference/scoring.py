@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.images import load_image, result_names
+from data.images import result_names
 from data.input_spec import InputSpec
+from data.meta import PixelSettings
 from dataset import UnlabeledImages
 from engine.evaluation import batches
 from inference.calibration import Calibration
 from inference.predictor import ImageResult, check_finite
 from report.heatmap import sample_pixels
 from report.map_files import save_map
-from report.overlays import StreamedOverlays
+from report.streamed_overlays import StreamedOverlays
 from utils.distributed import each_round, gather
 from utils.files import atomic_write
 from utils.logs import LOG
@@ -29,7 +29,8 @@ from utils.text import csv_cell
 
 _NAMED = 20  # unreadable files that the log names one by one
 
-Predict = Callable[[Tensor], list[ImageResult]]  # (B, 3, S, S) uint8 RGB -> a result each
+# Images (B, 3, h, w) uint8 RGB, the (H, W) of the wanted maps -> a result each.
+Predict = Callable[[Tensor, tuple[int, int]], list[ImageResult]]
 Skipped = list[tuple[str, str]]  # (name, why it could not be read)
 
 
@@ -104,7 +105,7 @@ def score_images(
         )
         stack.enter_context(pictures)
         for length, batch in each_round(loader):
-            results, unreadable = predict_batch(images, predict, batch) if batch else ([], [])
+            results, unreadable = predict_batch(images, predict, batch or ())
             rows = [(images[index][1], result.values) for index, result in results]
             for their_rows, their_unreadable, pixels in gather(
                 (rows, unreadable, pictures.sample(results)), accelerator
@@ -120,16 +121,20 @@ def score_images(
 
 
 def predict_batch(
-    images: Sequence[tuple[Path, str]], predict: Predict, batch: Mapping[str, Any]
+    images: Sequence[tuple[Path, str]], predict: Predict, batch: Sequence[Mapping[str, Any]]
 ) -> tuple[list[tuple[int, ImageResult]], Skipped]:
-    """(index, result) of each readable image of a batch of `UnlabeledImages`, (name, reason) of each other. Raises
-    ValueError where a result is no number."""
-    indices, errors = batch["index"].tolist(), batch["error"]
-    unreadable = [(images[index][1], error) for index, error in zip(indices, errors, strict=True) if error]
-    good = [row for row, error in enumerate(errors) if not error]
-    results = predict(batch["image"][good]) if good else []
-    check_finite(results, [images[indices[row]][1] for row in good])
-    return [(indices[row], result) for row, result in zip(good, results, strict=True)], unreadable
+    """(index, result) of each readable image of a batch of `UnlabeledImages`, (name, reason) of each other, in the
+    order of the images. Raises ValueError where a result is no number."""
+    found: list[tuple[int, ImageResult]] = []
+    unreadable: list[tuple[int, str]] = []
+    for group in batch:
+        indices, errors = group["index"].tolist(), group["error"]
+        unreadable += [(index, error) for index, error in zip(indices, errors, strict=True) if error]
+        good = [row for row, error in enumerate(errors) if not error]
+        results = predict(group["image"][good], group["map_size"]) if good else []
+        check_finite(results, [images[indices[row]][1] for row in good])
+        found += [(indices[row], result) for row, result in zip(good, results, strict=True)]
+    return sorted(found, key=lambda one: one[0]), [(images[index][1], error) for index, error in sorted(unreadable)]
 
 
 class _Table:
@@ -166,12 +171,8 @@ class _Pictures(ExitStack):
         self._names = {name: stem + PurePosixPath(name).suffix for name, stem in stems.items()}
         self._overlays: StreamedOverlays | None = None
         if options.draw:
-
-            def upright(path: Path) -> Image.Image:
-                return load_image(path, upright=True, bits=options.bits)
-
-            ends = calibration.heat if calibration else None
-            self._overlays = self.enter_context(StreamedOverlays(options.save_path / "imgs", upright, ends))
+            ends, pixels = calibration.heat if calibration else None, PixelSettings(exif=True, bits=options.bits)
+            self._overlays = self.enter_context(StreamedOverlays(options.save_path / "imgs", pixels, ends, len(images)))
 
     def sample(self, results: Sequence[tuple[int, ImageResult]]) -> list[np.ndarray]:
         """Pixels of maps, for `learn`, while the colour scale is not known."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map, state_dicts
 from model.adapters import load_part
-from model.interface import LabeledBatch, Prediction, PromptableTextTower, ScoreRange, Tokens
+from model.interface import LabeledBatch, Prediction, ScoreRange, Tokens
 from model.losses import dice, segmentation_losses
 from model.options import Option, PositionRules, Preset, Training, natural, positive
+from model.text_interface import PromptableTextTower
 from prompt_ensemble import ANOMALY_CLIP, Prompts, sentences
 
 if TYPE_CHECKING:
