@@ -121,6 +121,9 @@ def _options(settings: BuildSettings, trained: checkpoint.Checkpoint | None) -> 
     found = options_of(trained.state)
     given = [key for key in found if settings.options.get(key) is not None]
     checkpoint.check_compatible(f"checkpoint {trained.path} was trained", found, settings.options, given)
+    read = [f"{key} {value}" for key, value in found.items() if key not in given]
+    if read:
+        LOG.info("checkpoint %s says %s", trained.path, ", ".join(read))
     return {**settings.options, **found}
 
 

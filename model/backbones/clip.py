@@ -115,7 +115,7 @@ class Backbone(FrozenTower):
         return f"open_clip {open_clip.__version__}"
 
     def _vision(self) -> tuple[Any, Mapping[str, Tensor]]:
-        settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size]
+        settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size, self.position_rule]
         return settings, self.clip.visual.state_dict()
 
     @torch.no_grad()

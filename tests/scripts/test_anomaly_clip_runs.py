@@ -59,6 +59,7 @@ def test_of_the_published_checkpoint(name, own, flags, mini_visa, mini_mvtec, tm
         for key, (ours, allowed) in METRICS.items():
             assert row[ours] == pytest.approx(stored[key], abs=tolerance[allowed]), (name, key)
     log = (tmp_path / "log.txt").read_text()
+    assert own or f"checkpoint {TRAINED} says n_ctx 12, depth 4, t_n_ctx 4" in log
     assert all(f"{key:20} {value} (" in log for key, value in (("n_ctx", 12), ("t_n_ctx", 4), ("depth", 4)))
 
 
