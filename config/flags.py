@@ -220,8 +220,11 @@ def _add_options(parser: argparse.ArgumentParser, script: str) -> None:
         texts: dict[str, list[str]] = {}  # help text -> methods
         for method, one in options.items():
             texts.setdefault(one.help, []).append(method)
+        aliases = dict.fromkeys(alias for one in options.values() for alias in one.aliases)
         parser.add_argument(
             f"--{name}",
+            *(f"--{alias}" for alias in aliases),
+            dest=name,
             type=option.type,
             nargs=option.nargs,
             metavar=option.metavar,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from data.input_spec import SquareInput
+from model.anomaly_clip import AnomalyClip
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector, ImageTower, ScoringDetector
@@ -20,6 +21,7 @@ METHODS: Mapping[str, type[Detector]] = {
     "sdp": Sdp,
     "sdp_plus": SdpPlus,
     "vcp_clip": VcpClip,
+    "anomaly_clip": AnomalyClip,
 }
 
 

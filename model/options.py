@@ -40,6 +40,7 @@ class Option:
     nargs, metavar: as argparse takes them.
     trained: what a method is trained with must be what it scores with; checkpoints are checked for it.
     scripts: "train" and "test" (which stands for all scripts that score images) have the flag.
+    aliases: further names of the flag, such as the published program's.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Option:
     metavar: str | tuple[str, ...] | None = None
     trained: bool = False
     scripts: tuple[str, ...] = ("train", "test")
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,12 @@ from config.flags import test_parser as parser_of_test
 from utils.errors import MESSAGE_LIMIT
 
 
+def test_the_published_name_of_an_option_is_the_same_flag():
+    parser = parser_of_test()
+    assert parser.parse_args(["--sigma", "2"]).smoothing == parser.parse_args(["--smoothing", "2"]).smoothing == 2.0
+    assert "sigma" not in vars(parser.parse_args([]))
+
+
 @pytest.mark.parametrize(
     ("words", "end"),
     [

@@ -30,7 +30,7 @@ def rows_of(path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module", params=["april_gan", "sdp_plus", "vcp_clip"])
+@pytest.fixture(scope="module", params=["april_gan", "sdp_plus", "vcp_clip", "anomaly_clip"])
 def trained(request, tiny_a, mini_mvtec, mini_visa, tmp_path_factory):
     """(method, flags of the training, its folder): three epochs on one dataset, scored on the other after each."""
     folder = tmp_path_factory.mktemp(request.param)
