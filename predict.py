@@ -90,7 +90,7 @@ def run_exported(args: argparse.Namespace) -> int:
         def predict(batch: Tensor, _: tuple[int, int]) -> list[ImageResult]:
             return detector.predict(batch.numpy())
 
-        options = scoring_options(settings, settings.image_size, settings.batch_size)
+        options = scoring_options(settings, detector.input_spec, settings.batch_size)
         no_verdict = "export.py --calibrate FOLDER of normal images gives one"
         code = score_and_report(options, predict, images, detector.calibration, accelerator, no_verdict)
         shutdown(accelerator)

@@ -26,6 +26,8 @@ PARTS = {
     "metrics": "pixel metrics against scikit-learn with scikit-image, and against anomalib",
     "accuracy": "pixel metrics: how far the counted keys are from exact numbers",
     "winclip": "WinCLIP against its floor, and against anomalib's",
+    "anomaly_dino": "AnomalyDINO, image by image, against the backbone alone and the published loop",
+    "bank": "the search of a memory bank against faiss-cpu",
     "texts": "VCP-CLIP's texts of a batch against image by image",
     "backbones": "backbones of timm: images per second, and against timm's own forward",
     "startup": "--help of every script against the import of PyTorch",

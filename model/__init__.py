@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from data.input_spec import SquareInput
 from model.anomaly_clip import AnomalyClip
+from model.anomaly_dino import AnomalyDino
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector, ImageTower, ScoringDetector
@@ -22,6 +23,7 @@ METHODS: Mapping[str, type[Detector]] = {
     "sdp_plus": SdpPlus,
     "vcp_clip": VcpClip,
     "anomaly_clip": AnomalyClip,
+    "anomaly_dino": AnomalyDino,
 }
 
 

@@ -150,6 +150,17 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
+def one_of(*names: str) -> Callable[[str], str]:
+    """The type of an option that takes one of some words."""
+
+    def word(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(names[:-1])} or {names[-1]}")
+        return text
+
+    return word
+
+
 def probability(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a probability from 0 to 1")
