@@ -8,7 +8,7 @@ references ("batched"): most of its patches are normal.
 
 import math
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from model.image_scores import IMAGE_SCORES
 from model.interface import ImageTower, Memory, Prediction, ScoreRange, SimilarityCache, TokenPasses
 from model.layers import aggregate, layer_groups
 from model.memory_bank import rows_by_name
-from model.options import Option, PositionRules, Preset, boolean, natural, positive, probability
+from model.options import Option, PositionRules, Preset, boolean, check_known, natural, positive, probability
 from model.subspace import Subspace, TokenStatistics
 
 _AGGREGATIONS = ("mean", "concat", "group")
@@ -160,12 +160,12 @@ class SubspaceAd(nn.Module):
     ):
         super().__init__()
         backbone.check_square()
-        _check_known("--aggregation", [aggregation], _AGGREGATIONS)
-        _check_known("--augmentation_kinds", augmentation_kinds, _DRAWS)
-        _check_known("--image_score", [image_score], IMAGE_SCORES)
-        _check_known("--background", [background], _BACKGROUNDS)
-        _check_known("--background_threshold", [background_threshold], _THRESHOLDS)
-        _check_known("--resizer", [resizer], _RESIZERS)
+        check_known("--aggregation", [aggregation], _AGGREGATIONS)
+        check_known("--augmentation_kinds", augmentation_kinds, _DRAWS)
+        check_known("--image_score", [image_score], IMAGE_SCORES)
+        check_known("--background", [background], _BACKGROUNDS)
+        check_known("--background_threshold", [background_threshold], _THRESHOLDS)
+        check_known("--resizer", [resizer], _RESIZERS)
         self.groups = layer_groups(
             backbone, aggregation, features_list, grouped_layers, default=_published_layers(backbone)
         )
@@ -346,9 +346,3 @@ def _published_layers(backbone: ImageTower) -> Sequence[int]:
         return [max(1, backbone.depth - 1)]
     first, last = (round(part * backbone.depth) for part in _DEPTHS)
     return _LAYERS.get(backbone.depth, range(first, last + 1))
-
-
-def _check_known(flag: str, values: Sequence[str], known: Collection[str]) -> None:
-    for value in values:
-        if value not in known:
-            raise ValueError(f"{flag} {value}: unknown; known: {', '.join(known)}")
