@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector, ImageTower, ScoringDetector
+from model.subspace_ad import SubspaceAd
 from model.vcp_clip import VcpClip
 from model.winclip import WinClip
 from prompt_ensemble import Prompts
@@ -19,6 +20,7 @@ METHODS: Mapping[str, type[Detector]] = {
     "sdp": Sdp,
     "sdp_plus": SdpPlus,
     "vcp_clip": VcpClip,
+    "subspace_ad": SubspaceAd,
 }
 
 
