@@ -27,6 +27,7 @@ PARTS = {
     "accuracy": "pixel metrics: how far the counted keys are from exact numbers",
     "winclip": "WinCLIP against its floor, and against anomalib's",
     "texts": "VCP-CLIP's texts of a batch against image by image",
+    "subspace": "SubspaceAD's fit and scoring against the plain forward of its backbone",
     "startup": "--help of every script against the import of PyTorch",
     "gpu": "the backbone against the device's matrix products",
 }
