@@ -18,7 +18,7 @@ class TokenStatistics(NamedTuple):
 
     total: int  # T, tokens of one pass, those of the background too
     first_sum: Tensor  # (W,), of the tokens that the first pass feeds
-    count: int  # tokens that the second pass feeds
+    fed: int  # tokens that the second pass feeds
     mean: Tensor  # (W,), of these
     scatter: Tensor  # (W, W), sum of their outer products about that mean
 
@@ -44,22 +44,22 @@ def collect(passes: Sequence[tuple[Tensor, Tensor]]) -> TokenStatistics:
     """
     first, first_sum = passes[0][0], _sum(*passes[0])
     tokens, foreground = passes[-1]
-    fed = _fed(tokens, foreground)
-    count = sum(map(len, fed))
-    mean = (first_sum if len(passes) == 1 else _sum(tokens, foreground)) / count
+    chosen = _chosen(tokens, foreground)
+    fed = sum(map(len, chosen))
+    mean = (first_sum if len(passes) == 1 else _sum(tokens, foreground)) / fed
     scatter = mean.new_zeros(len(mean), len(mean))
-    for one in fed:  # image by image: many views in float64 would be large
+    for one in chosen:  # image by image: many views in float64 would be large
         centred = exact(one) - mean
         scatter.addmm_(centred.T, centred)
-    return TokenStatistics(first.shape[0] * first.shape[1], first_sum, count, mean, scatter)
+    return TokenStatistics(first.shape[0] * first.shape[1], first_sum, fed, mean, scatter)
 
 
 def _sum(tokens: Tensor, foreground: Tensor) -> Tensor:
     """Sum of the tokens that are fed, (W,) float64."""
-    return torch.stack([exact(one).sum(0) for one in _fed(tokens, foreground)]).sum(0)
+    return torch.stack([exact(one).sum(0) for one in _chosen(tokens, foreground)]).sum(0)
 
 
-def _fed(tokens: Tensor, foreground: Tensor) -> list[Tensor]:
+def _chosen(tokens: Tensor, foreground: Tensor) -> list[Tensor]:
     """Per image its foreground tokens, (n, W)."""
     some = foreground.any(1).tolist()
     every = foreground.all(1).tolist()
@@ -75,10 +75,10 @@ def merge(statistics: Iterable[TokenStatistics]) -> TokenStatistics:
 
 
 def _merge_two(one: TokenStatistics, other: TokenStatistics) -> TokenStatistics:
-    count = one.count + other.count
+    fed = one.fed + other.fed
     between = other.mean - one.mean
     scatter = one.scatter + other.scatter
-    scatter.addr_(between, between, alpha=one.count * other.count / count)
+    scatter.addr_(between, between, alpha=one.fed * other.fed / fed)
     return TokenStatistics(
         one.total + other.total,
         one.first_sum + other.first_sum,
@@ -102,7 +102,7 @@ def fit(statistics: TokenStatistics, explained_variance: float, components: int 
     """
     mean = statistics.first_sum / statistics.total  # (W,)
     offset = statistics.mean - mean
-    covariance = torch.addr(statistics.scatter, offset, offset, alpha=statistics.count) / max(statistics.total - 1, 1)
+    covariance = torch.addr(statistics.scatter, offset, offset, alpha=statistics.fed) / max(statistics.total - 1, 1)
     if not covariance.isfinite().all():
         raise ValueError("features of the references hold NaN or infinity; take --precision bf16 or fp32")
     values, vectors = torch.linalg.eigh(covariance)  # ascending

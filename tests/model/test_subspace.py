@@ -66,7 +66,7 @@ def test_all_tokens_of_an_image_without_foreground_are_fed():
     foreground = everything(tokens)
     foreground[1] = False
     statistics = subspace.collect([(tokens, foreground)])
-    assert statistics.count == statistics.total == 40
+    assert statistics.fed == statistics.total == 40
 
 
 def test_a_large_mean_costs_no_digits():

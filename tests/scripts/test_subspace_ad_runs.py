@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import test as test_script
-from conftest import load_case
+from conftest import REFERENCE, Weights, load_case
 
 CASES = {
     "mvtec_k1": ["--features_list", "-2", "-3", "-4", "--augmentations", "3", "--explained_variance", "0.99"],
@@ -19,13 +19,18 @@ CASES = {
 }  # fmt: skip
 
 
+def tiny(name: str) -> Weights:
+    """A tiny DINOv2: tiny-d without registers, tiny-r with."""
+    return Weights(name, *(str(REFERENCE / "models" / f"{name}{suffix}") for suffix in (".json", ".pt")))
+
+
 @pytest.fixture
 def run(request, tmp_path):
     """Scores a case; returns its folder of results."""
 
     def run_case(name: str, *flags: str):
         case, dataset = load_case(f"subspacead_{name}"), name.partition("_")[0]
-        weights = request.getfixturevalue("tiny_d" if "saliency" in name else "tiny_r")
+        weights = tiny("tiny-d" if "saliency" in name else "tiny-r")
         root = request.getfixturevalue(f"mini_{dataset}")
         argv = ["--method", "subspace_ad", *CASES[name], *weights.flags, "--dataset", dataset, "--data_path", root,
                 "--image_size", case.facts["hyper_parameters"]["image_size"], "--class", *case.facts["classes"],
