@@ -82,8 +82,8 @@ def _merge_two(one: TokenStatistics, other: TokenStatistics) -> TokenStatistics:
     return TokenStatistics(
         one.total + other.total,
         one.first_sum + other.first_sum,
-        count,
-        one.mean + between * (other.count / count),
+        fed,
+        one.mean + between * (other.fed / fed),
         scatter,
     )
 
