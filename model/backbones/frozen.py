@@ -165,7 +165,7 @@ class FrozenTower(nn.Module):
         shapes |= {f"{field} {layer}": (h * w, self.width(layer)) for layer, (h, w) in grids.items()}
         found = self.features(images, shapes, encode)
         patches = {layer: found[f"{field} {layer}"] for layer in layers}
-        embedding = found["pooled"] if pooled else images.new_empty((len(images), 0), dtype=self.mean.dtype)
+        embedding = found["pooled"] if pooled else images.new_empty((images.shape[0], 0), dtype=self.mean.dtype)
         return Tokens(embedding, patches, grids)
 
     def features(self, images: Tensor, shapes: Mapping[str, tuple[int, ...]], encode: Encoder) -> Mapping[str, Tensor]:

@@ -205,7 +205,7 @@ class ResNetTaps(nn.Module):
             for layer, x in enumerate(outputs, start=1)
             if layer in layers
         }
-        return (self._pool(outputs[-1]) if pooled else images.new_empty(len(images), 0)), patches
+        return (self._pool(outputs[-1]) if pooled else images.new_empty(images.shape[0], 0)), patches
 
     def _pool(self, x: Tensor) -> Tensor:
         """(B, W, g_h, g_w) -> (B, D)"""

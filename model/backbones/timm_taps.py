@@ -71,7 +71,7 @@ class PlainTaps(nn.Module):
         grid = (patches.shape[1], patches.shape[2])
         x = patches.flatten(1, 2)  # (B, N, W)
         table = None if self.table is None else self.table.at(grid).to(x.dtype)
-        prefix = [token.expand(len(x), -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
         if table is not None and model.no_embed_class:
             x = x + table
         x = torch.cat([*prefix, x], dim=1) if prefix else x
@@ -101,7 +101,7 @@ class PlainTaps(nn.Module):
         prefix: int = self.model.num_prefix_tokens
         patches = {layer: self.norm(tokens) if normed else tokens for layer, tokens in outputs.items()}
         patches = {layer: tokens[:, prefix:] for layer, tokens in patches.items()}
-        return (self._pool(x) if pooled else x.new_empty(len(x), 0)), patches
+        return (self._pool(x) if pooled else x.new_empty(x.shape[0], 0)), patches
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.model.cls_token is not None:
@@ -208,7 +208,7 @@ class StageTaps(nn.Module):
         if normed and self._norm is not None:
             shape = self._norm.normalized_shape
             patches = {layer: self._norm(x) if x.shape[2:] == shape else x for layer, x in patches.items()}
-        return (maps[self.depth].mean((2, 3)) if pooled else images.new_empty(len(images), 0)), patches
+        return (maps[self.depth].mean((2, 3)) if pooled else images.new_empty(images.shape[0], 0)), patches
 
 
 def _maps(model: Any, images: Tensor, indices: list[int]) -> list[Tensor]:
