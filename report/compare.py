@@ -116,7 +116,11 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[Run]]:
         content = json.loads(file.read_text(encoding="utf-8"))
         entries = content.get("runs") or [content]
         runs = [_run(entry) for entry in entries]
-        settings = {key: value for key, value in entries[0]["settings"].items() if key not in ("k_shot", "seed")}
+        settings = {
+            key: value
+            for key, value in entries[0]["settings"].items()
+            if key not in ("k_shot", "seed", "scored_together")
+        }
         hash(_identity(settings))  # which runs are compared by
     except OSError as error:
         raise ValueError(f"{path}: no results ({error.strerror}: {file}); give the --save_path of a test.py") from None
@@ -133,7 +137,9 @@ def _run(entry: Mapping[str, Any]) -> Run:
     classes = {name: {key: _fraction(row.get(key)) for key in METRICS} for name, row in entry["classes"].items()}
     if not classes:
         raise ValueError("no classes")
-    return Run(int(entry["settings"]["k_shot"]), entry["settings"]["seed"], classes)
+    settings = entry["settings"]
+    together = settings.get("scored_together")
+    return Run(int(settings["k_shot"]), settings["seed"], classes, together and (int(together[0]), int(together[1])))
 
 
 def _fraction(value: Any) -> float | None:

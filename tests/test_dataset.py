@@ -278,7 +278,7 @@ def test_k_larger_than_the_references():
 def test_references_from_our_file(tmp_path):
     shots = [draw_shots("mvtec", TRAIN, ["nut", "bolt"], k, seed) for k in (1, 2) for seed in (5, 6)]
     path = tmp_path / "k_shot.json"
-    path.write_text(json.dumps([shot._asdict() for shot in shots]))
+    path.write_text(json.dumps([shot.as_dict() for shot in shots]))
     assert load_shots(path, TRAIN, ["nut", "bolt"]) == shots
     assert load_shots(path, TRAIN, ["nut", "bolt"], [2], [6]) == [shots[3]]
     with pytest.raises(ValueError, match="holds no references for --k_shot 3"):
@@ -297,7 +297,7 @@ def test_references_from_a_published_file(tmp_path):
 
 def test_asked_settings_that_a_file_lacks_are_not_dropped(tmp_path):
     path = tmp_path / "k_shot.json"
-    path.write_text(json.dumps([draw_shots("mvtec", TRAIN, ["nut"], k, 5)._asdict() for k in (1, 4)]))
+    path.write_text(json.dumps([draw_shots("mvtec", TRAIN, ["nut"], k, 5).as_dict() for k in (1, 4)]))
     assert [shot.k_shot for shot in load_shots(path, TRAIN, ["nut"], [0, 4])] == [0, 4]
     with pytest.raises(ValueError, match="holds no references for --k_shot 2"):
         load_shots(path, TRAIN, ["nut"], [0, 2, 4])
