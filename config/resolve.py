@@ -100,8 +100,8 @@ def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
     else:
         values.default("k_shot", list(preset.k_shot), values.preset_label)
         values.default("seed", list(preset.seed), values.preset_label)
-    if args.mode is None:
-        values.decide("mode", mode, "follows from the other flags")
+    if args.mode != mode:
+        values.decide("mode", mode, f"zero-shot of {method}" if args.mode else "follows from the other flags")
     if args.checkpoint_path is None and args.trained_on is not None and capabilities(method).trains:
         values.decide("checkpoint_path", f"./exps/{method}/{args.trained_on}", "--trained_on")
     values.default("batch_size", preset.batch_size, values.preset_label)
@@ -114,16 +114,14 @@ def _mode(method: str, asked: str | None, *, few: bool) -> str:
     """What is run: what is asked for, else what follows from other flags and the method. Raises ValueError where the
     method cannot do it."""
     can = capabilities(method)
-    only_batched = can.batched and not can.zero_shot and not can.few_shot
-    mode = asked or ("few_shot" if few else "batched" if only_batched else "zero_shot")
+    mode = asked or ("few_shot" if few else "batched" if can.batched and not can.few_shot else "zero_shot")
     if mode == "few_shot" and not can.few_shot:
         able = ", ".join(name for name in METHODS if capabilities(name).few_shot)
         raise ValueError(f"{method} takes no references; these methods do: {able}")
     if mode == "zero_shot" and not can.zero_shot:
-        instead = "--mode batched" if only_batched else "give --k_shot"
-        raise ValueError(
-            f"{method} requires " + (f"a set of images: {instead}" if only_batched else f"references; {instead}")
-        )
+        if asked and can.batched:  # what it can do without references
+            return "batched"
+        raise ValueError(f"{method} requires references; give --k_shot{', or --mode batched' if can.batched else ''}")
     if mode == "batched" and not can.batched:
         able = ", ".join(name for name in METHODS if capabilities(name).batched)
         raise ValueError(

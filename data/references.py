@@ -24,8 +24,8 @@ class FewShotSetting(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """As files of settings have it."""
-        own = {"k_shot": self.k_shot, "seed": self.seed, "references": dict(self.references)}
-        return {**own, "views": dict(self.views)} if self.views else own
+        own = self._asdict()
+        return own if self.views else {key: value for key, value in own.items() if key != "views"}
 
 
 ZERO_SHOT = FewShotSetting(0, None, {})

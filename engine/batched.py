@@ -13,7 +13,7 @@ from dataset import AnomalyDataset
 from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, finish, keep_maps
 from engine.encoding import Timer, encode
 from engine.evaluation import batches
-from model.interface import BatchedDetector, Prediction
+from model.interface import Prediction, ScoringDetector
 from model.tokens import to_device, token_bytes
 from utils import memory_check
 from utils.distributed import gather
@@ -88,7 +88,7 @@ def _small(regions: Tensor | None) -> Tensor | None:
     return regions.to(torch.int16) if regions is not None and regions.max() <= _SMALL else regions
 
 
-def check_sets(detector: BatchedDetector, method: str, counts: dict[str, int]) -> None:
+def check_sets(detector: ScoringDetector, method: str, counts: dict[str, int]) -> None:
     """Raises ValueError where a set is too small. counts: class -> images."""
     for name, count in counts.items():
         if count < detector.SET_MINIMUM:
@@ -100,7 +100,7 @@ def check_sets(detector: BatchedDetector, method: str, counts: dict[str, int]) -
 
 @torch.no_grad()
 def score_sets(
-    detector: BatchedDetector,
+    detector: ScoringDetector,
     dataset: AnomalyDataset,
     samples: Sequence[Sample],
     accelerator: Accelerator,
@@ -142,7 +142,7 @@ def score_sets(
 
 
 def _score_set(
-    detector: BatchedDetector,
+    detector: ScoringDetector,
     dataset: Subset,
     name: str,
     samples: Sequence[Sample],

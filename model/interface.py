@@ -320,7 +320,7 @@ class BatchedDetector(Detector, Protocol):
         """A prediction for each bundle of a pass. name: of the class. Raises ValueError on a set that is too small."""
 
 
-class ScoringDetector(ZeroShotDetector, FewShotDetector, TextDetector, Protocol):
+class ScoringDetector(ZeroShotDetector, FewShotDetector, BatchedDetector, TextDetector, Protocol):
     """What the engine scores images with: it asks whether a part is there before it calls what a method may lack."""
 
 

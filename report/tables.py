@@ -108,7 +108,7 @@ def title(k_shot: int, runs: Sequence[Run]) -> str:
     """What a table's runs, which share k_shot, are: "zero-shot", "4-shot, seeds 1 2"."""
     if together := runs[0].together:
         count = f"{together[0]}" if together[0] == together[1] else f"{together[0]} to {together[1]}"
-        return f"zero-shot, the images of a class scored together with each other ({count} images)"
+        return f"zero-shot, scored together with {count} images"
     if k_shot == 0:
         return "zero-shot"
     seeds = [escape_controls(run.seed) for run in runs if run.seed is not None]

@@ -289,7 +289,7 @@ def test_references_from_a_published_file(tmp_path):
     path = tmp_path / "k_shot.txt"
     path.write_text("nut/000.png\nnut\\000.png\nbolt/003.png\nbolt/001.png\n")
     (shot,) = load_shots(path, TRAIN, ["nut", "bolt"], [2], [42])
-    assert shot == (2, 42, {"nut": ["nut/000.png"] * 2, "bolt": ["bolt/003.png", "bolt/001.png"]})
+    assert shot[:3] == (2, 42, {"nut": ["nut/000.png"] * 2, "bolt": ["bolt/003.png", "bolt/001.png"]})
     assert load_shots(path, TRAIN, ["nut", "bolt"])[0].k_shot == 2
     with pytest.raises(ValueError, match="class 'nut' has 2 references where k_shot is 4"):
         load_shots(path, TRAIN, ["nut", "bolt"], [4])
