@@ -62,7 +62,7 @@ class SquareInput:
 
     def image(self, picture: Image.Image) -> Tensor:
         """(3, S, S) uint8 RGB"""
-        return self._cropped(_RESIZERS[self.resizer](picture, self._stretched)).contiguous()
+        return self._cropped(RESIZERS[self.resizer](picture, self._stretched)).contiguous()
 
     def blank(self) -> Tensor:
         """(3, S, S) uint8, black"""
@@ -144,7 +144,7 @@ def _torch(picture: Image.Image, side: int) -> Tensor:
     return F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True, align_corners=False)[0]
 
 
-_RESIZERS: Mapping[str, Callable[[Image.Image, int], Tensor]] = {
+RESIZERS: Mapping[str, Callable[[Image.Image, int], Tensor]] = {
     "bicubic": _pillow(Image.Resampling.BICUBIC),
     "bilinear": _pillow(Image.Resampling.BILINEAR),
     "torchvision": _torch,

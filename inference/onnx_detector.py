@@ -7,12 +7,13 @@ checked before anything is scored.
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.input_spec import RESIZERS, SquareInput
 from inference.calibration import Calibration
 from inference.predictor import ImageResult
 from utils.errors import first_line
@@ -72,6 +73,7 @@ class OnnxDetector:
                 raise ValueError(f"it has format {card['format']}, and this version reads {FORMAT}")
             self.method, self.class_name = str(card["method"]), str(card["class_name"])
             self.image_size = int(card["image_size"])
+            self.input_spec = _input_spec(self.image_size, card.get("resize", {}))
             self.outputs = [str(name) for name in card["outputs"]]
             stored = card["calibration"]
             self.calibration = None if stored is None else Calibration.from_dict(stored)
@@ -151,6 +153,14 @@ class OnnxDetector:
             )
             for row, score in enumerate(scores)
         ]
+
+
+def _input_spec(side: int, resize: Mapping[str, Any]) -> SquareInput:
+    """How pictures become images, see `onnx_export.resize_settings`; exports of earlier versions do not say it."""
+    resizer = resize.get("resizer", "bicubic")
+    if resizer not in RESIZERS:
+        raise ValueError(f"unknown resizer {resizer!r:.80}")
+    return SquareInput(side, resizer, bool(resize.get("center_crop", False)))
 
 
 def find_onnx(path: str | Path) -> Path:
