@@ -178,7 +178,8 @@ def check_memories(path: str, header: Mapping[str, Any], memories: Memories, bui
 
     header, memories: see `memory_bank.load`.
     """
-    keys = ("method", "model", "weights", "quick_gelu", "normalization", "image_size", *built.detector.options)
+    backbone = ("model", "weights", "quick_gelu", "position_rule", "normalization", "image_size")
+    keys = ("method", *backbone, *built.detector.options)
     made_with = dict.fromkeys(keys, "nothing known") | checkpoint.complete(header, built.description)
     checkpoint.check_compatible(f"memory {path} was made", made_with, built.description, keys)
     memory_bank.check(path, memories, built.detector.bank_widths)

@@ -108,11 +108,18 @@ class Backbone(FrozenTower):
         raise TypeError(f"{self.name} gives no attention")
 
     def _described(self) -> dict[str, Any]:
-        rule = {} if self.position_rule == PositionRules().clip else {"position_rule": self.position_rule}
+        rule = {"position_rule": self.position_rule} if isinstance(self.taps, ViTTaps) else {}
         return {"quick_gelu": self.quick_gelu, **rule}
 
     def _library(self) -> str:
         return f"open_clip {open_clip.__version__}"
+
+    def _positions(self, size: tuple[int, int]) -> dict[str, str]:
+        # Square images by the usual rule have the table that `_vision` has, so that older caches stay of use.
+        square = size == (self.image_size, self.image_size) and self.position_rule == PositionRules().clip
+        if square or not isinstance(self.taps, ViTTaps):
+            return {}
+        return {"positions": f"{self.position_rule} {self.taps.table.digest}"}
 
     def _vision(self) -> tuple[Any, Mapping[str, Tensor]]:
         settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size]

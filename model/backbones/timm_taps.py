@@ -1,5 +1,6 @@
 """Token streams of timm's image towers: ViTs block by block, anything else by the feature maps that timm gives out."""
 
+import textwrap
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -10,6 +11,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from model.backbones.positions import PositionTable
+from utils.errors import first_line
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -183,7 +185,14 @@ class StageTaps(nn.Module):
             )
         if size not in self._shapes:
             every = list(range(self._skipped + self.depth))
-            maps = _maps(self._draft[0], torch.empty(1, 3, *size, device="meta"), every)
+            try:
+                maps = _maps(self._draft[0], torch.empty(1, 3, *size, device="meta"), every)
+            except Exception as error:  # whatever stops a model, the user needs to know which images do
+                reason = textwrap.shorten(first_line(error), 100) or type(error).__name__
+                raise ValueError(
+                    f"images of {size[1]} x {size[0]} pixels: timm gives no feature maps of this model ({reason}); "
+                    "choose another --model or --image_size"
+                ) from None
             self._shapes[size] = [(one.shape[1], one.shape[2], one.shape[3]) for one in maps]
         return self._shapes[size][self._index(layer)]
 
