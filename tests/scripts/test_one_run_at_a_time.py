@@ -133,7 +133,7 @@ def test_what_a_method_can_do_is_told_to_shell_scripts():
     assert run("april_gan").stdout.split() == ["trains=yes", "zero_shot=yes", "few_shot=yes", "batched="]
     wrong = run("sdq")
     assert wrong.returncode == 2 and wrong.stderr == (
-        "error: 'sdq' is no method; known: april_gan, winclip, sdp, sdp_plus, vcp_clip\n"
+        "error: 'sdq' is no method; known: april_gan, winclip, sdp, sdp_plus, vcp_clip, subspace_ad\n"
     )
 
 
