@@ -97,9 +97,7 @@ def run_exported(args: argparse.Namespace) -> int:
     return code
 
 
-def scoring_options(
-    settings: PredictSettings | OnnxSettings, input_spec: InputSpec | int, batch_size: int
-) -> ScoringOptions:
+def scoring_options(settings: PredictSettings | OnnxSettings, input_spec: InputSpec, batch_size: int) -> ScoringOptions:
     return ScoringOptions(
         save_path=Path(settings.save_path), class_name=settings.class_name, input_spec=input_spec,
         batch_size=batch_size, num_workers=settings.num_workers, bits=settings.bits, save_maps=settings.save_maps,

@@ -30,6 +30,7 @@ PARTS = {
     "bank": "the search of a memory bank against faiss-cpu",
     "texts": "VCP-CLIP's texts of a batch against image by image",
     "backbones": "backbones of timm: images per second, and against timm's own forward",
+    "subspace": "SubspaceAD's fit and scoring against the plain forward of its backbone",
     "startup": "--help of every script against the import of PyTorch",
     "gpu": "the backbone against the device's matrix products",
 }
