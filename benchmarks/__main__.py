@@ -26,6 +26,7 @@ PARTS = {
     "metrics": "pixel metrics against scikit-learn with scikit-image, and against anomalib",
     "accuracy": "pixel metrics: how far the counted keys are from exact numbers",
     "winclip": "WinCLIP against its floor, and against anomalib's",
+    "mutual": "MuSc: comparing the images of a set, against the published loop",
     "texts": "VCP-CLIP's texts of a batch against image by image",
     "startup": "--help of every script against the import of PyTorch",
     "gpu": "the backbone against the device's matrix products",
