@@ -1,5 +1,5 @@
-"""How far the patches of each image of a set are from the patches of all others: the mutual scoring of MuSc, equations
-2 to 5 of its paper (arXiv 2401.16753).
+"""How far the patches of each image of a set are from the patches of all others: the mutual scoring of MuSc (LNAMD and
+MSM of arXiv 2401.16753).
 
 Two things make it cheap. Every pair of images is compared once: one block of products gives the nearest neighbours both
 ways. And all sizes of neighbourhoods share the products of single patches: the product of two means of patches is the
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Bytes of the features of a block of images: on the CPU near the caches; on a GPU this share of the free memory.
-_BLOCK = 1 << 27
+# Bytes of the features of a block of images: few on the CPU, which cost little time; on a GPU a share of what is free.
+_BLOCK = 1 << 25
 _SHARE = 0.2
 # Products held at once: 8 MiB on the CPU, 256 MiB elsewhere, which wants large products.
 _CHUNK = {"cpu": 1 << 21, "": 1 << 26}
@@ -25,7 +25,7 @@ Grid = tuple[int, int]
 
 
 def neighborhood_means(tokens: Tensor, grid: Grid, side: int) -> Tensor:
-    """Local aggregation with neighbourhoods of one size ("LNAMD", equation 2).
+    """Local aggregation with neighbourhoods of one size (LNAMD).
 
     The published program normalises all values of an image together (layer norm), takes the mean over side x side
     patches, zeros beyond the border, and makes each patch a unit vector. Of the layer norm and of the mean's divisor
@@ -52,7 +52,7 @@ def mutual_scores(
 ) -> Tensor:
     """Of each patch of each image, the mean of its `count` smallest distances to other images: (sides, n, N) float32.
 
-    The distance to an image is the Euclidean one to its nearest patch (equation 3). Features are put in place block by
+    The distance to an image is the Euclidean one to its nearest patch (MSM). Features are put in place block by
     block, as they are needed.
 
     Args:
