@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from metrics.names import VALIDATION_METRICS
 from model import METHODS
-from model.options import Option, natural, positive, probability
+from model.options import POSITION_RULES, Option, natural, positive, probability
 from utils.devices import CPU_BATCH, PRECISIONS
 from utils.errors import MESSAGE_LIMIT
 from utils.text import escape_controls, shorten
@@ -186,10 +186,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _add_detector(parser: argparse.ArgumentParser, default: str) -> None:
     add = parser.add_argument
     add("--method", choices=list(METHODS), help=f"default {default}")
-    add("--model", help="architecture of open_clip, or of --config_path")
-    add("--pretrained", help="tag of open_clip (openai, laion400m_e31, ...) or file (.pt, .safetensors)")
-    add("--config_path", help="architecture JSON that open_clip does not ship")
-    add("--quick_gelu", choices=("auto", "on", "off"), help="activation; auto: what the architecture says")
+    add("--model", help="architecture of open_clip or timm (NAME or NAME.TAG), or of --config_path")
+    add("--pretrained", help="tag of open_clip or timm (openai, lvd142m, ...) or file (.pt, .safetensors)")
+    add("--config_path", help="architecture JSON that neither open_clip nor timm ships")
+    add("--quick_gelu", choices=("auto", "on", "off"), help="activation of a CLIP; auto: what the architecture says")
+    add(
+        "--position_rule",
+        choices=("auto", *POSITION_RULES),
+        help="how a ViT's position table is brought to the images' grid; auto: as the method's published program does",
+    )
     channels, known = ("R", "G", "B"), "default: what the weights were trained with, where that is known"
     add("--mean", type=float, nargs=3, metavar=channels, help=f"by which images are normalised, in [0, 1] ({known})")
     add("--std", type=float, nargs=3, metavar=channels, help="the same of the standard deviation; belongs to --mean")

@@ -28,6 +28,7 @@ Settings = TypeVar("Settings")
 _COMMON: dict[str, Any] = {
     "method": "april_gan",
     "quick_gelu": "auto",
+    "position_rule": "auto",
     "device": "auto",
     "num_workers": 2,
     "compile": False,
@@ -217,13 +218,19 @@ class _Values:
         self.preset_label = f"{self['method']} preset"
         if args.config_path is not None:
             self.default("model", Path(args.config_path).stem, "--config_path")
+        name, dot, tag = (self["model"] or "").partition(".")
+        if dot and args.config_path is None and args.pretrained is None:  # as timm writes names and tags together
+            self.decide("model", name, "flag")
+            self.decide("pretrained", tag, "--model")
         self.default("precision", *default_precision(self["device"]))
         # The published size and weights belong to the published architecture; another has its own.
         if self["model"] in (None, self.preset.model):
             for key in ("model", "pretrained", "image_size"):
                 self.default(key, getattr(self.preset, key), self.preset_label)
         if self["pretrained"] is None:
-            raise ValueError(f"--model {self['model']} requires --pretrained: a tag of open_clip or a weights file")
+            raise ValueError(
+                f"--model {self['model']} requires --pretrained: a tag (of open_clip or timm) or a weights file"
+            )
         self.default("prompts", for_dataset(self.preset.prompts, dataset), self.preset_label)
         self._cache_size()
         if self._values.get("batch_size") == "auto":

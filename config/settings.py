@@ -26,6 +26,7 @@ class DetectorSettings:
     config_path: str | None
     image_size: int | None
     quick_gelu: str
+    position_rule: str
     mean: Sequence[float] | None
     std: Sequence[float] | None
     prompts: str | None

@@ -46,6 +46,9 @@ class BuildSettings(Protocol):
     def quick_gelu(self) -> str: ...
 
     @property
+    def position_rule(self) -> str: ...
+
+    @property
     def mean(self) -> Sequence[float] | None: ...
 
     @property
@@ -93,6 +96,7 @@ def build_detector(settings: BuildSettings, accelerator: Accelerator) -> Scoring
         config_path=settings.config_path,
         image_size=settings.image_size,
         quick_gelu=settings.quick_gelu,
+        position_rule=settings.position_rule,
         mean=settings.mean,
         std=settings.std,
         prompts=prompts,

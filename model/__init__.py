@@ -6,6 +6,7 @@ Importing it needs no CLIP library: command lines are read from what the methods
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from data.input_spec import SquareInput
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector, ImageTower, ScoringDetector
@@ -44,40 +45,42 @@ def build(
     config_path: str | None = None,
     image_size: int | None = None,
     quick_gelu: str = "auto",
+    position_rule: str = "auto",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     prompts: Prompts | None = None,
     **options: Any,
 ) -> ScoringDetector:
-    """A detector on a frozen CLIP.
+    """A detector on a frozen backbone: a CLIP of open_clip, or a model of timm where the method needs no text.
 
     Args:
         method: a key of METHODS.
-        model: architecture name; `config_path` may register it.
+        model: architecture name of open_clip or timm, NAME.TAG of timm; `config_path` may register it.
         pretrained: tag or file of weights; None leaves random weights.
-        image_size: side of the square input; None takes the architecture's own.
-        quick_gelu: "auto", "on" or "off".
+        image_size: side of the input; None takes the architecture's own.
+        quick_gelu: "auto", "on" or "off"; of CLIPs.
+        position_rule: "auto" (the method's own) or one of `options.POSITION_RULES`.
         mean, std: of R, G and B in [0, 1], by which images are normalised; None takes those of the weights.
         prompts: states and templates; None takes the method's own.
         options: the method's own, as its OPTIONS name them (`features_list=[6, 12]`, `scales=[2, 3]`, ...); None takes
             its default.
 
     Raises:
-        ValueError, OSError: see `Backbone`; an option that the method does not have. One line that says what to do.
+        ValueError, OSError: see `Backbone` and `TimmBackbone`; an option that the method does not have. One line that
+            says what to do.
     """
-    # Here, since open_clip takes seconds to import.
-    from model.backbones.architectures import register_architecture
-    from model.backbones.clip import Backbone
+    # Here, since open_clip and timm take seconds to import.
+    from model.backbones.choose import build_backbone
 
     if method not in METHODS:
         raise ValueError(f"unknown method '{method}'; known: {', '.join(METHODS)}")
     check_options(method, options)
-    if config_path is not None:
-        register_architecture(config_path)
-    half = METHODS[method].PRESET.half_weights
-    backbone = Backbone(
-        model, pretrained, image_size=image_size, quick_gelu=quick_gelu, half_weights=half, mean=mean, std=std
-    )
+    cls = METHODS[method]
+    backbone = build_backbone(
+        model, pretrained, config_path=config_path, image_size=image_size, quick_gelu=quick_gelu,
+        position_rule=position_rule, position_rules=cls.PRESET.position_rules, half_weights=cls.PRESET.half_weights,
+        mean=mean, std=std, text_for=method if cls.needs_text else None,
+    )  # fmt: skip
     return build_on(backbone, method, prompts=prompts, **options)
 
 
@@ -87,7 +90,10 @@ def build_on(backbone: ImageTower, method: str, *, prompts: Prompts | None = Non
     if prompts is not None:
         given["prompts"] = prompts
     constructor = cast(Callable[..., ScoringDetector], METHODS[method])  # which know their own arguments
-    return constructor(backbone, **given)
+    detector = constructor(backbone, **given)
+    if isinstance(detector.input_spec, SquareInput):
+        backbone.check_square(detector.input_spec.side)
+    return detector
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

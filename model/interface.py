@@ -32,9 +32,9 @@ OPENAI_NORMALIZATION = Normalization((0.48145466, 0.4578275, 0.40821073), (0.268
 class Tokens(NamedTuple):
     """What the backbone makes of a batch of images; knows nothing of classes or references."""
 
-    pooled: Tensor  # (B, D), not normalised
-    patches: dict[int, Tensor]  # layer -> (B, N, W), raw block output without class token
-    grids: dict[int, tuple[int, int]]  # layer -> (G, G)
+    pooled: Tensor  # (B, D), not normalised: CLIP's embedding, or a ViT's class token after the final norm
+    patches: dict[int, Tensor]  # layer -> (B, N, W), block output without class and register tokens
+    grids: dict[int, tuple[int, int]]  # layer -> (g_h, g_w)
 
 
 class DualTokens(NamedTuple):
@@ -112,8 +112,11 @@ class ImageTower(Protocol):
     """
 
     name: str  # of the architecture, as --model names it
-    image_size: int  # side S of the square input in pixels
+    image_size: int  # side S of the square input, or its shorter side, in pixels
+    patch: int  # pixels of a patch a side; of a CNN: the stride of its last stage
     embed_dim: int  # D, width of the pooled embedding
+    prefix_tokens: int  # class and register tokens, which `Tokens.patches` leaves out
+    has_text: bool  # whether it has a text tower beside it
     fingerprint: str  # identity of the weights; the same at every image size
     cache: Cache | None  # asked for the features of images before they are computed
 
@@ -129,7 +132,10 @@ class ImageTower(Protocol):
         """Width W of a layer's tokens."""
 
     def token_count(self, layer: int) -> int:
-        """Patch tokens of a layer, N."""
+        """Patch tokens of a layer, N, of a square image."""
+
+    def grid_of(self, layer: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Grid (g_h, g_w) of a layer for images of (H, W) pixels."""
 
     def default_layers(self) -> list[int]:
         """Four evenly spaced layers, the last included."""
@@ -137,11 +143,31 @@ class ImageTower(Protocol):
     def check_layers(self, flag: str, layers: Sequence[int]) -> None:
         """Raises ValueError where a layer does not exist or is listed twice."""
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 -> float32 as the weights expect it."""
+    def number_layers(self, flag: str, layers: Sequence[int]) -> list[int]:
+        """The layers with their own numbers: -1 is the last one, and 0 what enters layer 1. Raises ValueError as
+        `check_layers`."""
 
-    def __call__(self, images: Tensor, layers: Collection[int]) -> Tokens:
-        """Tokens of the asked layers. images: (B, 3, S, S) uint8 RGB."""
+    def check_square(self, size: int | None = None) -> None:
+        """Raises ValueError where patches do not divide the side of a square image: `size`, or `image_size`."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> float32 as the weights expect it."""
+
+    def __call__(self, images: Tensor, layers: Collection[int], *, normed: bool = False, pooled: bool = True) -> Tokens:
+        """Tokens of the asked layers; 0 is what enters layer 1.
+
+        Args:
+            images: (B, 3, H, W) uint8 RGB; the patches divide H and W.
+            normed: put every layer's patch tokens through the model's final norm, if it has one.
+            pooled: False: leave out the pooled embedding, which is (B, 0) then, and the layers above the asked ones.
+        """
+
+    def check_saliency(self, flag: str, index: int) -> None:
+        """Raises ValueError, beginning with `flag`, where `saliency` of a block, counted from 0, cannot be had."""
+
+    def saliency(self, images: Tensor, index: int) -> Tensor:
+        """Attention of block `index`, from 0, from the register tokens (without registers: the class token) to the
+        patches; mean over heads and registers. (B, N); of ViTs of timm, see `check_saliency`."""
 
     def features(self, images: Tensor, shapes: Mapping[str, tuple[int, ...]], encode: Encoder) -> Mapping[str, Tensor]:
         """Features of a method's own making, each (B, ...), from `cache` where it holds them.

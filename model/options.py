@@ -77,6 +77,23 @@ class Training:
     save_freq: int = 1
 
 
+# How a ViT's position table is brought to another grid, see model/backbones/positions.py.
+POSITION_RULES = ("offset", "size", "size_antialias", "bilinear")
+
+
+@dataclass(frozen=True)
+class PositionRules:
+    """The position rule that `--position_rule auto` means for a method.
+
+    clip: of open_clip's ViTs.
+    plain, registers: of ViTs of timm without, with register tokens.
+    """
+
+    clip: str = "size_antialias"
+    plain: str = "size_antialias"
+    registers: str = "size_antialias"
+
+
 @dataclass(frozen=True)
 class Preset:
     """The published settings of a method.
@@ -88,6 +105,7 @@ class Preset:
     prompts: name or file of other words than the method's own; None takes these.
     half_weights: whether the published program rounds the backbone's weights to half precision.
     extra_metrics: what the method's table shows beside the usual metrics.
+    position_rules: how position tables are brought to the grid of the images, where no flag says it.
     """
 
     model: str
@@ -100,6 +118,7 @@ class Preset:
     prompts: str | None | ByDataset[str | None] = None
     half_weights: bool = False
     extra_metrics: tuple[str, ...] = ()
+    position_rules: PositionRules = PositionRules()
 
 
 # Medical datasets have words of their own, which ship with prompt_ensemble.py.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
@@ -40,7 +41,7 @@ def register_architecture(config_path: str) -> str:
         ValueError: neither, or no architecture in the file.
     """
     path = Path(config_path)
-    config = _read(path)
+    config = read_config(path)
     if config is None:
         if path.stem in open_clip.list_models():
             return path.stem
@@ -68,7 +69,7 @@ def register_architecture(config_path: str) -> str:
     return path.stem
 
 
-def _read(path: Path) -> Any:
+def read_config(path: Path) -> Any:
     """What the JSON file holds; None where there is no file."""
     try:
         check_regular(path)
@@ -162,8 +163,15 @@ def _create(
 
 
 def suggest_models(model: str) -> str:
-    near = difflib.get_close_matches(model, open_clip.list_models(), n=4, cutoff=0.5)
-    return f" (did you mean {', '.join(near)}?)" if near else " (open_clip.list_models() lists the known ones)"
+    """The nearest names that the libraries know, for a message."""
+    near = [
+        name
+        for names, cutoff in ((open_clip.list_models(), 0.5), (timm.list_models(), 0.7))
+        for name in difflib.get_close_matches(model.partition(".")[0], names, n=3, cutoff=cutoff)
+    ]
+    if near:
+        return f" (did you mean {', '.join(dict.fromkeys(near))}?)"
+    return " (open_clip.list_models() and timm.list_models() list the known ones)"
 
 
 @contextlib.contextmanager

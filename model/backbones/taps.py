@@ -1,12 +1,16 @@
 """Token streams of image towers: the patch tokens of chosen layers."""
 
+import math
 from collections.abc import Callable, Collection
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+
+from model.backbones.positions import PositionTable
 
 
 def project(x: Tensor, projection: nn.Linear | Tensor) -> Tensor:
@@ -15,12 +19,27 @@ def project(x: Tensor, projection: nn.Linear | Tensor) -> Tensor:
 
 
 class ViTTaps(nn.Module):
-    """Token streams of a vision transformer."""
+    """Token streams of a vision transformer, on images of any shape.
 
-    def __init__(self, visual: VisionTransformer):
+    Args:
+        visual: with the position table of its own image size, resampled by size with antialias.
+        stored: the table as the weights have it, (1 + M * M, W); None: that of `visual`.
+        rule: by which other grids are served, see `positions.resample`.
+    """
+
+    first = 0
+
+    def __init__(self, visual: VisionTransformer, stored: Tensor | None = None, rule: str = "size_antialias"):
         super().__init__()
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
+        self.patch: int = visual.patch_size[0]
+        own: Tensor = visual.positional_embedding.detach()
+        stored = own if stored is None else stored
+        side = math.isqrt(len(stored) - 1)
+        self.table = PositionTable(stored, 1, (side, side), rule)
+        # What open_clip has resampled at loading is served as it is: exactly the numbers of the published programs.
+        self._resampled = rule == "size_antialias" or len(stored) == len(own)
         self.dual_attention = _dual_attention
 
     def compile_blocks(self) -> None:
@@ -33,25 +52,40 @@ class ViTTaps(nn.Module):
         width: int = self.visual.transformer.width
         return width
 
+    def grid(self, layer: int, size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] // self.patch, size[1] // self.patch
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """(1 + g_h * g_w, W)"""
+        own: Tensor = self.visual.positional_embedding
+        return own if self._resampled and grid == tuple(self.visual.grid_size) else self.table.at(grid)
+
     def embed(self, images: Tensor) -> Tensor:
         """Patch convolution, class token in front, position embedding added; before ln_pre. (B, 1 + N, W)"""
         visual = self.visual
-        patches = visual.conv1(images).flatten(2).transpose(1, 2)  # (B, N, W)
+        patches = visual.conv1(images)  # (B, W, g_h, g_w)
+        grid = (patches.shape[2], patches.shape[3])
+        patches = patches.flatten(2).transpose(1, 2)  # (B, N, W)
         class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)  # (B, 1, W)
-        positions: Tensor = visual.positional_embedding.to(patches.dtype)  # (1 + N, W)
+        positions = self._positions(grid).to(patches.dtype)  # (1 + N, W)
         return torch.cat([class_token, patches], dim=1) + positions
 
     def encode(self, tokens: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """All blocks. Returns the pooled embedding (B, D), not normalised, and the asked blocks' raw output, each
-        (B, 1 + N, W) with the class token at index 0."""
-        visual, outputs = self.visual, {}
-        x = visual.ln_pre(tokens)
-        for layer, block in enumerate(visual.transformer.resblocks, start=1):
+        (B, 1 + N, W) with the class token at index 0; layer 0 is what enters the first block."""
+        x, outputs = self._run(tokens, layers, self.depth)
+        pooled, _ = self.visual._pool(x)
+        return (pooled if self.visual.proj is None else pooled @ self.visual.proj), outputs
+
+    def _run(self, tokens: Tensor, layers: Collection[int], last: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """Blocks up to the last one; its output, and those of the asked layers."""
+        x = self.visual.ln_pre(tokens)
+        outputs = {0: x} if 0 in layers else {}
+        for layer, block in enumerate(self.visual.transformer.resblocks[:last], start=1):
             x = block(x)
             if layer in layers:
                 outputs[layer] = x
-        pooled, _ = visual._pool(x)
-        return (pooled if visual.proj is None else pooled @ visual.proj), outputs
+        return x, outputs
 
     def pool(self, tokens: Tensor) -> Tensor:
         """As `encode`, the pooled embedding alone. It looks at the class token only, so the last block, which needs the
@@ -104,10 +138,18 @@ class ViTTaps(nn.Module):
             values[layer] = both if visual.proj is None else both @ visual.proj
         return values, {layer: ordinary[layer][:, 1:] for layer in layers}
 
-    def forward(self, images: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Pooled embedding (B, D), and patch tokens per layer, (B, N, W)."""
-        pooled, outputs = self.encode(self.embed(images), layers)
-        return pooled, {layer: x[:, 1:] for layer, x in outputs.items()}
+    def forward(
+        self, images: Tensor, layers: Collection[int], *, normed: bool = False, pooled: bool = True
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """As `frozen.Taps`; the final norm is ln_post."""
+        tokens = self.embed(images)
+        if pooled:
+            embedding, outputs = self.encode(tokens, layers)
+        else:
+            embedding = tokens.new_empty(len(tokens), 0)
+            outputs = self._run(tokens, layers, max(layers, default=0))[1]
+        norm = self.visual.ln_post if normed else nn.Identity()
+        return embedding, {layer: norm(x)[:, 1:] for layer, x in outputs.items()}
 
 
 def _dual_attention(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,13 +172,15 @@ def _dual_attention(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, T
 class ResNetTaps(nn.Module):
     """Token streams of a ResNet: the outputs of its four stages, each on its own grid."""
 
-    depth = 4
+    first, depth = 1, 4
 
     def __init__(self, visual: ModifiedResNet, image_size: int):
         super().__init__()
         self.visual = visual
-        pool = visual.attnpool
-        pool.positional_embedding = nn.Parameter(_resample_positions(pool.positional_embedding, image_size // 32))
+        table: Tensor = visual.attnpool.positional_embedding.detach()
+        side = math.isqrt(len(table) - 1)
+        self.table = PositionTable(table, 1, (side, side), "size_antialias")
+        visual.attnpool.positional_embedding = nn.Parameter(self.table.at((image_size // 32, image_size // 32)))
         visual.image_size = image_size
         self.run_stages: Callable[[Tensor], list[Tensor]] = self.stages
 
@@ -147,30 +191,34 @@ class ResNetTaps(nn.Module):
         channels: int = self.visual.layer1[-1].conv3.out_channels
         return channels << (layer - 1)
 
-    def forward(self, images: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """As `ViTTaps.forward`."""
+    def grid(self, layer: int, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = ((side + 1) // 2 >> layer for side in size)  # the stem's convolution rounds up, pools down
+        return height, width
+
+    def forward(
+        self, images: Tensor, layers: Collection[int], *, normed: bool = False, pooled: bool = True
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """As `frozen.Taps`; a ResNet has no final norm."""
         outputs = self.run_stages(images)
         patches = {
             layer: x.flatten(2).transpose(1, 2)  # (B, N, W)
             for layer, x in enumerate(outputs, start=1)
             if layer in layers
         }
-        return self.visual.attnpool(outputs[-1]), patches
+        return (self._pool(outputs[-1]) if pooled else images.new_empty(len(images), 0)), patches
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """(B, W, g_h, g_w) -> (B, D)"""
+        pool, grid = self.visual.attnpool, (x.shape[2], x.shape[3])
+        if 1 + grid[0] * grid[1] == len(pool.positional_embedding) and grid[0] == grid[1]:
+            pooled: Tensor = pool(x)
+            return pooled
+        table = self.table.at(grid)
+        return cast(Tensor, torch.func.functional_call(pool, {"positional_embedding": table}, (x,)))
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """The outputs of all stages, each (B, W, G, G)."""
+        """The outputs of all stages, each (B, W, g_h, g_w)."""
         visual, outputs = self.visual, [self.visual.stem(images)]
         for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
             outputs.append(stage(outputs[-1]))
         return outputs[1:]
-
-
-def _resample_positions(table: Tensor, grid: int) -> Tensor:
-    """Position table (1 + g * g, W) -> (1 + grid * grid, W): bicubic, antialias, the first entry kept."""
-    first, rest = table.detach()[:1].float(), table.detach()[1:].float()
-    side = round(len(rest) ** 0.5)
-    if side == grid:
-        return table.detach()
-    rest = rest.T.reshape(1, -1, side, side)  # (1, W, g, g)
-    rest = F.interpolate(rest, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([first, rest.flatten(2)[0].T])

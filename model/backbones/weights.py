@@ -1,15 +1,16 @@
 """Weights: where they come from, and reading them safely."""
 
+import functools
 import hashlib
 import logging
 import pickle
 import textwrap
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import psutil
 import torch
@@ -26,9 +27,12 @@ from utils import memory_check
 from utils.errors import first_line
 from utils.files import check_regular
 
+T = TypeVar("T")
+
 _LOG = logging.getLogger("vand")
 _POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding",
               "visual.attnpool.positional_embedding")  # fmt: skip # tables that may be of another length
+_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # that OpenAI's archives carry along
 _LOG_AFTER = 3.0  # seconds, after which a line says that a download still waits
 # Seconds after which a download is given up: without an answer, and without a byte after it (the hub's client writes
 # large blocks, which take their time on a slow line).
@@ -66,7 +70,7 @@ class Weights:
         Args:
             mean, std: of the flags, both or none.
         """
-        asked = _asked(mean, std)
+        asked = asked_normalization(mean, std)
         if pretrained is None:
             return cls("random weights", None, asked or normalization(model) or OPENAI_NORMALIZATION)
         try:
@@ -114,11 +118,18 @@ class Weights:
                     textwrap.shorten(", ".join(own), 90, placeholder=" ..."), model,
                 )  # fmt: skip
 
-    def load_into(self, clip: nn.Module, half_weights: bool) -> None:
-        """Raises ValueError where the weights cannot be read, or do not fit the model; nothing is widened before their
-        shapes are known to fit."""
+    def load_into(self, clip: nn.Module, half_weights: bool) -> Tensor | None:
+        """Load; position tables of another length are resampled by open_clip (size, antialias).
+
+        Returns:
+            The position table of the image tower as it is stored, (1 + M * M, W); None where there is none.
+
+        Raises:
+            ValueError: weights that cannot be read, or do not fit the model; nothing is widened before their shapes are
+                known to fit.
+        """
         if self.path is None:
-            return
+            return clip.state_dict().get(_POSITIONS[0])
         own = clip.state_dict()
         state = _read_state(self.path, own.keys())
         try:
@@ -127,18 +138,20 @@ class Weights:
                 if value.is_floating_point():  # position tables must be widened before they are resampled
                     state[key] = value.half().float() if half_weights else value.float()
             broken = next((key for key, value in state.items() if not value.isfinite().all()), None)
+            stored = state.get(_POSITIONS[0])
             with silent():
                 resize_pos_embed(state, clip)
                 resize_text_pos_embed(state, clip)
-            state_dicts.check_fit(_shapes(state), _shapes(own))
+            state_dicts.check_fit(shapes_of(state), shapes_of(own))
             clip.load_state_dict(state)
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, ValueError) as error:
             raise ValueError(f"weights {self.label} do not fit the architecture: {first_line(error)}") from None
         if broken:
             raise ValueError(f"--pretrained {self.path}: '{broken}' holds NaN or infinity; get the file again")
+        return stored
 
 
-def _asked(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization | None:
+def asked_normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization | None:
     if mean is None and std is None:
         return None
     if mean is None or std is None:
@@ -165,7 +178,7 @@ def _known(model: str, tags: Sequence[Mapping[str, Any]]) -> tuple[Normalization
     return OPENAI_NORMALIZATION, f"OpenAI's, since {why}; --mean and --std set others"
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
@@ -175,11 +188,11 @@ def _check_fit(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
     for key in ("logit_scale", "logit_bias"):
         if key in state and key in own and state[key].numel() == 1:
             state[key] = state[key].reshape(own[key].shape)
-    shapes = _shapes(state)
+    shapes = shapes_of(state)
     for key in _POSITIONS:
         if key in state and key in own and state[key].ndim == own[key].ndim:
             shapes[key] = (own[key].shape[0], *shapes[key][1:])
-    state_dicts.check_fit(shapes, _shapes(own))
+    state_dicts.check_fit(shapes, shapes_of(own))
     for key, value in state.items():
         if own[key].is_floating_point() and not value.is_floating_point():
             raise ValueError(
@@ -188,9 +201,21 @@ def _check_fit(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
 
 
 def _read_state(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
-    """The state dict of a file, under the keys of a model where only a prefix differs.
+    """The state dict of a CLIP's file, under the keys of a model where only a prefix differs."""
+    state = read_state(path, wanted, "a CLIP")
+    state = {key: value for key, value in state.items() if key not in _NUMBERS}
+    if "positional_embedding" in state and "positional_embedding" not in wanted:
+        state = convert_to_custom_text_state_dict(state)
+    return state
+
+
+def read_state(path: Path, wanted: Collection[str], what: str) -> dict[str, Tensor]:
+    """The state dict of a file, without what programs wrap around it, where that leads to some wanted keys.
 
     No code of the file is run, whatever kind it is: safetensors, a `weights_only` pickle, a TorchScript archive.
+
+    Args:
+        what: that the file should hold, for the message.
     """
     try:
         memory_check.check_file(path)
@@ -214,17 +239,12 @@ def _read_state(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
         raise ValueError(f"--pretrained {path}: no readable weights file ({reason})") from None
     state = state_dicts.unwrap(content, wanted) if isinstance(content, Mapping) else None
     if not state or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"--pretrained {path}: holds no state dict of a CLIP")
-    numbers = ("input_resolution", "context_length", "vocab_size")  # that OpenAI's archives carry along
-    state = {key: value for key, value in state.items() if key not in numbers}
+        raise ValueError(f"--pretrained {path}: holds no state dict of {what}")
     try:
-        state_dicts.check_tensors(state)
+        state_dicts.check_tensors({key: value for key, value in state.items() if key not in _NUMBERS})
     except ValueError as error:
         raise ValueError(f"--pretrained {path}: {error}") from None
-    state = state_dicts.strip_prefixes(state, wanted)
-    if "positional_embedding" in state and "positional_embedding" not in wanted:
-        state = convert_to_custom_text_state_dict(state)
-    return state
+    return state_dicts.strip_prefixes(state, wanted)
 
 
 def _download(tag: dict[str, Any], label: str) -> Path:
@@ -233,7 +253,8 @@ def _download(tag: dict[str, Any], label: str) -> Path:
     for from_hub, address in ((True, tag.get("hf_hub")), (False, tag.get("url"))):
         if address:
             try:
-                return _Download(tag, from_hub).wait(f"weights {label}", address)
+                fetch = functools.partial(download_pretrained, tag, prefer_hf_hub=from_hub)
+                return Path(Download(fetch).wait(f"weights {label}", address))
             except Exception as error:  # noqa: BLE001 - whatever the network stack raises, the user needs one line
                 tried.append(f"{address} ({textwrap.shorten(first_line(error), 90)})")
     raise OSError(
@@ -242,23 +263,27 @@ def _download(tag: dict[str, Any], label: str) -> Path:
     )
 
 
-class _Download(threading.Thread):
-    """A download in a thread of its own, which may wait for a server as long as it likes: it ends with the process."""
+class Download(threading.Thread, Generic[T]):
+    """A download in a thread of its own, which may wait for a server as long as it likes: it ends with the process.
 
-    def __init__(self, tag: dict[str, Any], from_hub: bool):
+    Args:
+        fetch: downloads, and returns what came of it.
+    """
+
+    def __init__(self, fetch: Callable[[], T]):
         super().__init__(daemon=True)
-        self._tag, self._from_hub = tag, from_hub
-        self._path: str | None = None
+        self._fetch = fetch
+        self._found: list[T] = []
         self._error: Exception | None = None
 
     def run(self) -> None:
         try:
-            self._path = download_pretrained(self._tag, prefer_hf_hub=self._from_hub)
+            self._found.append(self._fetch())
         except Exception as error:  # noqa: BLE001 - for the thread that waits
             self._error = error
 
-    def wait(self, what: str, address: str) -> Path:
-        """The file, once it is there. Raises what the download raised; TimeoutError where nothing comes any more."""
+    def wait(self, what: str, address: str) -> T:
+        """What `fetch` returned. Raises what the download raised; TimeoutError where nothing comes any more."""
         with silent():
             self.start()
             self.join(_LOG_AFTER)
@@ -277,7 +302,7 @@ class _Download(threading.Thread):
                 raise TimeoutError(f"nothing came for {most:g} s")
         if self._error is not None:
             raise self._error
-        return Path(self._path or "")
+        return self._found[0]
 
 
 def _written() -> int:

@@ -168,7 +168,7 @@ def test_what_is_refused(vit, register, tmp_path):
     with pytest.raises(ValueError, match="comes from timm"):
         Backbone("convnext_base")
     with pytest.raises(ValueError, match=r"--image_size 50: .* 8 pixels wide; take 48 or 56"):
-        Backbone(vit, image_size=50)
+        Backbone(vit, image_size=50).check_square()
     with pytest.raises(ValueError, match=r"features_list 1 4: layer 4 does not exist.* 1 to 3"):
         Backbone(vit).check_layers("features_list", [1, 4])
     with pytest.raises(ValueError, match="neither a file nor a tag of test-vit"):

@@ -1,0 +1,150 @@
+"""The frozen image towers of timm: ViTs and CNNs that were trained without texts.
+
+A `TimmBackbone` turns images of any shape that its patches divide into `Tokens`. Layers count from 1: the blocks of a
+ViT, or the stages of a CNN; layer 0 is what enters layer 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from model.backbones import timm_models
+from model.backbones.frozen import FrozenTower, least_bytes
+from model.backbones.timm_taps import PlainTaps, StageTaps, is_plain
+from model.backbones.timm_weights import TimmWeights
+from model.backbones.weights import fingerprint
+from model.options import PositionRules
+
+
+class TimmBackbone(FrozenTower):
+    """A model of timm, frozen and in eval mode.
+
+    Args:
+        model: a model of timm, NAME or NAME.TAG, or one registered by `timm_models.register`.
+        pretrained: a tag of timm (downloaded and cached by timm), or a file (.pt, .pth, .bin, .safetensors) of this
+            toolkit, of timm, or of an official program that timm can convert (DINOv2, DINO, ...); None takes the
+            model's TAG, or leaves random weights.
+        image_size: side S of the square input, or its shorter side, in pixels; None takes the model's own.
+        position_rule: one of POSITION_RULES, see `positions.resample`; "auto" takes that of `position_rules`.
+        position_rules: of the method.
+        mean, std: of the channels R, G, B in [0, 1], by which images are normalised; None takes those that the weights
+            were trained with, as `TimmWeights.find` knows them.
+
+    Raises:
+        ValueError: unknown model, unknown tag, an image size that memory cannot hold, weights that do not fit; one line
+            that says what to do.
+        OSError: weights that can not be read or downloaded.
+    """
+
+    has_text = False
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        image_size: int | None = None,
+        position_rule: str = "auto",
+        position_rules: PositionRules | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ):
+        architecture, tag = timm_models.find(model)
+        pretrained = pretrained or tag
+        source = TimmWeights.find(architecture, pretrained, mean, std)
+        source.log()
+        draft = timm_models.draft(architecture)
+        own = int(draft.pretrained_cfg["input_size"][-1])
+        embed: Any = getattr(draft, "patch_embed", None)
+        if getattr(embed, "img_size", None):
+            own = int(embed.img_size[-1])
+        strides = [int(one["reduction"]) for one in draft.feature_info]
+        super().__init__(architecture.name, pretrained, image_size or own, max(strides), source.normalization)
+        self._architecture = architecture
+        self._least_bytes = least_bytes(self.image_size, self.patch, int(draft.feature_info[-1]["num_chs"]))
+        self.check_room(1, "cpu", f"--image_size {self.image_size}", "take a smaller one")
+        timm_model = source.load(architecture)
+        self.fingerprint = fingerprint(timm_model)
+        rules = position_rules or PositionRules()
+        self.position_rule: str | None = None  # where there is a position table
+        self.taps: PlainTaps | StageTaps
+        if is_plain(timm_model):
+            rule = rules.registers if getattr(timm_model, "num_reg_tokens", 0) else rules.plain
+            rule = rule if position_rule == "auto" else position_rule
+            self.taps = PlainTaps(timm_model, rule)
+            self.position_rule = rule if self.taps.table is not None else None
+        else:
+            self.taps = self._stages(timm_model, draft)
+        self.prefix_tokens = int(getattr(timm_model, "num_prefix_tokens", 0))
+        self.embed_dim = self.taps.embed_dim
+        self.freeze()
+
+    def _stages(self, model: Any, draft: Any) -> StageTaps:
+        """Taps of what is no plain ViT; where a model takes images of one size, it is brought to that of the images."""
+        fixed = None
+        if model.pretrained_cfg.get("fixed_input_size") and not getattr(model, "dynamic_img_size", False):
+            fixed = (self.image_size, self.image_size)
+            for one in (model, draft):
+                self._resize(one, fixed)
+        taps = StageTaps(model, draft, fixed)
+        try:
+            taps.shape(taps.depth, (self.image_size, self.image_size))
+        except Exception as error:  # whatever stops it, the user needs to know that it is the model
+            raise ValueError(
+                f"model '{self.name}': timm gives no feature maps of {self.image_size} x {self.image_size} pixels "
+                f"({str(error)[:120]})"
+            ) from None
+        return taps
+
+    def _resize(self, model: Any, size: tuple[int, int]) -> None:
+        own = tuple(model.pretrained_cfg["input_size"][1:])
+        if size == own and not self._architecture.kwargs:
+            return
+        if not hasattr(model, "set_input_size"):
+            raise ValueError(f"--image_size {size[0]}: {self.name} takes images of {own[0]} x {own[1]} pixels alone")
+        model.set_input_size(img_size=size)
+
+    @property
+    def grid(self) -> int | None:
+        """Patches a side, G, of a ViT; None where layers have grids of their own."""
+        return self.image_size // self.patch if isinstance(self.taps, PlainTaps) else None
+
+    def check_saliency(self, flag: str, index: int) -> None:
+        """Raises ValueError, beginning with `flag`, where `saliency` of a block, counted from 0, cannot be had."""
+        if not isinstance(self.taps, PlainTaps) or not self.taps.has_saliency():
+            raise ValueError(f"{flag}: needs a ViT of plain blocks with a class token; {self.name} is of another kind")
+        if not 0 <= index < self.depth:
+            raise ValueError(f"{flag}: block {index} does not exist, {self.name} has blocks 0 to {self.depth - 1}")
+
+    @torch.no_grad()
+    def saliency(self, images: Tensor, index: int) -> Tensor:
+        """Attention of block `index`, from 0, from the register tokens (without registers: the class token) to the
+        patches; mean over heads and registers. (B, N), sums to less than 1.
+
+        images: (B, 3, H, W) uint8 RGB.
+        """
+        taps = self.taps
+        if not isinstance(taps, PlainTaps):
+            raise TypeError(f"{self.name} has no attention")
+        tokens = taps.grid(self.depth, (images.shape[2], images.shape[3]))
+        name = f"saliency {index}"
+
+        def encode(some: Tensor) -> dict[str, Tensor]:
+            return {name: taps.saliency(self.normalize(some), index)}
+
+        return self.features(images, {name: (tokens[0] * tokens[1],)}, encode)[name]
+
+    def _described(self) -> dict[str, Any]:
+        return {} if self.position_rule is None else {"position_rule": self.position_rule}
+
+    def _library(self) -> str:
+        return f"timm {timm.__version__}"
+
+    def _vision(self) -> tuple[Any, Mapping[str, Tensor]]:
+        model: nn.Module = self.taps.model
+        fixed = self.taps.fixed if isinstance(self.taps, StageTaps) else None
+        settings = [self._architecture.timm_name, dict(self._architecture.kwargs), self.position_rule, fixed]
+        return settings, model.state_dict()
