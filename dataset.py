@@ -16,8 +16,9 @@ from data.augment import augment
 from data.images import check_size, load_image, load_mask, orientation
 from data.input_spec import InputSpec, SquareInput
 from data.meta import Sample, read
+from data.views import View, apply_view
 
-__all__ = ["AnomalyDataset", "EpochSampler", "Sample", "UnlabeledImages", "read", "select"]
+__all__ = ["AnomalyDataset", "EpochSampler", "ReferenceViews", "Sample", "UnlabeledImages", "read", "select"]
 
 
 def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sample]:
@@ -32,7 +33,8 @@ def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sam
 class AnomalyDataset(Dataset[dict[str, Any]]):
     """Images and masks as a detector takes them.
 
-    An item is a dict: image (3, H, W) uint8 RGB; mask (H, W) uint8, 1 = defect; cls_name; index into the samples.
+    An item is a dict: image (3, h, w) uint8 RGB; mask (H, W) uint8, 1 = defect; map_size, (H, W) of the mask and of the
+    wanted map; cls_name; index into the samples.
     An anomalous sample without a mask gets an all-zero one: ask `Sample.mask_path` before it is used.
 
     Args:
@@ -75,7 +77,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             image, mask = self._tensors(sample, random.Random(f"{self.seed}/{self.epoch}/{index}"))
         except MemoryError:
             raise ValueError(f"{self.root / sample.img_path}: too large for the memory, make it smaller") from None
-        return {"image": image, "mask": mask, "cls_name": sample.cls_name, "index": index}
+        map_size = (mask.shape[0], mask.shape[1])
+        return {"image": image, "mask": mask, "map_size": map_size, "cls_name": sample.cls_name, "index": index}
 
     def _tensors(self, sample: Sample, rng: random.Random) -> tuple[Tensor, Tensor]:
         if rng.random() < self.mosaic_rate and self._tiles[sample.cls_name]:
@@ -84,7 +87,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             image, mask = self._read(sample)
         if self.augmented:
             image, mask = augment(image, mask, rng)
-        return self.input_spec.image(image), self.input_spec.mask(mask)
+        return _input(self.input_spec, image, self.root / sample.img_path), self.input_spec.mask(mask)
 
     def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:
         """The image, and its mask as 0/255 of the same size."""
@@ -155,8 +158,8 @@ class EpochSampler(Sampler[int]):
 
 
 class UnlabeledImages(Dataset[dict[str, Any]]):
-    """Images without labels, upright. An item is a dict: image (3, H, W) uint8 RGB; index; error, "" or why the file
-    could not be read (then the image is black).
+    """Images without labels, upright. An item is a dict: image (3, h, w) uint8 RGB; map_size, (H, W) of the wanted map;
+    index; error, "" or why the file could not be read (then the image is black).
 
     Args:
         paths: the files.
@@ -173,17 +176,62 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, spec, error = self.paths[index], self.input_spec, ""
         try:
-            image = spec.image(load_image(path, upright=True, bits=self.bits, side=spec.side))
+            picture = load_image(path, upright=True, bits=self.bits, side=spec.side)
+            image, size = _input(spec, picture, path), picture.size
         except ValueError as reason:
-            image, error = spec.blank(), str(reason)
+            image, size, error = spec.blank(), (spec.side, spec.side), str(reason)
         except MemoryError:
-            image = spec.blank()
+            image, size = spec.blank(), (spec.side, spec.side)
             error = f"{path}: image too large, make it smaller (there is not enough memory for it)"
-        return {"image": image, "index": index, "error": error}
+        return {"image": image, "map_size": spec.map_size(size), "index": index, "error": error}
+
+
+class ReferenceViews(Dataset[dict[str, Any]]):
+    """Normal images in the views in which a method sees them; those of one image follow each other. An item is a dict:
+    image (3, h, w) uint8 RGB; map_size, (H, W) of a map of it; index.
+
+    Args:
+        views: (file, its view) each.
+        input_spec: of the detector.
+        bits: those that images of 16 bits really use, see `load_image`.
+        upright: turn pictures as their EXIF orientation says, before anything else.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[tuple[Path, View]],
+        input_spec: InputSpec,
+        *,
+        bits: int | None = None,
+        upright: bool = False,
+    ):
+        self.views, self.input_spec, self.bits, self.upright = views, input_spec, bits, upright
+        self._last: tuple[Path, Image.Image] | None = None  # the next view is mostly one of the same picture
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, view = self.views[index]
+        try:
+            if self._last is None or self._last[0] != path:
+                self._last = path, load_image(path, upright=self.upright, bits=self.bits, side=self.input_spec.side)
+            picture = apply_view(self._last[1], view)
+            image = _input(self.input_spec, picture, path)
+        except MemoryError:
+            raise ValueError(f"{path}: too large for the memory, make it smaller") from None
+        return {"image": image, "map_size": self.input_spec.map_size(picture.size), "index": index}
 
 
 def _spec(given: InputSpec | int) -> InputSpec:
     return SquareInput(given) if isinstance(given, int) else given
+
+
+def _input(spec: InputSpec, picture: Image.Image, path: Path) -> Tensor:
+    try:
+        return spec.image(picture)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _size(image: Image.Image) -> str:

@@ -62,8 +62,8 @@ def run_detector(args: argparse.Namespace) -> int:
         log_bits_hint(files, settings.bits)
         memory, calibration = encode_normal_images(one, normal, settings)
 
-        def predict(batch: Tensor) -> list[ImageResult]:
-            return one.predictor.predict(batch, settings.class_name, memory, calibration)
+        def predict(batch: Tensor, map_size: tuple[int, int]) -> list[ImageResult]:
+            return one.predictor.predict(batch, settings.class_name, memory, calibration, map_size)
 
         options = scoring_options(settings, one.built.detector.input_spec, one.built.batch_size)
         no_verdict = "--calibrate FOLDER of normal images gives one"
@@ -87,7 +87,7 @@ def run_exported(args: argparse.Namespace) -> int:
         start_results(save_path, settings.as_dict(), sources, detector.made_with, accelerator)
         log_bits_hint([path for path, _ in images], settings.bits)
 
-        def predict(batch: Tensor) -> list[ImageResult]:
+        def predict(batch: Tensor, _: tuple[int, int]) -> list[ImageResult]:
             return detector.predict(batch.numpy())
 
         options = scoring_options(settings, settings.image_size, settings.batch_size)

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     test_parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 # isort: split
+from collections import Counter
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from accelerate import Accelerator
 from config.resolve import resolve_test
 from config.settings import TestSettings, log_settings
 from data.references import FewShotSetting
+from engine.batched import check_sets
 from engine.build import Built, build_for_scoring, check_memories, check_room
 from engine.encoding import Timer, encode_texts
 from engine.feature_cache import FeatureCache
@@ -32,6 +34,7 @@ from engine.references import (
     check_settings,
     few_shot_settings,
     stored_settings,
+    with_views,
 )
 from engine.resume import FinishedClasses, run_identity
 from engine.test_run import ScoredData, TestFolder, read_dataset, save_memories, score_classes
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
             memories = KeptReferences(source)
             results = score_classes(
                 built, data, root, shots, memories if settings.save_memory else source, accelerator, files, folder,
-                known, num_workers=settings.num_workers, timer=timer,
+                known, batched=settings.mode == "batched", num_workers=settings.num_workers, timer=timer,
             )  # fmt: skip
             if accelerator.is_main_process:
                 shared = {**built.description, "mode": settings.mode}
@@ -118,14 +121,21 @@ def prepare(
         header, stored = memory_bank.load(memory, accelerator.device)
         shots, source = stored_settings(memory, header, stored, settings.k_shot, settings.seed, data.classes)
     else:
+        published = METHODS[settings.method].draw_references if settings.reference_draw == "published" else None
         shots = few_shot_settings(
-            settings.references, settings.k_shot, settings.seed, settings.dataset, data.everything, data.classes
-        )
-    check_settings(settings.method, shots)
+            settings.references, settings.k_shot, settings.seed, settings.dataset, data.everything, data.classes,
+            published,
+        )  # fmt: skip
+    if settings.mode != "batched":
+        check_settings(settings.method, shots)
     cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
     built = build_for_scoring(
         settings, settings.batch_size, settings.checkpoint_path, settings.dataset, accelerator, cache
     )
+    if memory is None:
+        shots = with_views(built.detector, shots, settings.dataset, data.classes)
+    if settings.mode == "batched":
+        check_sets(built.detector, settings.method, Counter(sample.cls_name for sample in data.samples))
     kept = len(data.classes) if settings.save_memory else 0
     check_room(built, accelerator, len(data.samples), [] if memory else shots, kept)
     if memory is not None:

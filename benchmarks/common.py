@@ -16,8 +16,9 @@ import torch
 
 from data.references import FewShotSetting
 from dataset import AnomalyDataset, Sample, read
+from engine.class_scores import ClassScores
 from engine.encoding import Timer
-from engine.evaluation import ClassScores, batches, score
+from engine.evaluation import batches, score
 from engine.references import References
 from model.backbones.architectures import register_architecture
 from model.backbones.clip import Backbone

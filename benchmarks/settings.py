@@ -71,7 +71,7 @@ def twice(detector, root, samples: Sequence[Sample], shots: FewShotSetting) -> l
     size, name = detector.backbone.image_size, samples[0].cls_name
     references = AnomalyDataset(root, [Sample(path, "", "", "", 0) for path in shots.references[name]], size)
     tokens = detector.encode(torch.stack([item["image"] for item in references]))
-    memory = {name: detector.build_memory(tokens)}
+    memory = {name: detector.build_memory([tokens])}
     pixels, score_components = PixelMetrics(), []
     for item in AnomalyDataset(root, samples, size):
         image = item["image"][None]

@@ -50,7 +50,7 @@ def measure(quick: bool) -> Iterator[Row]:
 def ours(detector, images: torch.Tensor, references: torch.Tensor) -> dict[str, Callable[[], float]]:
     """One pass gives both settings, as in test.py; the second and third look up what the first has measured."""
     names = [NAME] * len(images)
-    memories = {NAME: detector.build_memory(detector.encode(references))}
+    memories = {NAME: detector.build_memory([detector.encode(references)])}
     parts = [Timed(detector.backbone.encode), Timed(detector.backbone.pool)]
     detector.backbone.encode, detector.backbone.pool = parts
     measured: dict[str, float] = {}

@@ -76,7 +76,12 @@ def test_parser() -> argparse.ArgumentParser:
     add("--data_path", help="root of the dataset (default ./data/DATASET)")
     add("--checkpoint_path", help="trained adapters: a file, or a folder of train.py, whose latest epoch is taken")
     add("--trained_on", metavar="DATASET", help="take ./exps/METHOD/DATASET as checkpoint, if the method is trained")
-    add("--mode", choices=("zero_shot", "few_shot"), help="default: few_shot where --k_shot or --references is given")
+    add(
+        "--mode",
+        choices=("zero_shot", "few_shot", "batched"),
+        help="batched: the unlabelled images of a class are scored together (default: few_shot where --k_shot or "
+        "--references is given, else what the method can do)",
+    )
     add("--k_shot", type=natural, nargs="+", help="numbers of references per class, all scored in one pass")
     add("--seed", type=natural, nargs="+", help="seeds of the references' draw, all scored in one pass")
     _add_options(parser, "test")
@@ -85,6 +90,7 @@ def test_parser() -> argparse.ArgumentParser:
     add("--memory", metavar="FILE", help="use the references of such a file instead of images")
     _add_batch_size(parser)
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
+    add("--reference_draw", choices=("seeded", "published"), help="published: as the method's own program draws them")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
     add("--resume", action="store_true", help="go on with an interrupted run: its finished classes stay")

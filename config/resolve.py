@@ -75,38 +75,59 @@ def resolve_train(args: argparse.Namespace) -> tuple[TrainSettings, Sources]:
 def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
     file = args.references if args.references is not None else args.memory
     few = args.k_shot is not None or file is not None
-    if args.mode == "zero_shot" and few:
+    if args.mode in ("zero_shot", "batched") and few:
         raise ValueError(
-            "--mode zero_shot takes no --k_shot, --references or --memory; drop them or use --mode few_shot"
+            f"--mode {args.mode} takes no --k_shot, --references or --memory; drop them or use --mode few_shot"
         )
     if args.references is not None and args.memory is not None:
         raise ValueError("--references and --memory both name the references; give one of them")
     if args.save_memory and not few:
         raise ValueError("--save_memory: zero-shot has no references to save; give --k_shot")
     values = _Values(args, "test", args.dataset)
-    preset, mode = values.preset, args.mode or ("few_shot" if few else "zero_shot")
-    method, able = values["method"], [name for name in METHODS if capabilities(name).few_shot]
-    if mode == "few_shot" and method not in able:
-        raise ValueError(f"{method} is zero-shot and takes no references; these methods do: {', '.join(able)}")
-    if mode == "zero_shot" and not capabilities(method).zero_shot:
-        raise ValueError(f"{method} requires references; give --k_shot")
-    if mode == "zero_shot":
-        values.decide("k_shot", [0], "zero-shot has none")
-        values.decide("seed", [], "zero-shot has none")
+    preset, method = values.preset, values["method"]
+    mode = _mode(method, args.mode, few=few)
+    if args.reference_draw == "published" and (mode != "few_shot" or file is not None):
+        raise ValueError("--reference_draw published: nothing is drawn here; drop it")
+    if args.reference_draw == "published" and not hasattr(METHODS[method], "draw_references"):
+        raise ValueError(f"--reference_draw published: the program of {method} has no draw that is known; drop it")
+    values.default("reference_draw", "seeded")
+    if mode != "few_shot":
+        values.decide("k_shot", [0], "without references")
+        values.decide("seed", [], "without references")
     elif file is not None:  # it says which settings there are; the flags choose among them
         for key in ("k_shot", "seed"):
             values.decide(key, getattr(args, key), "flag" if getattr(args, key) else file)
     else:
         values.default("k_shot", list(preset.k_shot), values.preset_label)
         values.default("seed", list(preset.seed), values.preset_label)
-    if args.mode is None:
-        values.decide("mode", mode, "follows from the other flags")
+    if args.mode != mode:
+        values.decide("mode", mode, f"zero-shot of {method}" if args.mode else "follows from the other flags")
     if args.checkpoint_path is None and args.trained_on is not None and capabilities(method).trains:
         values.decide("checkpoint_path", f"./exps/{method}/{args.trained_on}", "--trained_on")
     values.default("batch_size", preset.batch_size, values.preset_label)
     values.default("data_path", f"./data/{args.dataset}")
     values.default("save_path", f"./results/{method}/{args.dataset}/{mode}")
     return values.settings(TestSettings)
+
+
+def _mode(method: str, asked: str | None, *, few: bool) -> str:
+    """What is run: what is asked for, else what follows from other flags and the method. Raises ValueError where the
+    method cannot do it."""
+    can = capabilities(method)
+    mode = asked or ("few_shot" if few else "batched" if can.batched and not can.few_shot else "zero_shot")
+    if mode == "few_shot" and not can.few_shot:
+        able = ", ".join(name for name in METHODS if capabilities(name).few_shot)
+        raise ValueError(f"{method} takes no references; these methods do: {able}")
+    if mode == "zero_shot" and not can.zero_shot:
+        if asked and can.batched:  # what it can do without references
+            return "batched"
+        raise ValueError(f"{method} requires references; give --k_shot{', or --mode batched' if can.batched else ''}")
+    if mode == "batched" and not can.batched:
+        able = ", ".join(name for name in METHODS if capabilities(name).batched)
+        raise ValueError(
+            f"--mode batched: {method} scores images one by one; these methods score them together: {able}"
+        )
+    return mode
 
 
 def resolve_predict(args: argparse.Namespace) -> tuple[PredictSettings, Sources]:

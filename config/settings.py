@@ -99,6 +99,7 @@ class TestSettings(DataSettings, DetectorSettings):
     seed: Sequence[int] | None
     batch_size: int | str
     references: str | None
+    reference_draw: str
     memory: str | None
     save_memory: str | None
     save_maps: bool

@@ -1,26 +1,40 @@
 """How a picture becomes what a detector takes. The specification belongs to the detector; the dataset asks it."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+_MOST_PIXELS = 1 << 26  # of a resized picture
+
+Resizer = Literal["bicubic", "bilinear", "torchvision"]
+
 
 class InputSpec(Protocol):
-    """Turns pictures and masks into tensors. Images of one batch must come out with one shape."""
+    """Turns pictures and masks into tensors."""
 
     @property
     def side(self) -> int:
-        """The longer side of an input in pixels; bounds what reading a picture may cost."""
+        """Of a square input, or the shorter one of another, in pixels; bounds what reading a picture may cost."""
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether inputs have the shapes of their pictures, and maps their sizes. `Detector.encode` takes `map_size`
+        then; else all inputs and maps are S x S."""
+
+    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of a picture -> (H, W) of its map and mask."""
 
     def image(self, picture: Image.Image) -> Tensor:
-        """Grey or RGB of any size -> (3, H, W) uint8 RGB."""
+        """Grey or RGB of any size -> (3, h, w) uint8 RGB."""
 
     def blank(self) -> Tensor:
-        """(3, H, W) uint8, what stands for an image that cannot be read."""
+        """(3, h, w) uint8, what stands for an image that cannot be read."""
 
     def mask(self, mask: Image.Image) -> Tensor:
         """A mask of 0 and 255, as large as its picture -> (H, W) uint8, 1 = defect."""
@@ -28,17 +42,27 @@ class InputSpec(Protocol):
 
 @dataclass(frozen=True)
 class SquareInput:
-    """Pictures stretched to S x S, bicubic; grey becomes RGB after that, as in the published programs.
+    """Pictures stretched to S x S, by Pillow on 8 bits; grey becomes RGB after that, as in the published programs.
 
     side: S.
+    resizer: "bicubic" or "bilinear" of Pillow; "torchvision" is bicubic with antialias of torch, on 8 bits as well.
+    center_crop: stretch to S / 0.875 a side, and take the S x S in the middle.
     """
 
     side: int
+    resizer: Resizer = "bicubic"
+    center_crop: bool = False
+
+    @property
+    def keeps_shape(self) -> bool:
+        return False
+
+    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.side, self.side
 
     def image(self, picture: Image.Image) -> Tensor:
         """(3, S, S) uint8 RGB"""
-        picture = picture.resize((self.side, self.side), Image.Resampling.BICUBIC).convert("RGB")
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        return self._cropped(_RESIZERS[self.resizer](picture, self._stretched)).contiguous()
 
     def blank(self) -> Tensor:
         """(3, S, S) uint8, black"""
@@ -46,10 +70,82 @@ class SquareInput:
 
     def mask(self, mask: Image.Image) -> Tensor:
         """Stretched, bilinear; defect above half of full scale. (S, S) uint8"""
-        return torch.from_numpy(resize_mask(mask, self.side))
+        return self._cropped(torch.from_numpy(resize_mask(mask, self._stretched))).contiguous()
+
+    @property
+    def _stretched(self) -> int:
+        return int(self.side / 0.875) if self.center_crop else self.side
+
+    def _cropped(self, image: Tensor) -> Tensor:
+        start = round((image.shape[-1] - self.side) / 2)
+        return image[..., start : start + self.side, start : start + self.side]
+
+
+@dataclass(frozen=True)
+class ShorterEdgeInput:
+    """Pictures resized (Pillow, bicubic) so that the shorter edge is S, then cut at the right and at the bottom to
+    multiples of the patch. Maps and masks have the picture's own size.
+
+    side: S.
+    multiple: of the sides of an input, in pixels.
+    """
+
+    side: int
+    multiple: int
+
+    @property
+    def keeps_shape(self) -> bool:
+        return True
+
+    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[1], size[0]
+
+    def image(self, picture: Image.Image) -> Tensor:
+        """(3, h, w) uint8 RGB, sides multiples of `multiple`. Raises ValueError on a strip that becomes too long."""
+        short = min(picture.size)
+        width, height = (self.side * edge // short for edge in picture.size)
+        if width * height > _MOST_PIXELS:
+            raise ValueError(
+                f"{picture.width} x {picture.height} pixels would become {width} x {height} at --image_size "
+                f"{self.side}; cut it into pieces"
+            )
+        pixels = _to_tensor(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        return pixels[:, : height - height % self.multiple, : width - width % self.multiple].contiguous()
+
+    def blank(self) -> Tensor:
+        """(3, h, h) uint8, black, h the multiple next below S"""
+        side = self.side - self.side % self.multiple
+        return torch.zeros(3, side, side, dtype=torch.uint8)
+
+    def mask(self, mask: Image.Image) -> Tensor:
+        """As it is; defect above half of full scale. (H, W) uint8"""
+        return torch.from_numpy((np.asarray(mask) > 127).astype(np.uint8))
 
 
 def resize_mask(mask: Image.Image, size: int) -> np.ndarray:
     """A mask of 0 and 255, stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8, 1 = defect"""
     pixels = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR))
     return (pixels > 127).astype(np.uint8)
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _pillow(resampling: Image.Resampling) -> Callable[[Image.Image, int], Tensor]:
+    def resize(picture: Image.Image, side: int) -> Tensor:
+        return _to_tensor(picture.resize((side, side), resampling).convert("RGB"))
+
+    return resize
+
+
+def _torch(picture: Image.Image, side: int) -> Tensor:
+    pixels = _to_tensor(picture.convert("RGB"))[None]
+    return F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True, align_corners=False)[0]
+
+
+_RESIZERS: Mapping[str, Callable[[Image.Image, int], Tensor]] = {
+    "bicubic": _pillow(Image.Resampling.BICUBIC),
+    "bilinear": _pillow(Image.Resampling.BILINEAR),
+    "torchvision": _torch,
+}

@@ -5,9 +5,11 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from data.meta import Sample
+from data.views import ImageViews, parse_views
 from utils.files import check_regular
 from utils.logs import LOG
 
@@ -18,6 +20,12 @@ class FewShotSetting(NamedTuple):
     k_shot: int
     seed: int | None
     references: Mapping[str, Sequence[str]]  # class name -> image paths, relative to the root
+    views: Mapping[str, Sequence[ImageViews]] = MappingProxyType({})  # class name -> of each reference; none: as it is
+
+    def as_dict(self) -> dict[str, Any]:
+        """As files of settings have it."""
+        own = self._asdict()
+        return own if self.views else {key: value for key, value in own.items() if key != "views"}
 
 
 ZERO_SHOT = FewShotSetting(0, None, {})
@@ -35,7 +43,35 @@ def draw_shots(dataset: str, train: Sequence[Sample], classes: Sequence[str], k_
     return FewShotSetting(k_shot, seed, {name: _draw(dataset, train, name, k_shot, seed) for name in classes})
 
 
+class PublishedDraw(Protocol):
+    """The draw of a method's published program: its `draw_references`."""
+
+    def __call__(self, train: Mapping[str, Sequence[str]], k_shot: int, seed: int) -> Mapping[str, Sequence[str]]:
+        """Class -> references. train: class, in the order of the run -> its normal training images, sorted."""
+
+
+def draw_as_published(
+    draw: PublishedDraw, dataset: str, train: Sequence[Sample], classes: Sequence[str], k_shot: int, seed: int
+) -> FewShotSetting:
+    """As `draw_shots`, by a published program's own draw. Raises ValueError where it gives fewer than k_shot."""
+    own = {name: _normal_paths(dataset, train, name, k_shot) for name in classes}
+    drawn = draw(own, k_shot, seed)
+    for name, paths in drawn.items():
+        if len(paths) != k_shot:
+            raise ValueError(
+                f"--k_shot {k_shot} --seed {seed}: the published draw takes {len(paths)} of the {len(own[name])} "
+                f"normal training images of class '{name}' of {dataset}; take a smaller k or seed"
+            )
+    return FewShotSetting(k_shot, seed, drawn)
+
+
 def _draw(dataset: str, train: Sequence[Sample], name: str, k_shot: int, seed: int) -> list[str]:
+    paths = _normal_paths(dataset, train, name, k_shot)
+    random.Random(f"{dataset}/{name}/{seed}").shuffle(paths)
+    return paths[:k_shot]
+
+
+def _normal_paths(dataset: str, train: Sequence[Sample], name: str, k_shot: int) -> list[str]:
     paths = sorted({sample.img_path for sample in train if sample.cls_name == name and not sample.anomaly})
     if not paths:
         raise ValueError(
@@ -46,8 +82,7 @@ def _draw(dataset: str, train: Sequence[Sample], name: str, k_shot: int, seed: i
         raise ValueError(
             f"--k_shot {k_shot}: class '{name}' of {dataset} has {len(paths)} normal training images; take a smaller k"
         )
-    random.Random(f"{dataset}/{name}/{seed}").shuffle(paths)
-    return paths[:k_shot]
+    return paths
 
 
 def load_shots(
@@ -122,13 +157,7 @@ def _from_json(path: str | Path, text: str) -> list[FewShotSetting]:
 def parse_shots(entries: Any) -> list[FewShotSetting]:
     """The settings that a file holds. Raises ValueError for anything else; folders are named after k_shot and seed."""
     try:
-        shots = [
-            FewShotSetting(
-                entry["k_shot"], entry["seed"],
-                {name: [part.replace("\\", "/") for part in paths] for name, paths in entry["references"].items()},
-            )
-            for entry in entries
-        ]  # fmt: skip
+        shots = [_parse_shot(entry) for entry in entries]
         settings = [shot[:2] for shot in shots]
         sound = all(type(k) is int and k >= 0 and (seed is None or type(seed) is int) for k, seed in settings)
         if not sound or len(set(settings)) != len(settings):
@@ -136,6 +165,14 @@ def parse_shots(entries: Any) -> list[FewShotSetting]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'must be [{{"k_shot", "seed", "references": {{class: [img_path]}}}}] ({error!r})') from None
     return shots
+
+
+def _parse_shot(entry: Mapping[str, Any]) -> FewShotSetting:
+    references = {name: [part.replace("\\", "/") for part in paths] for name, paths in entry["references"].items()}
+    views = {name: parse_views(value, len(references[name])) for name, value in entry.get("views", {}).items()}
+    if views and views.keys() != references.keys():
+        raise ValueError("views must be given for every class, or for none")
+    return FewShotSetting(entry["k_shot"], entry["seed"], references, views)
 
 
 def _from_text(

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from model.interface import Detector, ScoringDetector
+from model.tokens import split_tokens
 
 
 class Timer:
@@ -57,40 +58,32 @@ def encode_texts(detector: ScoringDetector, names: Sequence[str]) -> None:
         detector.encode_names(names)
 
 
-def encode(detector: Detector, images: Tensor, accelerator: Accelerator, timer: Timer) -> Any:
-    """Tokens of a batch, (B, 3, S, S) uint8 RGB, in the precision of the run."""
+def encode(
+    detector: Detector, images: Tensor, accelerator: Accelerator, timer: Timer, map_size: tuple[int, int] | None = None
+) -> Any:
+    """Tokens of a batch, (B, 3, h, w) uint8 RGB, in the precision of the run.
+
+    map_size: (H, W) of the wanted maps, of a detector whose maps are as large as the pictures.
+    """
     images = images.to(accelerator.device, non_blocking=True)
     with timer.backbone(accelerator.device), accelerator.autocast():
+        if detector.input_spec.keeps_shape:
+            return detector.encode(images, map_size)  # type: ignore[call-arg]
         return detector.encode(images)
 
 
 @torch.no_grad()
-def encode_all(
-    detector: Detector, batches: Iterable[Mapping[str, Any]], accelerator: Accelerator, timer: Timer | None = None
-) -> Any:
-    """Tokens of all images of some batches, as one bundle."""
+def encode_each(
+    detector: Detector,
+    batches: Iterable[Sequence[Mapping[str, Any]]],
+    accelerator: Accelerator,
+    timer: Timer | None = None,
+) -> Iterator[Any]:
+    """The tokens of each image of some batches, a bundle of one, in the order of the images."""
     timer = timer or Timer()
-    return _join([encode(detector, batch["image"], accelerator, timer) for batch in batches])
-
-
-def _join(bundles: Sequence[Any]) -> Any:
-    """Concatenate the tensors of equal bundles (nested tuples and dicts) along the batch."""
-    first = bundles[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(bundles))
-    if isinstance(first, Mapping):
-        return {key: _join([bundle[key] for bundle in bundles]) for key in first}
-    if hasattr(first, "_fields"):
-        return type(first)(*map(_join, zip(*bundles, strict=True)))
-    return first
-
-
-def select_rows(bundle: Any, rows: list[int]) -> Any:
-    """The given images of a bundle."""
-    if isinstance(bundle, Tensor):
-        return bundle[rows]
-    if isinstance(bundle, Mapping):
-        return {key: select_rows(value, rows) for key, value in bundle.items()}
-    if hasattr(bundle, "_fields"):
-        return type(bundle)(*(select_rows(value, rows) for value in bundle))
-    return bundle
+    for batch in batches:
+        found: dict[int, Any] = {}
+        for group in batch:
+            tokens = encode(detector, group["image"], accelerator, timer, group["map_size"])
+            found.update(zip(group["index"].tolist(), split_tokens(tokens, len(group["image"])), strict=True))
+        yield from (found[index] for index in sorted(found))

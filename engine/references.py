@@ -6,22 +6,66 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from data.meta import PixelSettings
-from data.references import ZERO_SHOT, FewShotSetting, choose_shots, draw_shots, load_shots, parse_shots
-from dataset import AnomalyDataset, Sample
-from engine.encoding import Timer, encode_all, select_rows
+from data.references import (
+    ZERO_SHOT,
+    FewShotSetting,
+    PublishedDraw,
+    choose_shots,
+    draw_as_published,
+    draw_shots,
+    load_shots,
+    parse_shots,
+)
+from data.views import PLAIN, ImageViews
+from dataset import ReferenceViews, Sample
+from engine.encoding import Timer, encode_each
 from engine.evaluation import batches
 from model import capabilities
 from model.interface import Memory, ScoringDetector
 from model.memory_bank import Memories
+from model.tokens import join_tokens, token_bytes
+from utils.logs import LOG
 
 MemorySource = Callable[[str], list[Memory | None]]  # class name -> a Memory per setting; None for zero-shot
 
 
+@torch.no_grad()
+def read_references(
+    detector: ScoringDetector,
+    images: Sequence[tuple[Path, ImageViews]],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+    pixels: PixelSettings,
+    timer: Timer | None = None,
+) -> list[Any]:
+    """Of each reference image what `FewShotDetector.build_memory` takes of it.
+
+    Args:
+        images: file and views of each.
+        batch_size, num_workers: see `evaluation.batches`; a view is an image.
+        pixels: how the files are read.
+
+    Raises:
+        ValueError: a file that cannot be read; names it.
+    """
+    every = [(path, view) for path, views in images for one_pass in views for view in one_pass]
+    dataset = ReferenceViews(every, detector.input_spec, bits=pixels.bits, upright=pixels.exif)
+    loader = batches(dataset, batch_size, num_workers, accelerator, shared=False)
+    tokens = encode_each(detector, loader, accelerator, timer)
+    references = []
+    for _, views in images:  # one after the other: of many views of large images not all fit into memory
+        passes = [join_tokens([next(tokens) for _ in one_pass]) for one_pass in views]
+        references.append(detector.summarize(passes) if hasattr(detector, "summarize") else passes[0])
+    return references
+
+
 class References:
-    """Memories of every class and setting; each reference image is encoded once, when its class is first asked for.
+    """Memories of every class and setting; each reference image is encoded once in each of its views, when its class is
+    first asked for.
 
     Of several processes each encodes the references of the classes that it has images of: a few images take less time
     than their tokens, some megabytes each, would take from one process to another.
@@ -48,29 +92,59 @@ class References:
         timer: Timer | None = None,
     ):
         self._detector, self._settings, self._accelerator, self._timer = detector, settings, accelerator, timer
-        self._root, self._pixels = root, pixels or PixelSettings()
+        self._root, self._pixels = Path(root), pixels or PixelSettings()
         self._batch_size, self._num_workers = batch_size, num_workers
 
-    @torch.no_grad()
     def __call__(self, name: str) -> list[Memory | None]:
         """One Memory per setting; None for zero-shot."""
-        wanted = [list(setting.references.get(name, ())) for setting in self._settings]
-        paths = list(dict.fromkeys(path for paths in wanted for path in paths))
-        if not paths:
+        wanted = [self._wanted(setting, name) for setting in self._settings]
+        images = list(dict.fromkeys(image for one in wanted for image in one))
+        if not images:
             return [None] * len(wanted)
-        tokens = encode_all(self._detector, self._load(paths), self._accelerator, self._timer)
-        row = {path: number for number, path in enumerate(paths)}
-        return [self._memory(select_rows(tokens, [row[p] for p in one]), one) if one else None for one in wanted]
+        read = read_references(
+            self._detector, [(self._root / path, views) for path, views in images], self._accelerator,
+            batch_size=self._batch_size, num_workers=self._num_workers, pixels=self._pixels, timer=self._timer,
+        )  # fmt: skip
+        references = dict(zip(images, read, strict=True))
+        labels = {
+            (path, views): path if views == PLAIN else f"{path}, views {number}"
+            for number, (path, views) in enumerate(images)
+        }
+        return [self._memory(one, references, labels) if one else None for one in wanted]
 
-    def _load(self, paths: Sequence[str]) -> DataLoader[Any]:
-        images = [Sample(path, "", "", "", 0) for path in paths]
-        dataset = AnomalyDataset(
-            self._root, images, self._detector.input_spec, bits=self._pixels.bits, upright=self._pixels.exif
+    def _wanted(self, setting: FewShotSetting, name: str) -> list[tuple[str, ImageViews]]:
+        """Path and views of a setting's references."""
+        paths = list(setting.references.get(name, ()))
+        return list(zip(paths, setting.views.get(name, [PLAIN] * len(paths)), strict=True))
+
+    def _memory(
+        self,
+        images: Sequence[tuple[str, ImageViews]],
+        references: Mapping[tuple[str, ImageViews], Any],
+        labels: Mapping[tuple[str, ImageViews], str],
+    ) -> Memory:
+        own = [references[image] for image in images]
+        memory = self._detector.build_memory(own)
+        equal = len({token_bytes(one) for one in own}) == 1  # parts of the banks
+        return memory._replace(images=tuple(labels[image] for image in images)) if equal else memory
+
+
+def with_views(
+    detector: ScoringDetector, settings: Sequence[FewShotSetting], dataset: str, classes: Sequence[str]
+) -> list[FewShotSetting]:
+    """The settings with the views of their references: those that a file recorded, else drawn by the method."""
+    if not hasattr(detector, "draw_views"):
+        if any(setting.views for setting in settings):
+            LOG.warning("--references: its views are not used, since this method sees references as they are")
+        return [setting._replace(views={}) for setting in settings]
+    return [
+        setting
+        if setting.k_shot == 0 or setting.views
+        else setting._replace(
+            views=detector.draw_views({name: setting.references[name] for name in classes}, dataset, setting.seed)
         )
-        return batches(dataset, self._batch_size, self._num_workers, self._accelerator, shared=False)
-
-    def _memory(self, tokens: Any, paths: list[str]) -> Memory:
-        return self._detector.build_memory(tokens)._replace(images=tuple(paths))
+        for setting in settings
+    ]
 
 
 def few_shot_settings(
@@ -80,16 +154,20 @@ def few_shot_settings(
     dataset: str,
     meta: Mapping[str, list[Sample]],
     classes: Sequence[str],
+    published: PublishedDraw | None = None,
 ) -> list[FewShotSetting]:
     """The settings asked for, from a file of --references or drawn; zero-shot is one of them.
 
     k_shot, seed: of the draw; with a file they choose among its settings, None takes all.
+    published: the method's own draw, instead of this toolkit's.
     """
     if references is not None:
         return load_shots(references, meta["train"] + meta["test"], classes, k_shot, seed, meta["test"])
     k_shot, seed = list(k_shot or ()), list(seed or ())
     return [ZERO_SHOT] * (0 in k_shot) + [
         draw_shots(dataset, meta["train"], classes, one_k, one_seed)
+        if published is None
+        else draw_as_published(published, dataset, meta["train"], classes, one_k, one_seed)
         for one_k in dict.fromkeys(k_shot)
         for one_seed in dict.fromkeys(seed)
         if one_k > 0

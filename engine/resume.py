@@ -17,7 +17,7 @@ from torch import Tensor
 from data.meta import Sample
 from data.references import FewShotSetting
 from engine import checkpoint
-from engine.evaluation import ClassScores
+from engine.class_scores import ClassScores
 from engine.loss_log import Step, parse_losses
 from metrics.names import IMAGE, PIXEL
 from prompt_ensemble import load_prompts

@@ -13,9 +13,11 @@ from accelerate import Accelerator
 from data.meta import PixelSettings, Sample, Samples, read, read_settings
 from data.references import FewShotSetting
 from dataset import AnomalyDataset, select
+from engine.batched import score_sets
 from engine.build import Built
+from engine.class_scores import ClassScores
 from engine.encoding import Timer
-from engine.evaluation import ClassScores, batches, score
+from engine.evaluation import batches, score
 from engine.references import KeptReferences, MemorySource
 from engine.resume import FOLDER, ClassResult, FinishedClasses
 from model import memory_bank
@@ -49,8 +51,8 @@ class MapSink(AbstractContextManager["MapSink"], Protocol):
     """Who takes the maps of a scoring pass, and makes of each finished class what is kept for the page, unread here.
     `report.map_files.MapFiles` is one."""
 
-    def keep(self, setting: int, index: int, one: np.ndarray) -> None:
-        """One map, (S, S) float32, of a sample under a few-shot setting."""
+    def keep(self, setting: int, index: int, one: np.ndarray, foreground: np.ndarray | None = None) -> None:
+        """See `engine.class_scores.KeepMap`."""
 
     def finish(self, result: ClassScores) -> None:
         """All maps of a class under a setting have come."""
@@ -133,6 +135,7 @@ def score_classes(
     folder: TestFolder,
     known: Mapping[str, ClassResult],
     *,
+    batched: bool,
     num_workers: int,
     timer: Timer,
 ) -> list[ClassScores]:
@@ -141,17 +144,25 @@ def score_classes(
     Args:
         root: of the dataset.
         files: takes the maps.
+        batched: score the images of a class together.
         num_workers: processes that read images.
     """
     samples, pixels = data.samples, data.pixels
     images = AnomalyDataset(root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif)
     first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
-    loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
+    if batched:
+        scored = score_sets(
+            built.detector, images, samples, accelerator, files.keep, batch_size=built.batch_size,
+            num_workers=num_workers, timer=timer, finished=known,
+        )  # fmt: skip
+    else:
+        loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
+        scored = score(built.detector, loader, samples, shots, memories, accelerator, files.keep, timer, known)
     results = [result for one in known.values() for result in one.scores]
     for name, one in known.items():
         files.restore(name, one.page)
     with files:
-        for result in score(built.detector, loader, samples, shots, memories, accelerator, files.keep, timer, known):
+        for result in scored:
             files.finish(result)
             results.append(result)
             if result.setting == len(shots) - 1:  # the last of its class
@@ -177,6 +188,6 @@ def save_memories(
     """Write the memories of all classes and settings to one file; description: what they were made with."""
     for name in set(classes) - {name for _, name in memories.kept}:  # of which this process had no image
         memories(name)
-    header = {**description, "shots": [shot._asdict() for shot in shots]}
+    header = {**description, "shots": [shot.as_dict() for shot in shots]}
     with atomic_write(path) as temporary:
         memory_bank.save(temporary, memories.kept, header)

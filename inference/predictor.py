@@ -1,6 +1,8 @@
 """A detector at work on images of one object, on a scale that no other test image moves."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,12 +10,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.encoding import encode_all, select_rows
-from engine.evaluation import fuse, infer, zero_shot
+from data.meta import PixelSettings
+from data.views import PLAIN, ImageViews
+from dataset import ReferenceViews
+from engine.encoding import encode_each
+from engine.evaluation import batches, fuse, infer, zero_shot
+from engine.references import read_references
 from inference.calibration import Calibration, limits_of, threshold_of
 from model.interface import Memory, Prediction, ScoringDetector
 from report.heatmap import HeatScale
 
+OWN_IMAGES = "own images"  # stands where results of datasets have its name
 _STRETCH = 2.0  # of the colour scale beyond normal images
 _HEAT_IMAGES = 256  # normal images whose maps give the colour scale
 # A reference is nearly a copy of another one where its distance to the nearest is less than this part of the distance
@@ -68,78 +75,124 @@ class Predictor:
         accelerator: device and precision.
         fpr: wanted share of normal images above a threshold.
         description: what identifies the detector; calibrations keep it.
+        batch_size: references at a time.
     """
 
-    def __init__(self, detector: ScoringDetector, accelerator: Accelerator, fpr: float, description: Mapping[str, Any]):
+    def __init__(
+        self,
+        detector: ScoringDetector,
+        accelerator: Accelerator,
+        fpr: float,
+        description: Mapping[str, Any],
+        batch_size: int,
+    ):
         self.detector, self.accelerator, self.fpr, self.description = detector, accelerator, fpr, description
+        self.batch_size = batch_size
 
     @torch.no_grad()
     def predict(
-        self, images: Tensor, name: str, memory: Memory | None = None, calibration: Calibration | None = None
+        self,
+        images: Tensor,
+        name: str,
+        memory: Memory | None = None,
+        calibration: Calibration | None = None,
+        map_size: tuple[int, int] | None = None,
     ) -> list[ImageResult]:
         """Map, score and verdict of images of one class.
 
         Args:
-            images: (B, 3, S, S) uint8 RGB.
+            images: (B, 3, h, w) uint8 RGB.
             name: of the class.
             memory: of its references; None for zero-shot.
             calibration: scale and threshold; without one the terms stay as they are and there is no verdict.
+            map_size: (H, W) of the maps, see `engine.encoding.encode`.
 
         Raises:
             ValueError: a calibration that lacks a term of the score.
         """
-        return self._results(infer(self.detector, images, name, memory, self.accelerator), calibration)
+        return self._results(infer(self.detector, images, name, memory, self.accelerator, map_size), calibration)
 
     @torch.no_grad()
     def encode_references(
-        self, batches: Iterable[Mapping[str, Any]], count: int, name: str, source: str | None
+        self, files: Sequence[Path], name: str, source: str | None, *, bits: int | None, num_workers: int = 0
     ) -> EncodedReferences:
         """The memory of references, and a calibration on them: each is compared with all others.
 
         Args:
-            batches: of `dataset.UnlabeledImages` over the references; `count` images in all.
+            files: the references.
             name: of the class.
             source: where the references come from, for the calibration; None wants none. One image alone gives none.
+            bits: see `load_image`.
+            num_workers: processes that read.
+
+        Raises:
+            ValueError: a file that cannot be read.
         """
-        tokens = encode_all(self.detector, batches, self.accelerator)
-        memory = self.detector.build_memory(tokens)
+        count, pixels = len(files), PixelSettings(exif=True, bits=bits)
+
+        def read(views: Sequence[ImageViews]) -> list[Any]:
+            return read_references(
+                self.detector, list(zip(files, views, strict=True)), self.accelerator, batch_size=self.batch_size,
+                num_workers=num_workers, pixels=pixels,
+            )  # fmt: skip
+
+        references = read(self._views(files, name))
+        memory = self.detector.build_memory(references)
         if source is None or count < 2:
             return EncodedReferences(memory, None, [])
+        images = self._tokens(files, pixels, num_workers) if hasattr(self.detector, "summarize") else references
         distances: list[float] = []  # of each to the nearest other
 
         def leave_one_out() -> Iterator[list[ImageResult]]:
             for row in range(count):
                 others = [other for other in range(count) if other != row]
-                prediction, distance = self._compare(tokens, row, others, name)
+                prediction, distance = self._compare(images[row], [references[other] for other in others], name)
                 distances.append(distance)
                 yield self._results(prediction, None)
 
         calibration = self._calibration(leave_one_out(), source)
-        bound = max(_ALL_BUT_ZERO, _NEAR_COPY * self._usual_distance(tokens, count, name))
+        bound = max(_ALL_BUT_ZERO, _NEAR_COPY * self._usual_distance(images, references, name))
         near = [row for row, distance in enumerate(distances) if distance < bound]
         return EncodedReferences(memory, calibration, near)
 
-    def _compare(self, tokens: Any, row: int, others: list[int], name: str) -> tuple[Prediction, float]:
-        """(the prediction for one of some images, compared with others; its largest distance to them)."""
-        own, names = select_rows(tokens, [row]), [name]
-        few_shot = fuse(self.detector, own, names, self.detector.build_memory(select_rows(tokens, others)))
-        without = zero_shot(self.detector, own, names)
+    def _views(self, files: Sequence[Path], name: str) -> Sequence[ImageViews]:
+        if not hasattr(self.detector, "draw_views"):
+            return [PLAIN] * len(files)
+        return self.detector.draw_views({name: list(map(str, files))}, OWN_IMAGES, 0)[name]  # type: ignore[no-any-return]
+
+    def _tokens(self, files: Sequence[Path], pixels: PixelSettings, num_workers: int) -> list[Any]:
+        """Of each image as it is scored, of a method that keeps something else of references."""
+        dataset = ReferenceViews(
+            [(path, ()) for path in files], self.detector.input_spec, bits=pixels.bits, upright=pixels.exif
+        )
+        loader = batches(dataset, self.batch_size, num_workers, self.accelerator, shared=False)
+        return list(encode_each(self.detector, loader, self.accelerator))
+
+    def _compare(self, tokens: Any, others: Sequence[Any], name: str) -> tuple[Prediction, float]:
+        """(the prediction for an image, compared with some references; its largest distance to them)."""
+        few_shot = fuse(self.detector, tokens, [name], self.detector.build_memory(others))
+        without = zero_shot(self.detector, tokens, [name])
         return few_shot, float((few_shot.maps if without is None else few_shot.maps - without.maps).amax())
 
-    def _usual_distance(self, tokens: Any, count: int, name: str) -> float:
+    def _usual_distance(self, images: Sequence[Any], references: Sequence[Any], name: str) -> float:
         """Between references that are not copies: the median, over some of them, of the largest distance to one of a
         few others; 0 where there are only two."""
+        count = len(images)
         steps = range(1, min(_OTHERS, count - 1) + 1)
         rows = range(0, count, max(1, -(-count // _COMPARED)))
-        largest = [max(self._compare(tokens, row, [(row + step) % count], name)[1] for step in steps) for row in rows]
+        largest = [
+            max(self._compare(images[row], [references[(row + step) % count]], name)[1] for step in steps)
+            for row in rows
+        ]
         return float(np.median(largest)) if count > 2 else 0.0
 
     @torch.no_grad()
     def calibrate(
-        self, batches: Iterable[Mapping[str, Any]], name: str, memory: Memory | None, source: str
+        self, groups: Iterable[Mapping[str, Any]], name: str, memory: Memory | None, source: str
     ) -> Calibration:
-        """Scale and threshold from batches of normal images that are none of the references."""
-        return self._calibration((self.predict(batch["image"], name, memory) for batch in batches), source)
+        """Scale and threshold from groups of normal images (see `readable`) that are none of the references."""
+        results = (self.predict(group["image"], name, memory, map_size=group["map_size"]) for group in groups)
+        return self._calibration(results, source)
 
     def _calibration(self, batches: Iterable[list[ImageResult]], source: str) -> Calibration:
         """From results of normal images without a scale. Of each the terms are kept, and of some pixels of the map:
@@ -178,9 +231,9 @@ class Predictor:
         ]
 
 
-def readable(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Batches of `dataset.UnlabeledImages`, every image of which must be readable (ValueError)."""
-    for batch in batches:
-        for error in filter(None, batch["error"]):
+def readable(batches: Iterable[Sequence[Mapping[str, Any]]]) -> Iterator[Mapping[str, Any]]:
+    """The groups of batches of `dataset.UnlabeledImages`, every image of which must be readable (ValueError)."""
+    for group in chain.from_iterable(batches):
+        for error in filter(None, group["error"]):
             raise ValueError(error)
-        yield batch
+        yield group

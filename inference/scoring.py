@@ -29,7 +29,8 @@ from utils.text import csv_cell
 
 _NAMED = 20  # unreadable files that the log names one by one
 
-Predict = Callable[[Tensor], list[ImageResult]]  # (B, 3, S, S) uint8 RGB -> a result each
+# Images (B, 3, h, w) uint8 RGB, the (H, W) of the wanted maps -> a result each.
+Predict = Callable[[Tensor, tuple[int, int]], list[ImageResult]]
 Skipped = list[tuple[str, str]]  # (name, why it could not be read)
 
 
@@ -104,7 +105,7 @@ def score_images(
         )
         stack.enter_context(pictures)
         for length, batch in each_round(loader):
-            results, unreadable = predict_batch(images, predict, batch) if batch else ([], [])
+            results, unreadable = predict_batch(images, predict, batch or ())
             rows = [(images[index][1], result.values) for index, result in results]
             for their_rows, their_unreadable, pixels in gather(
                 (rows, unreadable, pictures.sample(results)), accelerator
@@ -120,16 +121,20 @@ def score_images(
 
 
 def predict_batch(
-    images: Sequence[tuple[Path, str]], predict: Predict, batch: Mapping[str, Any]
+    images: Sequence[tuple[Path, str]], predict: Predict, batch: Sequence[Mapping[str, Any]]
 ) -> tuple[list[tuple[int, ImageResult]], Skipped]:
-    """(index, result) of each readable image of a batch of `UnlabeledImages`, (name, reason) of each other. Raises
-    ValueError where a result is no number."""
-    indices, errors = batch["index"].tolist(), batch["error"]
-    unreadable = [(images[index][1], error) for index, error in zip(indices, errors, strict=True) if error]
-    good = [row for row, error in enumerate(errors) if not error]
-    results = predict(batch["image"][good]) if good else []
-    check_finite(results, [images[indices[row]][1] for row in good])
-    return [(indices[row], result) for row, result in zip(good, results, strict=True)], unreadable
+    """(index, result) of each readable image of a batch of `UnlabeledImages`, (name, reason) of each other, in the
+    order of the images. Raises ValueError where a result is no number."""
+    found: list[tuple[int, ImageResult]] = []
+    unreadable: list[tuple[int, str]] = []
+    for group in batch:
+        indices, errors = group["index"].tolist(), group["error"]
+        unreadable += [(index, error) for index, error in zip(indices, errors, strict=True) if error]
+        good = [row for row, error in enumerate(errors) if not error]
+        results = predict(group["image"][good], group["map_size"]) if good else []
+        check_finite(results, [images[indices[row]][1] for row in good])
+        found += [(indices[row], result) for row, result in zip(good, results, strict=True)]
+    return sorted(found, key=lambda one: one[0]), [(images[index][1], error) for index, error in sorted(unreadable)]
 
 
 class _Table:

@@ -5,18 +5,18 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from config.settings import AppSettings
 from data.images import bits_hint, load_image
 from dataset import UnlabeledImages
 from engine.build import build_for_scoring
+from engine.evaluation import batches
 from inference.calibration import Calibration
 from inference.inputs import distinct
-from inference.predictor import EncodedReferences, ImageResult, Predictor, check_finite, readable
+from inference.predictor import OWN_IMAGES, EncodedReferences, ImageResult, Predictor, check_finite, readable
 from inference.uploads import UploadLimits
 from model import capabilities
 from report.heatmap import HeatScale, on_scale, resize_longest_side
@@ -50,10 +50,9 @@ class InferenceService:
 
     def __init__(self, settings: AppSettings):
         accelerator = make_accelerator(settings.device, settings.precision)
-        built = build_for_scoring(settings, settings.batch_size, settings.checkpoint_path, "own images", accelerator)
+        built = build_for_scoring(settings, settings.batch_size, settings.checkpoint_path, OWN_IMAGES, accelerator)
         self.description = built.description
-        self._predictor = Predictor(built.detector, accelerator, settings.fpr, built.description)
-        self._batch_size = built.batch_size
+        self._predictor = Predictor(built.detector, accelerator, settings.fpr, built.description, built.batch_size)
         most = settings.max_references if capabilities(settings.method).few_shot else 0
         self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, built.detector.input_spec.side)
         self._bits = settings.bits
@@ -80,9 +79,9 @@ class InferenceService:
         first, copies = distinct(map(Path, references), self._bits)
         encoded = self._encode(name, first) if first else None
         memory, calibration = (encoded.memory, encoded.calibration) if encoded else (None, None)
-        (batch,) = readable(self._batches([Path(image)]))
+        (group,) = readable(batches(self._images(Path(image)), 1, 0, self._predictor.accelerator, shared=False))
         picture = resize_longest_side(load_image(Path(image), upright=True, bits=self._bits), _SIDE)
-        results = self._predictor.predict(batch["image"], name, memory, calibration)
+        results = self._predictor.predict(group["image"], name, memory, calibration, group["map_size"])
         check_finite(results, [Path(image).name])
         (result,) = results
         notes = self._notes(Path(image), list(first.values()), copies, encoded)
@@ -93,8 +92,9 @@ class InferenceService:
         """references: digest of the pixels -> file."""
         key = (name, *sorted(references))
         if key not in self._encoded:
-            batches = readable(self._batches(list(references.values())))
-            self._encoded[key] = self._predictor.encode_references(batches, len(references), name, "references")
+            self._encoded[key] = self._predictor.encode_references(
+                list(references.values()), name, "references", bits=self._bits
+            )
         self._encoded.move_to_end(key)
         while len(self._encoded) > _KEPT:
             self._encoded.popitem(last=False)
@@ -121,9 +121,8 @@ class InferenceService:
             )
         return notes
 
-    def _batches(self, files: Sequence[Path]) -> DataLoader[Any]:
-        spec = self._predictor.detector.input_spec
-        return DataLoader(UnlabeledImages(files, spec, bits=self._bits), self._batch_size)
+    def _images(self, file: Path) -> UnlabeledImages:
+        return UnlabeledImages([file], self._predictor.detector.input_spec, bits=self._bits)
 
 
 def _view(picture: np.ndarray, one: np.ndarray, calibration: Calibration | None) -> View:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from config.settings import ObjectSettings, Sources, log_settings
 from dataset import UnlabeledImages
 from engine import checkpoint
 from engine.build import Built, build_for_scoring, check_memories
 from engine.encoding import encode_texts
+from engine.evaluation import batches
 from engine.feature_cache import FeatureCache
 from inference.calibration import Calibration, images_needed
 from inference.inputs import NormalImages, find_normal_images
-from inference.predictor import Predictor, readable
+from inference.predictor import OWN_IMAGES, Predictor, readable
 from model import capabilities, memory_bank
 from model.interface import Memory
 from utils import memory_check
@@ -26,7 +26,6 @@ from utils.provenance import write_config
 
 RESULTS = ("scores.csv", "skipped.csv", "calibration.json", "imgs", "maps")
 MEMORY_SUFFIX = ".safetensors"
-_DATASET = "own images"  # stands where results of datasets have its name
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def build_for_object(
     memory_path = settings.references if _is_memory(settings.references) else None
     stored = None if memory_path is None else memory_bank.load(memory_path, accelerator.device)
     built = build_for_scoring(
-        settings, settings.batch_size, settings.checkpoint_path, _DATASET, accelerator, feature_cache
+        settings, settings.batch_size, settings.checkpoint_path, OWN_IMAGES, accelerator, feature_cache
     )
     memory = None
     if memory_path is not None and stored is not None:
@@ -84,7 +83,7 @@ def build_for_object(
     if known:
         _check_calibration(str(settings.calibration), known, description)
     encode_texts(built.detector, [settings.class_name])
-    predictor = Predictor(built.detector, accelerator, settings.fpr, description)
+    predictor = Predictor(built.detector, accelerator, settings.fpr, description, built.batch_size)
     return ObjectDetector(built, predictor, settings.class_name, description, memory, known)
 
 
@@ -151,24 +150,21 @@ def encode_normal_images(
     """(memory of the references, calibration on normal images), each None where there is none."""
     predictor, memory, calibration = one.predictor, one.memory, one.calibration
     references = list(normal.references.values())
-    spec = one.built.detector.input_spec
-
-    def load(files: Sequence[Path]) -> DataLoader[Any]:
-        workers = min(settings.num_workers, len(files))
-        return DataLoader(UnlabeledImages(files, spec, bits=settings.bits), one.built.batch_size, num_workers=workers)
-
     if references:
         advice = "name fewer images, or lower --image_size"
         device = predictor.accelerator.device
         memory_check.check_bank(predictor.detector, len(references), device, "--references", advice)
         wanted = settings.calibrate is None and settings.calibration is None
         source = settings.references if wanted else None
-        encoded = predictor.encode_references(readable(load(references)), len(references), one.class_name, source)
+        encoded = predictor.encode_references(
+            references, one.class_name, source, bits=settings.bits, num_workers=settings.num_workers
+        )
         memory, calibration = encoded.memory, encoded.calibration or calibration
         _log_near_copies([references[row] for row in encoded.near_copies], len(references))
     if settings.calibrate is not None:
-        batches = readable(load(list(normal.calibrate.values())))
-        calibration = predictor.calibrate(batches, one.class_name, memory, settings.calibrate)
+        images = UnlabeledImages(list(normal.calibrate.values()), predictor.detector.input_spec, bits=settings.bits)
+        loader = batches(images, predictor.batch_size, settings.num_workers, predictor.accelerator, shared=False)
+        calibration = predictor.calibrate(readable(loader), one.class_name, memory, settings.calibrate)
     if calibration and calibration.fpr > settings.fpr and settings.calibration is None:
         LOG.warning(
             "--fpr %g takes %d normal images; with %d the rate is %.2g, and the threshold is their highest score",

@@ -29,12 +29,14 @@ class Capabilities(NamedTuple):
     trains: bool
     zero_shot: bool
     few_shot: bool
+    batched: bool
 
 
 def capabilities(method: str) -> Capabilities:
     """Of a key of METHODS."""
     cls = METHODS[method]
-    return Capabilities(cls.PRESET.training is not None, hasattr(cls, "zero_shot"), hasattr(cls, "few_shot"))
+    parts = (hasattr(cls, part) for part in ("zero_shot", "few_shot", "score_set"))
+    return Capabilities(cls.PRESET.training is not None, *parts)
 
 
 def build(

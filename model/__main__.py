@@ -1,5 +1,5 @@
-"""What a method can do, for shell scripts:   eval "$(python -m model winclip)"   sets trains, zero_shot and few_shot to
-"yes" or to nothing."""
+"""What a method can do, for shell scripts:   eval "$(python -m model winclip)"   sets trains, zero_shot, few_shot and
+batched to "yes" or to nothing."""
 
 import sys
 

@@ -19,6 +19,7 @@ from model.interface import LabeledBatch, Memory, Prediction, ScoreRange, Simila
 from model.losses import segmentation_losses
 from model.options import FEATURES_LIST, MEDICAL_PROMPTS, ByDataset, Option, Preset, Training
 from model.text_features import TextFeatures, encode_states
+from model.tokens import join_tokens
 from prompt_ensemble import APRIL_GAN, Prompts
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class AprilGan(nn.Module):
 
     # --- references -------------------------------------------------------------------------------------------------
 
-    def build_memory(self, tokens: Tokens) -> Memory:
+    def build_memory(self, references: Sequence[Tokens]) -> Memory:
+        tokens = join_tokens(references)
         return Memory({str(layer): memory_bank.build_bank(tokens.patches[layer]) for layer in self.few_shot_features})
 
     @property

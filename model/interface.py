@@ -7,7 +7,7 @@ Shape legend, used by every comment in model/:
 Layers count from 1, as in the papers.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from data.input_spec import InputSpec
+from data.views import ImageViews
 from model.options import Option, Preset
 
 
@@ -48,7 +49,7 @@ class DualTokens(NamedTuple):
 class Memory(NamedTuple):
     """The reference images of one class: a value, so that it can be kept, saved and reused."""
 
-    banks: dict[str, Tensor]  # what the method compares ("6": a layer) -> (M, W), unit length
+    banks: dict[str, Tensor]  # what the method compares ("6": a layer) -> (M, W)
     images: tuple[
         str, ...
     ] = ()  # what each bank is made of, in equal parts, where that is known; see `SimilarityCache`
@@ -69,8 +70,9 @@ ScoreRange = Mapping[str, tuple[float, float]]  # term of the image score -> (lo
 class Prediction(NamedTuple):
     """Anomaly maps and the parts from which image scores are made."""
 
-    maps: Tensor  # (B, S, S) float32, larger is more anomalous
+    maps: Tensor  # (B, H, W) float32, larger is more anomalous; S x S, or as large as the pictures
     score_components: dict[str, Tensor]  # name -> (B,)
+    foreground: Tensor | None = None  # (B, G, G) bool, the patches that show the object, of a method that masks others
 
 
 class LabeledBatch(NamedTuple):
@@ -189,55 +191,6 @@ class ImageTower(Protocol):
         """Compile the encoder with torch.compile, when it first runs."""
 
 
-class TextTower(Protocol):
-    """A frozen text encoder: what a method may ask of it, apart from the image tower."""
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that it reads; a longer text is cut at its end."""
-
-    def encode(self, sentences: Sequence[str]) -> Tensor:
-        """Embeddings of sentences, (n, D), not normalised."""
-
-    def cut(self, sentences: Sequence[str]) -> list[bool]:
-        """Of each sentence, whether it is longer than the tower reads."""
-
-
-class PromptableTextTower(TextTower, Protocol):
-    """A text encoder into which a method may put tokens of its own. Gradients flow through `run` and `project`."""
-
-    @property
-    def width(self) -> int:
-        """Width of its tokens."""
-
-    @property
-    def depth(self) -> int:
-        """Number of its blocks."""
-
-    def check_learned_tokens(self, method: str) -> None:
-        """Raises ValueError where learned tokens cannot be put into this text tower."""
-
-    def embed(self, text: str, *, start: bool = False, end: bool = False) -> Tensor:
-        """Embeddings of the tokens of a piece of text, (n, width), without positions.
-
-        start, end: with the token that begins, that ends a text.
-        """
-
-    def positions(self, length: int) -> Tensor:
-        """Position embeddings of the first tokens, (length, width)."""
-
-    def run(self, tokens: Tensor, before_block: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """All blocks under the causal mask: (B, n, width) -> the same.
-
-        Args:
-            tokens: with positions; n at most the context length.
-            before_block: (number of the block from 0, its input) -> what it is to have instead.
-        """
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """What `run` made of the end tokens, (B, width) -> embeddings (B, D), not normalised."""
-
-
 class Detector(Protocol):
     """An nn.Module that maps images to anomaly maps. Each method of the papers is one such class.
 
@@ -274,7 +227,8 @@ class Detector(Protocol):
     def encode(self, images: Tensor) -> Any:
         """The expensive part, which knows no classes and no references: Tokens, or a NamedTuple of the method's own.
 
-        images: (B, 3, S, S) uint8 RGB.
+        images: (B, 3, S, S) uint8 RGB. Where `input_spec.keeps_shape`: (B, 3, h, w), and the (H, W) of the wanted maps
+        comes as a second argument, `map_size`.
         """
 
     def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
@@ -298,8 +252,11 @@ class ZeroShotDetector(Detector, Protocol):
 class FewShotDetector(Detector, Protocol):
     """A method that compares images with normal reference images."""
 
-    def build_memory(self, tokens: Any) -> Memory:
-        """The memory of one class from the tokens of its reference images."""
+    def build_memory(self, references: Sequence[Any]) -> Memory:
+        """The memory of one class from its reference images.
+
+        references: the tokens of each image, a bundle of one; of a `ViewingDetector` what `summarize` gave.
+        """
 
     @property
     def bank_widths(self) -> dict[str, int]:
@@ -326,7 +283,44 @@ class FewShotDetector(Detector, Protocol):
         """
 
 
-class ScoringDetector(ZeroShotDetector, FewShotDetector, TextDetector, Protocol):
+class ViewingDetector(FewShotDetector, Protocol):
+    """A few-shot method that sees its references in several views, or more than once."""
+
+    def draw_views(
+        self, references: Mapping[str, Sequence[str]], dataset: str, seed: int | None
+    ) -> Mapping[str, Sequence[ImageViews]]:
+        """Class -> the views of each of its references. Classes come in the order of the run."""
+
+    def summarize(self, passes: Sequence[Any]) -> Any:
+        """What `build_memory` takes of one reference image.
+
+        passes: for each time that it is looked at, the tokens of its views as one bundle.
+        """
+
+
+class TokenPasses(Protocol):
+    """The images of a class, to be gone through more than once.
+
+    Attributes:
+        paths: of the images, in the order of the passes.
+    """
+
+    paths: Sequence[str]
+
+    def __call__(self) -> Iterator[Any]:
+        """A pass: the tokens of all images, bundle by bundle; always the same ones in the same order."""
+
+
+class BatchedDetector(Detector, Protocol):
+    """A method that scores unlabelled images of a class together."""
+
+    SET_MINIMUM: ClassVar[int]  # images that it takes
+
+    def score_set(self, tokens: TokenPasses, name: str) -> Iterator[Prediction]:
+        """A prediction for each bundle of a pass. name: of the class. Raises ValueError on a set that is too small."""
+
+
+class ScoringDetector(ZeroShotDetector, FewShotDetector, BatchedDetector, TextDetector, Protocol):
     """What the engine scores images with: it asks whether a part is there before it calls what a method may lack."""
 
 

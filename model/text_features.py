@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.interface import TextTower
+from model.text_interface import TextTower
 from prompt_ensemble import Prompts, sentences, up_to_state
 
 _LOG = logging.getLogger("vand")

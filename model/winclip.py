@@ -20,6 +20,7 @@ from model import anomaly_map, memory_bank
 from model.interface import Memory, Prediction, ScoreRange, SimilarityCache
 from model.options import MEDICAL_PROMPTS, Option, Preset, positive
 from model.text_features import TextFeatures, encode_states
+from model.tokens import join_tokens
 from prompt_ensemble import WINCLIP, Prompts
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ class WinClip(nn.Module):
 
     # --- references -------------------------------------------------------------------------------------------------
 
-    def build_memory(self, tokens: WindowTokens) -> Memory:
+    def build_memory(self, references: Sequence[WindowTokens]) -> Memory:
+        tokens = join_tokens(references)
         windows = {f"window{scale}": memory_bank.build_bank(tokens.windows[scale]) for scale in self.scales}
         return Memory({**windows, "patch": memory_bank.build_bank(tokens.patches)})
 

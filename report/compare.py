@@ -24,6 +24,7 @@ from utils.text import escape_controls
 
 COMPARED_METRICS = ("auroc_px", "f1_px", "ap_px", "aupro", "aupro_200", "auroc_sp", "f1_sp", "ap_sp")
 CHOICES = tuple(key for key in METRICS if key != "threshold_px")  # which is neither good nor bad
+_OF_RUNS = ("k_shot", "seed", "scored_together")  # settings that belong to a run alone
 PUBLISHED = Path(__file__).resolve().with_name("published.json")
 
 
@@ -116,7 +117,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[Run]]:
         content = json.loads(file.read_text(encoding="utf-8"))
         entries = content.get("runs") or [content]
         runs = [_run(entry) for entry in entries]
-        settings = {key: value for key, value in entries[0]["settings"].items() if key not in ("k_shot", "seed")}
+        settings = {key: value for key, value in entries[0]["settings"].items() if key not in _OF_RUNS}
         hash(_identity(settings))  # which runs are compared by
     except OSError as error:
         raise ValueError(f"{path}: no results ({error.strerror}: {file}); give the --save_path of a test.py") from None
@@ -133,7 +134,9 @@ def _run(entry: Mapping[str, Any]) -> Run:
     classes = {name: {key: _fraction(row.get(key)) for key in METRICS} for name, row in entry["classes"].items()}
     if not classes:
         raise ValueError("no classes")
-    return Run(int(entry["settings"]["k_shot"]), entry["settings"]["seed"], classes)
+    settings = entry["settings"]
+    together = settings.get("scored_together")
+    return Run(int(settings["k_shot"]), settings["seed"], classes, together and (int(together[0]), int(together[1])))
 
 
 def _fraction(value: Any) -> float | None:

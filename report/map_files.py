@@ -103,8 +103,10 @@ class MapFiles:
                     found[sample.cls_name].append(self._result(kind, setting, sample, suffix))
         return found
 
-    def keep(self, setting: int, index: int, one: NDArray[np.float32]) -> None:
-        """Take one map, (S, S) float32."""
+    def keep(
+        self, setting: int, index: int, one: NDArray[np.float32], foreground: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Take one map, (H, W) float32."""
         if self._maps:
             _write_map(self._file(setting, index), one)
         elif self._draws(setting):

@@ -20,11 +20,15 @@ METRICS = (*TABLE, *(key for key in PIXEL + IMAGE if key not in TABLE))
 
 @dataclass(frozen=True)
 class Run:
-    """The metrics of every class under one setting; k_shot 0 is zero-shot, which has no seed."""
+    """The metrics of every class under one setting; k_shot 0 is zero-shot, which has no seed.
+
+    together: how many images of a class were scored together, from and to; None where each was scored by itself.
+    """
 
     k_shot: int
     seed: int | None
     classes: Mapping[str, Row]
+    together: tuple[int, int] | None = None
 
     @property
     def mean(self) -> Row:
@@ -32,11 +36,18 @@ class Run:
         return metrics.mean(list(self.classes.values()))
 
 
-def collect(results: Iterable[ClassScores], settings: Sequence[FewShotSetting], classes: Sequence[str]) -> list[Run]:
-    """A Run per few-shot setting from the results of all classes and settings, in any order."""
+def collect(
+    results: Sequence[ClassScores], settings: Sequence[FewShotSetting], classes: Sequence[str], *, batched: bool = False
+) -> list[Run]:
+    """A Run per few-shot setting from the results of all classes and settings, in any order.
+
+    batched: whether the images of a class were scored together.
+    """
     rows = {(result.setting, result.name): result.metrics for result in results}
+    counts = [len(result.indices) for result in results]
+    together = (min(counts), max(counts)) if batched else None
     return [
-        Run(setting.k_shot, setting.seed, {name: rows[number, name] for name in classes})
+        Run(setting.k_shot, setting.seed, {name: rows[number, name] for name in classes}, together)
         for number, setting in enumerate(settings)
     ]
 
@@ -45,7 +56,7 @@ def as_json(runs: Sequence[Run], settings: Mapping[str, Any]) -> dict[str, Any]:
     """One run: {"settings", "classes", "mean"}. Several: {"runs", "mean", "std"}, the latter two over seeds, per k."""
     entries = [
         {
-            "settings": {**settings, "k_shot": run.k_shot, "seed": run.seed},
+            "settings": {**settings, "k_shot": run.k_shot, "seed": run.seed, **_together(run)},
             "classes": {name: _plain(row) for name, row in run.classes.items()},
             "mean": _plain(run.mean),
         }
@@ -59,6 +70,10 @@ def as_json(runs: Sequence[Run], settings: Mapping[str, Any]) -> dict[str, Any]:
         "mean": {k: mean for k, (mean, _) in per_k.items()},
         "std": {k: std for k, (_, std) in per_k.items()},
     }
+
+
+def _together(run: Run) -> dict[str, list[int]]:
+    return {"scored_together": list(run.together)} if run.together else {}
 
 
 def _plain(row: Row) -> dict[str, float | None]:
@@ -91,6 +106,9 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def title(k_shot: int, runs: Sequence[Run]) -> str:
     """What a table's runs, which share k_shot, are: "zero-shot", "4-shot, seeds 1 2"."""
+    if together := runs[0].together:
+        count = f"{together[0]}" if together[0] == together[1] else f"{together[0]} to {together[1]}"
+        return f"zero-shot, scored together with {count} images"
     if k_shot == 0:
         return "zero-shot"
     seeds = [escape_controls(run.seed) for run in runs if run.seed is not None]

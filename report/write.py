@@ -46,8 +46,8 @@ def write_results(
 
     results = sorted(results, key=place)
     classes = list(dict.fromkeys(sample.cls_name for sample in samples))
-    runs = tables.collect(results, settings, classes)
-    few_shot = [setting._asdict() for setting in settings if setting.k_shot > 0]
+    runs = tables.collect(results, settings, classes, batched=description.get("mode") == "batched")
+    few_shot = [setting.as_dict() for setting in settings if setting.k_shot > 0]
     if few_shot:
         write_json(save_path / "k_shot.json", few_shot)
     images = list(chain.from_iterable(scored_images(one, settings[one.setting], samples) for one in results))

@@ -278,7 +278,7 @@ def test_k_larger_than_the_references():
 def test_references_from_our_file(tmp_path):
     shots = [draw_shots("mvtec", TRAIN, ["nut", "bolt"], k, seed) for k in (1, 2) for seed in (5, 6)]
     path = tmp_path / "k_shot.json"
-    path.write_text(json.dumps([shot._asdict() for shot in shots]))
+    path.write_text(json.dumps([shot.as_dict() for shot in shots]))
     assert load_shots(path, TRAIN, ["nut", "bolt"]) == shots
     assert load_shots(path, TRAIN, ["nut", "bolt"], [2], [6]) == [shots[3]]
     with pytest.raises(ValueError, match="holds no references for --k_shot 3"):
@@ -289,7 +289,7 @@ def test_references_from_a_published_file(tmp_path):
     path = tmp_path / "k_shot.txt"
     path.write_text("nut/000.png\nnut\\000.png\nbolt/003.png\nbolt/001.png\n")
     (shot,) = load_shots(path, TRAIN, ["nut", "bolt"], [2], [42])
-    assert shot == (2, 42, {"nut": ["nut/000.png"] * 2, "bolt": ["bolt/003.png", "bolt/001.png"]})
+    assert shot[:3] == (2, 42, {"nut": ["nut/000.png"] * 2, "bolt": ["bolt/003.png", "bolt/001.png"]})
     assert load_shots(path, TRAIN, ["nut", "bolt"])[0].k_shot == 2
     with pytest.raises(ValueError, match="class 'nut' has 2 references where k_shot is 4"):
         load_shots(path, TRAIN, ["nut", "bolt"], [4])
@@ -297,7 +297,7 @@ def test_references_from_a_published_file(tmp_path):
 
 def test_asked_settings_that_a_file_lacks_are_not_dropped(tmp_path):
     path = tmp_path / "k_shot.json"
-    path.write_text(json.dumps([draw_shots("mvtec", TRAIN, ["nut"], k, 5)._asdict() for k in (1, 4)]))
+    path.write_text(json.dumps([draw_shots("mvtec", TRAIN, ["nut"], k, 5).as_dict() for k in (1, 4)]))
     assert [shot.k_shot for shot in load_shots(path, TRAIN, ["nut"], [0, 4])] == [0, 4]
     with pytest.raises(ValueError, match="holds no references for --k_shot 2"):
         load_shots(path, TRAIN, ["nut"], [0, 2, 4])

@@ -65,11 +65,16 @@ def each_round(loader: DataLoader[Any] | Iterable[Any]) -> Iterator[tuple[int, A
     """
     rounds = getattr(loader, "batch_sampler", None)
     if not isinstance(rounds, DistributedBatchSampler):
-        yield from ((len(batch["cls_name"]), batch) for batch in loader)
+        yield from ((_images(batch), batch) for batch in loader)
         return
     batches = iter(loader)
     for length, own in rounds.lengths():
         yield length, next(batches) if own else None
+
+
+def _images(batch: Any) -> int:
+    """How many images a batch has: one dict, or a list of them (see `engine.evaluation.collate`)."""
+    return sum(len(group["cls_name"]) for group in ([batch] if isinstance(batch, dict) else batch))
 
 
 def skipped_images(loader: DataLoader[Any] | Iterable[Any]) -> int:

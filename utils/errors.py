@@ -19,7 +19,7 @@ from utils.logs import LOG, LogFile, safe_streams
 from utils.signals import handle_signals, raise_stopped, restore_signals
 from utils.text import escape_controls, shorten
 
-MESSAGE_LIMIT = 300  # characters of an error's line
+MESSAGE_LIMIT = 400  # characters of an error's line
 
 
 def run_script(main: Callable[[], int | None], advice: str = "") -> None:

@@ -24,7 +24,7 @@ class _Tokenizer(Protocol):
 
 
 class TextTower:
-    """The text side of an open_clip model; see `model.interface.PromptableTextTower`.
+    """The text side of an open_clip model; see `model.text_interface.PromptableTextTower`.
 
     Args:
         clip: the whole model, whose text side may be its own (CLIP) or a module in it.

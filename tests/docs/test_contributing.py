@@ -64,7 +64,7 @@ def test_the_method_has_at_most_40_lines():
 
 
 def test_the_scripts_know_the_method_and_its_flag(nearest):
-    assert capabilities("nearest") == (False, False, True)
+    assert capabilities("nearest") == (False, False, True, False)
     assert "nearest: layer whose tokens are compared" in " ".join(config.flags.test_parser().format_help().split())
 
 

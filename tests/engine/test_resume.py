@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.meta import Sample
-from engine.evaluation import ClassScores
+from engine.class_scores import ClassScores
 from engine.resume import FOLDER, ClassResult, FinishedClasses
 from metrics.names import IMAGE, PIXEL
 from report.gallery import Gallery, SelectedImages

@@ -61,7 +61,7 @@ def test_few_shot(detector, visa_tokens):
     case = load_case("aprilgan_visa_k4_seed42")
     tolerance, names = case.facts["tolerance"], case.facts["image_class"]
     memories = {
-        name: detector.build_memory(detector.encode(images("mini_visa", paths)))
+        name: detector.build_memory([detector.encode(images("mini_visa", paths))])
         for name, paths in case.facts["reference_images"].items()
     }
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_a_reference_scores_zero_against_itself(detector, visa_tokens):
     with torch.no_grad():
         zero_shot = detector.zero_shot(tokens, names)
         few_shot = detector.few_shot(
-            zero_shot, tokens, names, {name: detector.build_memory(tokens) for name in set(names)}
+            zero_shot, tokens, names, {name: detector.build_memory([tokens]) for name in set(names)}
         )
     torch.testing.assert_close(few_shot.maps, zero_shot.maps, atol=1e-5, rtol=0)
 

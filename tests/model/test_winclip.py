@@ -85,7 +85,7 @@ def test_maps_and_scores(name, detector, tokens, zero_shot):
     prediction = zero_shot
     if case.facts["reference_images"]:
         memories = {
-            cls: detector.build_memory(detector.encode(images(paths)))
+            cls: detector.build_memory([detector.encode(images(paths))])
             for cls, paths in case.facts["reference_images"].items()
         }
         prediction = detector.few_shot(zero_shot, tokens, names, memories)
@@ -167,7 +167,7 @@ def test_windows_in_small_portions_are_the_same(detector, tokens, monkeypatch):
 
 
 def test_a_reference_is_at_no_distance_from_itself(detector, tokens):
-    few = detector._association(tokens, [0, 1], detector.build_memory(tokens))
+    few = detector._association(tokens, [0, 1], detector.build_memory([tokens]))
     assert few.isfinite().all() and few.abs().max() < 1e-6
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
-from engine.evaluation import ClassScores
+from engine.class_scores import ClassScores
 from report import pictures
 from report.map_files import MapFiles
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.meta import Sample
-from engine.evaluation import ClassScores
+from engine.class_scores import ClassScores
 from metrics import evaluate
 from report.missing import missing_metrics
 from report.tables import METRICS

@@ -6,7 +6,7 @@ import pytest
 
 from data.meta import Sample
 from data.references import FewShotSetting
-from engine.evaluation import ClassScores
+from engine.class_scores import ClassScores
 from report.predictions import read_predictions, scored_images, write_predictions
 
 NAMES = ['a,"b".png', "ö.png", "=1+1.png", "@x.png", "two\nlines.png", "\x1b[2J.png", "a|b.png", "-1.5", r"\x41.png"]

@@ -22,7 +22,7 @@ GOOD = REFERENCE / "data/mini_mvtec/brick/train/good"
 )
 def test_the_size_of_a_bank_is_known_before_it_is_made(method, options, tiny_a):
     detector = build(method, **tiny_a._asdict(), image_size=96, **options)
-    memory = detector.build_memory(detector.encode(torch.zeros(3, 3, 96, 96, dtype=torch.uint8)))
+    memory = detector.build_memory([detector.encode(torch.zeros(3, 3, 96, 96, dtype=torch.uint8))])
     expected = {key: (3 * rows, detector.bank_widths[key]) for key, rows in detector.bank_rows.items()}
     assert {key: tuple(bank.shape) for key, bank in memory.banks.items()} == expected
 
@@ -30,7 +30,7 @@ def test_the_size_of_a_bank_is_known_before_it_is_made(method, options, tiny_a):
 def test_the_size_of_a_bank_of_a_resnet():
     detector = build("april_gan", model="RN50", image_size=96)
     tokens = detector.encode(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
-    rows = {key: len(bank) for key, bank in detector.build_memory(tokens).banks.items()}
+    rows = {key: len(bank) for key, bank in detector.build_memory([tokens]).banks.items()}
     assert rows == detector.bank_rows
 
 

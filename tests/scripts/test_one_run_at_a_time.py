@@ -129,8 +129,8 @@ def test_what_a_method_can_do_is_told_to_shell_scripts():
     def run(*names):
         return subprocess.run([sys.executable, "-m", "model", *names], cwd=ROOT, capture_output=True, text=True)
 
-    assert run("sdp").stdout.split() == ["trains=", "zero_shot=yes", "few_shot="]
-    assert run("april_gan").stdout.split() == ["trains=yes", "zero_shot=yes", "few_shot=yes"]
+    assert run("sdp").stdout.split() == ["trains=", "zero_shot=yes", "few_shot=", "batched="]
+    assert run("april_gan").stdout.split() == ["trains=yes", "zero_shot=yes", "few_shot=yes", "batched="]
     wrong = run("sdq")
     assert wrong.returncode == 2 and wrong.stderr == (
         "error: 'sdq' is no method; known: april_gan, winclip, sdp, sdp_plus, vcp_clip\n"

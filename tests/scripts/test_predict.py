@@ -99,13 +99,13 @@ def test_references_fix_scale_and_threshold(call, detector, tmp_path):
                 rows_of_tokens(references, [o for o in range(8) if o != row]),
             )
             few = detector.few_shot(
-                detector.zero_shot(one, names), one, names, {"brick": detector.build_memory(others)}
+                detector.zero_shot(one, names), one, names, {"brick": detector.build_memory([others])}
             )
             maxima.append(few.score_components["map_max"].item())
         test = encoded(detector, BRICK / "test/good")
         names = names * 6
         few = detector.few_shot(
-            detector.zero_shot(test, names), test, names, {"brick": detector.build_memory(references)}
+            detector.zero_shot(test, names), test, names, {"brick": detector.build_memory([references])}
         )
     low, high = min(maxima), max(maxima)
     expected = 0.5 * (few.score_components["text"] + (few.score_components["map_max"] - low) / (high - low))

@@ -1,0 +1,161 @@
+"""What is seen of a class while it is scored, and its results once all of it has been seen."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from data.meta import Sample
+from metrics.curves import Points
+from metrics.image import image_metrics
+from metrics.pixel import PixelMetrics
+from model import memory_bank
+from model.interface import Prediction, ScoringDetector
+from utils.distributed import flatten, gather, gather_to
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One class under one setting: metrics and, per image in the order of the samples, scores and their components."""
+
+    setting: int  # index into the settings
+    name: str
+    metrics: dict[str, float | None]
+    indices: list[int]  # of the images, into the samples
+    scores: list[float]
+    score_components: dict[str, list[float]]
+    curves: dict[str, Points]  # of the pixels
+
+
+class KeepMap(Protocol):
+    """Takes the maps of a scoring pass."""
+
+    def __call__(self, setting: int, index: int, one: np.ndarray, foreground: np.ndarray | None = None) -> None:
+        """One map, (H, W) float32, of a sample under a few-shot setting; foreground: see `Prediction`, (G, G)."""
+
+
+@dataclass
+class Pending:
+    """What one process has seen of a class under one setting."""
+
+    pixels: PixelMetrics | None
+    indices: list[int] = field(default_factory=list)
+    # Numbers, no tensors: thousands of small ones that live long, between large ones that do not, scatter the heap.
+    score_components: dict[str, list[float]] = field(default_factory=dict)
+
+
+def keep_maps(
+    keep_map: KeepMap,
+    setting: int,
+    names: Sequence[str],
+    indices: Sequence[int],
+    prediction: Prediction,
+    finished: Collection[str],
+) -> None:
+    """Hand out the maps of a group, but for those of classes that need no results."""
+    maps = prediction.maps.float().cpu().numpy()
+    foreground = None if prediction.foreground is None else prediction.foreground.cpu().numpy()
+    for row, (name, index) in enumerate(zip(names, indices, strict=True)):
+        if name not in finished:
+            keep_map(setting, index, maps[row], None if foreground is None else foreground[row])
+
+
+class Classes:
+    """What this process has seen of the classes that are not complete yet.
+
+    Args:
+        samples: the samples; a class's follow each other.
+        settings: number of the few-shot settings.
+        finished: classes that need no results.
+    """
+
+    def __init__(self, samples: Sequence[Sample], settings: int, finished: Collection[str]):
+        self._last = {sample.cls_name: index for index, sample in enumerate(samples)}
+        self._segmented = _classes_with_masks(samples)
+        self._settings, self._finished = settings, finished
+        self._pending: dict[tuple[int, str], Pending] = {}
+
+    def add(
+        self, setting: int, names: Sequence[str], indices: Sequence[int], prediction: Prediction, regions: Tensor
+    ) -> None:
+        """Count the maps of a batch, and keep its score components."""
+        for name, rows in memory_bank.rows_by_name(names).items():
+            if name in self._finished:
+                continue
+            pixels = PixelMetrics() if name in self._segmented else None
+            state = self._pending.setdefault((setting, name), Pending(pixels))
+            state.indices += indices[rows] if isinstance(rows, slice) else [indices[row] for row in rows]
+            for key, component in prediction.score_components.items():
+                state.score_components.setdefault(key, []).extend(component[rows].tolist())
+            if state.pixels is not None:
+                state.pixels.update(prediction.maps[rows].float(), regions[rows])
+
+    def complete(self, done: int) -> Iterator[tuple[str, list[Pending]]]:
+        """The classes whose last image is among the first `done`, with what was seen of them under each setting; with
+        nothing where they need no results."""
+        for name in [name for name, index in self._last.items() if index < done]:
+            self._last.pop(name)
+            if name in self._finished:
+                yield name, []
+            else:
+                yield name, [self._pending.pop((number, name), Pending(None)) for number in range(self._settings)]
+
+
+def finish_class(
+    detector: ScoringDetector,
+    name: str,
+    pending: Sequence[Pending],
+    samples: Sequence[Sample],
+    accelerator: Accelerator,
+) -> list[ClassScores]:
+    """The results of a class under all settings, from what every process has seen of it. Each process computes those of
+    some settings, so that none waits for a single one."""
+    own = []
+    for setting, state in enumerate(pending):
+        parts = gather_to(state, setting % accelerator.num_processes, accelerator)
+        if parts is not None:
+            own.append(finish(detector, setting, name, parts, samples))
+    return sorted(flatten(gather(own, accelerator)), key=lambda result: result.setting)
+
+
+def finish(
+    detector: ScoringDetector, setting: int, name: str, parts: Sequence[Pending], samples: Sequence[Sample]
+) -> ClassScores:
+    """Merge what the processes have seen of a class, in the order of the samples."""
+    parts = [part for part in parts if part.indices]
+    indices = flatten(part.indices for part in parts)
+    order = sorted(range(len(indices)), key=indices.__getitem__)
+    joined = {key: flatten(part.score_components[key] for part in parts) for key in parts[0].score_components}
+    score_components = {key: [values[place] for place in order] for key, values in joined.items()}
+    scores = detector.image_scores({key: torch.tensor(values) for key, values in score_components.items()}).tolist()
+    pixels = parts[0].pixels or PixelMetrics()
+    for other in parts[1:]:
+        if other.pixels is not None:
+            pixels.merge(other.pixels)
+    indices = [indices[place] for place in order]
+    metrics = {**pixels.compute(), **image_metrics([samples[index].anomaly for index in indices], scores)}
+    return ClassScores(setting, name, metrics, indices, scores, score_components, pixels.curves())
+
+
+def _classes_with_masks(samples: Sequence[Sample]) -> set[str]:
+    """Classes of which every anomalous image has a mask: the others have no pixel metrics."""
+    return {s.cls_name for s in samples} - {s.cls_name for s in samples if s.anomaly and not s.mask_path}
+
+
+def check_finite(prediction: Prediction, samples: Sequence[Sample], indices: Sequence[int]) -> None:
+    """Raises ValueError where a map or term holds NaN or infinity; names the image."""
+    ends = [
+        prediction.maps.amin((1, 2)),
+        prediction.maps.amax((1, 2)),
+        *prediction.score_components.values(),
+    ]  # NaN stays NaN
+    finite = torch.stack([end.float() for end in ends]).isfinite().all(0).cpu()  # (B,)
+    if not finite.all():
+        image = samples[indices[int((~finite).nonzero()[0])]].img_path
+        raise ValueError(
+            f"the anomaly map or score of {image} holds NaN or infinity; are the weights or the checkpoint broken?"
+        )

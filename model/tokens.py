@@ -1,0 +1,58 @@
+"""Bundles of tokens: nested NamedTuples and dicts of tensors whose first axis is the image. Anything else in them, such
+as the sizes of grids, is the same for all images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def join_tokens(bundles: Sequence[Any]) -> Any:
+    """Concatenate the tensors of equal bundles along the images."""
+    first = bundles[0]
+    if len(bundles) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(bundles))
+    if isinstance(first, Mapping):
+        return {key: join_tokens([bundle[key] for bundle in bundles]) for key in first}
+    if hasattr(first, "_fields"):
+        return type(first)(*map(join_tokens, zip(*bundles, strict=True)))
+    return first
+
+
+def select_tokens(bundle: Any, rows: Sequence[int] | slice) -> Any:
+    """The given images of a bundle."""
+    if isinstance(bundle, Tensor):
+        return bundle[rows]
+    if isinstance(bundle, Mapping):
+        return {key: select_tokens(value, rows) for key, value in bundle.items()}
+    if hasattr(bundle, "_fields"):
+        return type(bundle)(*(select_tokens(value, rows) for value in bundle))
+    return bundle
+
+
+def split_tokens(bundle: Any, count: int) -> list[Any]:
+    """A bundle of so many images -> one for each image."""
+    return [select_tokens(bundle, slice(row, row + 1)) for row in range(count)]
+
+
+def to_device(bundle: Any, device: torch.device | str) -> Any:
+    """The same on a device."""
+    if isinstance(bundle, Tensor):
+        return bundle.to(device)
+    if isinstance(bundle, Mapping):
+        return {key: to_device(value, device) for key, value in bundle.items()}
+    if hasattr(bundle, "_fields"):
+        return type(bundle)(*(to_device(value, device) for value in bundle))
+    return bundle
+
+
+def token_bytes(bundle: Any) -> int:
+    """What the tensors of a bundle take."""
+    if isinstance(bundle, Tensor):
+        return bundle.numel() * bundle.element_size()
+    if isinstance(bundle, Mapping):
+        return sum(map(token_bytes, bundle.values()))
+    return sum(map(token_bytes, bundle)) if hasattr(bundle, "_fields") else 0
