@@ -10,6 +10,7 @@ from data.input_spec import SquareInput
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector, ImageTower, ScoringDetector
+from model.musc import MuSc
 from model.vcp_clip import VcpClip
 from model.winclip import WinClip
 from prompt_ensemble import Prompts
@@ -20,6 +21,7 @@ METHODS: Mapping[str, type[Detector]] = {
     "sdp": Sdp,
     "sdp_plus": SdpPlus,
     "vcp_clip": VcpClip,
+    "musc": MuSc,
 }
 
 

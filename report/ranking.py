@@ -28,7 +28,7 @@ class _Kept(NamedTuple):
     order: int
     path: Path
     name: str
-    map: NDArray[np.float32]
+    map: NDArray[Any]
 
 
 class _Picture(NamedTuple):
