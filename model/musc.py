@@ -178,7 +178,7 @@ class MuSc(nn.Module):
         largest = torch.cat([maps(values).amax((1, 2)).cpu() for values in each])  # (n,)
         rescored = rescore(largest, pooled, self.rescoring)
         for values, maximum, score in zip(each, largest.split(sizes), rescored.split(sizes), strict=True):
-            yield Prediction(maps(values), {"map_max": maximum, "score": score})
+            yield Prediction(maps(values), {"map_max": maximum, "rescored": score})
 
     def _score_patches(
         self, tokens: TokenPasses, parts: Sequence[Sequence[int]]
@@ -254,7 +254,7 @@ class MuSc(nn.Module):
 
     def image_scores(self, score_components: Mapping[str, Tensor], limits: ScoreRange | None = None) -> Tensor:
         """The rescored maxima of the maps: `score_set` has made them. They belong to the set as a whole."""
-        return score_components["score"]
+        return score_components["rescored"]
 
 
 def rescore(scores: Tensor, class_tokens: Tensor, neighbors: Sequence[int]) -> Tensor:
