@@ -42,7 +42,14 @@ _TURNS = {
 }
 
 
-def load_image(path: Path, *, upright: bool = False, bits: int | None = None, side: int | None = None) -> Image.Image:
+def load_image(
+    path: Path,
+    *,
+    upright: bool = False,
+    bits: int | None = None,
+    side: int | None = None,
+    shown: int | None = None,
+) -> Image.Image:
     """A picture as 8-bit grey or RGB; palette, alpha, CMYK and more than 8 bits are brought to that.
 
     Integers of 16 bits become value * 255 / 65535, and of 32 bits too, unless none is larger than 255: then they are 8
@@ -53,6 +60,7 @@ def load_image(path: Path, *, upright: bool = False, bits: int | None = None, si
             follow the stored pixels.
         bits: 8..16, those that files of 16 or 32 bits really use: their values become value * 255 / (2^bits - 1).
         side: of the square that the picture is going to be resized to, whose memory is then bounded, too.
+        shown: side at which it is going to be shown, not scored: a JPEG is decoded at a half or less where that does.
 
     Raises:
         ValueError: missing, no regular file, truncated, too large, several pictures in one file, values that do not fit
@@ -61,7 +69,7 @@ def load_image(path: Path, *, upright: bool = False, bits: int | None = None, si
     if bits is not None and bits not in BITS:
         raise ValueError(f"bits must be {BITS[0]} to {BITS[-1]}, got {bits}")
     with _named(path):
-        raw = _open(path, upright, side)
+        raw = _open(path, upright, side, shown)
         return _turned(_eight_bits(raw, bits), raw.turn)
 
 
@@ -203,7 +211,7 @@ def _header(path: Path) -> ImageFile:
     return Image.open(path, formats=formats())
 
 
-def _open(path: Path, upright: bool, side: int | None = None) -> _Raw:
+def _open(path: Path, upright: bool, side: int | None = None, shown: int | None = None) -> _Raw:
     """Decode a file that holds one picture of a bounded size."""
     with _header(path) as image:
         if pictures_in(image) > 1:
@@ -215,6 +223,8 @@ def _open(path: Path, upright: bool, side: int | None = None) -> _Raw:
             turn = _orientation_for(image, upright)
         if depth.reader == "OpenCV":
             return _Raw(read_colours(path, image.tell()), depth, _transpose(turn, upright, is_tiff), lossy)
+        if shown and image.format == "JPEG":
+            image.draft(None, (shown, shown))
         image.load()
         check_size(image.width, image.height, side)  # an icon may hold a larger one than it says
         turned = is_tiff and turn != _orientation_for(image, False)

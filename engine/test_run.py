@@ -1,5 +1,6 @@
 """A test run: what is scored, where an interrupted one resumes, every class scored once and kept until all are done."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -49,13 +50,24 @@ def read_dataset(root: str, meta_path: str | None, classes: Sequence[str] | None
 
 class MapSink(AbstractContextManager["MapSink"], Protocol):
     """Who takes the maps of a scoring pass, and makes of each finished class what is kept for the page, unread here.
-    `report.map_files.MapFiles` is one."""
+    `report.map_files.MapFiles` is one.
+
+    beside: whether pictures are drawn beside the pass, so that they lag.
+    """
+
+    beside: bool
 
     def keep(self, setting: int, index: int, one: np.ndarray, foreground: np.ndarray | None = None) -> None:
         """See `engine.class_scores.KeepMap`."""
 
     def finish(self, result: ClassScores) -> None:
         """All maps of a class under a setting have come."""
+
+    def is_drawn(self, name: str) -> bool:
+        """Whether `settle` would not have to wait."""
+
+    def settle(self, name: str) -> None:
+        """Wait until all pictures of a class are there; of several processes each calls it."""
 
     def page_values(self, name: str) -> dict[int, Any]:
         """What is kept of a class for the page, by setting."""
@@ -161,21 +173,40 @@ def score_classes(
     results = [result for one in known.values() for result in one.scores]
     for name, one in known.items():
         files.restore(name, one.page)
+    lagging: list[str] = []  # classes whose pictures may lag: one at most, which bounds what waits
+    settle = functools.partial(_settle, results, files, folder, accelerator)
     with files:
-        for result in scored:
-            files.finish(result)
-            results.append(result)
-            if result.setting == len(shots) - 1:  # the last of its class
-                accelerator.wait_for_everyone()  # until each process has drawn its pictures
-                if accelerator.is_main_process:
-                    folder.finished.keep(
-                        result.name, ClassResult(results[-len(shots) :], files.page_values(result.name))
-                    )
+        try:
+            for result in scored:
+                files.finish(result)
+                results.append(result)
+                if result.setting == len(shots) - 1:  # the last of its class
+                    lagging.append(result.name)
+                    while len(lagging) > files.beside:
+                        settle(lagging.pop(0))
+        except KeyboardInterrupt:
+            for name in lagging if accelerator.num_processes == 1 else ():
+                if files.is_drawn(name):
+                    settle(name)
+            raise
+        for name in lagging:
+            settle(name)
     if first < len(samples):
         LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples) - first, *timer.seconds())
     if built.detector.backbone.cache:
         built.detector.backbone.cache.log()
     return results
+
+
+def _settle(
+    results: Sequence[ClassScores], files: MapSink, folder: TestFolder, accelerator: Accelerator, name: str
+) -> None:
+    """Keep a class that is scored, as soon as its pictures are there."""
+    files.settle(name)
+    accelerator.wait_for_everyone()  # until each process has drawn its pictures
+    if accelerator.is_main_process:
+        own = [result for result in results if result.name == name]
+        folder.finished.keep(name, ClassResult(own, files.page_values(name)))
 
 
 def save_memories(

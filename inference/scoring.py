@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.images import load_image, result_names
+from data.images import result_names
 from data.input_spec import InputSpec
+from data.meta import PixelSettings
 from dataset import UnlabeledImages
 from engine.evaluation import batches
 from inference.calibration import Calibration
 from inference.predictor import ImageResult, check_finite
 from report.heatmap import sample_pixels
 from report.map_files import save_map
-from report.overlays import StreamedOverlays
+from report.streamed_overlays import StreamedOverlays
 from utils.distributed import each_round, gather
 from utils.files import atomic_write
 from utils.logs import LOG
@@ -171,12 +171,8 @@ class _Pictures(ExitStack):
         self._names = {name: stem + PurePosixPath(name).suffix for name, stem in stems.items()}
         self._overlays: StreamedOverlays | None = None
         if options.draw:
-
-            def upright(path: Path) -> Image.Image:
-                return load_image(path, upright=True, bits=options.bits)
-
-            ends = calibration.heat if calibration else None
-            self._overlays = self.enter_context(StreamedOverlays(options.save_path / "imgs", upright, ends))
+            ends, pixels = calibration.heat if calibration else None, PixelSettings(exif=True, bits=options.bits)
+            self._overlays = self.enter_context(StreamedOverlays(options.save_path / "imgs", pixels, ends, len(images)))
 
     def sample(self, results: Sequence[tuple[int, ImageResult]]) -> list[np.ndarray]:
         """Pixels of maps, for `learn`, while the colour scale is not known."""

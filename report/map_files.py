@@ -1,10 +1,12 @@
 """The anomaly maps of a test: each is written to one file, and all pictures of a class are drawn from these files."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +14,17 @@ from numpy.typing import NDArray
 from data.images import result_names
 from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
-from report.gallery import Gallery, choose, pictures_per_list, settings_with_pictures
+from report.gallery import Gallery, SelectedImages, choose, pictures_per_list, settings_with_pictures
 from report.heatmap import HeatScale, sample_pixels
-from report.pictures import PictureJob, draw, load_map, shrink_map
+from report.pictures import MIN_PICTURES, PictureJob, draw, shrink_map
 from report.predictions import ClassScores, scored_images
 from utils.files import atomic_write, save_array
+from utils.helpers import Helpers
+from utils.launch import worker_count
 
 OVERLAYS, MAPS = "imgs", "maps"  # folders of the results
 SPOOL = ".maps-"  # beginning of the name of the folder of waiting maps
-_THREADS = 2  # that draw
+_THREADS = 2  # that draw a few pictures
 
 
 def save_map(folder: Path, name: str, one: NDArray[Any]) -> None:
@@ -38,6 +42,17 @@ def setting_folder(k_shot: int, seed: int | None) -> str:
     return f"k{k_shot}_seed{seed}" if k_shot else "zero_shot"
 
 
+class _Drawing(NamedTuple):
+    """The pictures of a class under one setting that are being drawn.
+
+    page: what the page shows of it; None: nothing. jobs: path of the image -> its thumbnail, where it has one.
+    """
+
+    setting: int
+    page: SelectedImages | None
+    jobs: list[tuple[str, Future[bytes | None]]]
+
+
 class MapFiles:
     """Takes the maps of a scoring pass, and draws the pictures of a class when its last map has come, since one colour
     scale serves the whole class.
@@ -45,6 +60,10 @@ class MapFiles:
     Until then the maps wait on disk, so that memory does not grow with the number of images: as the files of
     --save_maps where these are wanted, else in half precision in a temporary folder, which is removed at the end and on
     an interruption. Of several processes each draws the images whose maps it has.
+
+    Many pictures are drawn in processes beside the pass, which goes on: a class is done when it is settled. A few are
+    drawn at once, since such processes take time to start. An error of drawing is raised with one of the next maps, or
+    when the class is settled.
 
     Args:
         save_path: the folder of results.
@@ -57,7 +76,8 @@ class MapFiles:
         gather: a list -> the lists of all processes, one after the other.
 
     Attributes:
-        galleries: (setting, class) -> the pictures of report.html, of the classes that are drawn.
+        galleries: (setting, class) -> the pictures of report.html, of the classes that are settled.
+        beside: whether pictures are drawn beside the pass.
     """
 
     def __init__(
@@ -82,16 +102,29 @@ class MapFiles:
         in_page = settings_with_pictures([setting.k_shot for setting in settings])
         self._per_list = pictures_per_list(len({sample.cls_name for sample in samples}) * len(in_page))
         self._in_page = in_page if self._per_list else []
-        self._own: set[tuple[int, int]] = set()  # (setting, index) of the maps that wait in this process
+        self._counts = Counter(sample.cls_name for sample in samples)
+        self._own: dict[tuple[int, int], NDArray[np.float32]] = {}  # (setting, index) of waiting maps -> some pixels
+        self._drawings: dict[str, list[_Drawing]] = {}  # by class
+        self._errors: list[BaseException] = []
+        thumbnails = 3 * self._per_list * len(self._counts) * len(self._in_page)
+        self.beside = (len(samples) * len(settings) if overlays else thumbnails) >= MIN_PICTURES
 
     def __enter__(self) -> "MapFiles":
         if self._overlays:
             (self._save_path / OVERLAYS).mkdir(parents=True, exist_ok=True)
-        self._spool = tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._save_path)
+        with ExitStack() as stack:
+            self._spool = stack.enter_context(tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._save_path))
+            if self.beside:
+                self._helpers = stack.enter_context(Helpers(worker_count()))
+            else:
+                self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS))
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._spool.cleanup()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._stack:
+            for name in list(self._drawings) if kind is None else ():
+                self.settle(name)
 
     def expected_files(self) -> dict[str, list[Path]]:
         """Class -> the overlays and maps that it is to have."""
@@ -107,16 +140,19 @@ class MapFiles:
         self, setting: int, index: int, one: NDArray[np.float32], foreground: NDArray[np.bool_] | None = None
     ) -> None:
         """Take one map, (H, W) float32."""
+        waiting = one if self._overlays or self._maps else shrink_map(one)
         if self._maps:
             _write_map(self._file(setting, index), one)
         elif self._draws(setting):
-            waiting = one if self._overlays else shrink_map(one)
             save_array(self._file(setting, index), waiting.astype(np.float16))
         if self._draws(setting):
-            self._own.add((setting, index))
+            some = sample_pixels(waiting, self._counts[self._samples[index].cls_name])
+            self._own[setting, index] = some.astype(np.float16).astype(np.float32)  # however the map is kept
+        if self._errors:
+            raise self._errors[0]
 
     def finish(self, result: ClassScores) -> None:
-        """Draw a class whose maps have all come."""
+        """Have a class drawn, whose maps have all come."""
         if not self._draws(result.setting):
             return
         setting, page = result.setting, None
@@ -124,16 +160,27 @@ class MapFiles:
             images = scored_images(result, self._settings[setting], self._samples)
             page = choose(images, self._per_list, self._per_list, self._per_list)
         in_page = {image.img_path for chosen in page or () for image in chosen}
-        own = [(index, score) for index, score in zip(result.indices, result.scores, strict=True)
-               if (setting, index) in self._own]  # fmt: skip
-        ends = self._ends(setting, [index for index, _ in own], len(result.indices))
-        jobs = [self._job(setting, index, score, ends, in_page) for index, score in own]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            drawn = list(pool.map(self._draw, jobs))
-        thumbnails = self._gather([(job.sample.img_path, one) for job, one in zip(jobs, drawn, strict=True) if one])
-        self._own -= {(setting, index) for index, _ in own}
-        if page:
-            self.galleries[setting, result.name] = Gallery(page, dict(thumbnails))
+        own = {index: score for index, score in zip(result.indices, result.scores, strict=True)
+               if (setting, index) in self._own}  # fmt: skip
+        ends = self._ends([self._own.pop((setting, index)) for index in own], len(result.indices))
+        jobs = [self._job(setting, index, score, ends, in_page) for index, score in own.items()]
+        drawing = _Drawing(setting, page, [(job.sample.img_path, self._draw(job)) for job in jobs])
+        self._drawings.setdefault(result.name, []).append(drawing)
+        if not self.beside:
+            self.settle(result.name)
+
+    def is_drawn(self, name: str) -> bool:
+        """Whether all pictures of a class that has been finished are there, so that to settle it takes no time."""
+        futures = [future for drawing in self._drawings.get(name, ()) for _, future in drawing.jobs]
+        return all(future.done() and not future.exception() for future in futures)
+
+    def settle(self, name: str) -> None:
+        """Wait for the pictures of a class that has been finished. Of several processes each must call it."""
+        for setting, page, jobs in self._drawings.pop(name, ()):
+            thumbnails = [(path, one) for path, future in jobs if (one := future.result())]
+            thumbnails = self._gather(thumbnails)
+            if page:
+                self.galleries[setting, name] = Gallery(page, dict(thumbnails))
 
     def page_values(self, name: str) -> dict[int, Any]:
         """Setting -> what report.html needs of a class, as JSON can hold it; `restore` takes it back."""
@@ -147,10 +194,10 @@ class MapFiles:
         """Whether any pictures of a setting are wanted."""
         return self._overlays or setting in self._in_page
 
-    def _ends(self, setting: int, own: Sequence[int], count: int) -> tuple[float, float]:
+    def _ends(self, own: list[NDArray[np.float32]], count: int) -> tuple[float, float]:
         """Of the colour scale of a class, from the maps of all processes."""
         scale = HeatScale(count)
-        for pixels in self._gather([sample_pixels(load_map(self._file(setting, index)), count) for index in own]):
+        for pixels in self._gather(own):
             scale.add(pixels)
         return scale.ends()
 
@@ -160,19 +207,33 @@ class MapFiles:
         sample = self._samples[index]
         overlay = self._result(OVERLAYS, setting, sample, ".png") if self._overlays else None
         thumbnail = sample.img_path in in_page
-        return PictureJob(self._file(setting, index), self._root, sample, score, ends, overlay, thumbnail, self._pixels)
+        return PictureJob(
+            self._file(setting, index), self._root, sample, score, ends, overlay, thumbnail, self._pixels,
+            discard=not self._maps,
+        )  # fmt: skip
 
-    def _draw(self, job: PictureJob) -> bytes | None:
-        thumbnail = draw(job) if job.overlay or job.thumbnail else None
-        if not self._maps:
-            job.map_file.unlink()
-        return thumbnail
+    def _draw(self, job: PictureJob) -> Future[bytes | None]:
+        if not (job.overlay or job.thumbnail):
+            if job.discard:
+                job.map_file.unlink()
+            nothing: Future[bytes | None] = Future()
+            nothing.set_result(None)
+            return nothing
+        if not self.beside:
+            return self._threads.submit(draw, job)
+        future = self._helpers.submit(job.sample.img_path, draw, job)
+        future.add_done_callback(self._note_error)
+        return future
+
+    def _note_error(self, future: Future[bytes | None]) -> None:
+        if not future.cancelled() and (error := future.exception()):
+            self._errors.append(error)
 
     def _file(self, setting: int, index: int) -> Path:
         """Where a map is until its class is drawn."""
         if self._maps:
             return self._result(MAPS, setting, self._samples[index], ".npy")
-        return Path(self._spool.name, f"{setting}-{index}.npy")
+        return Path(self._spool, f"{setting}-{index}.npy")
 
     def _result(self, kind: str, setting: int, sample: Sample, suffix: str) -> Path:
         return self._save_path / kind / self._folders[setting] / f"{self._names[sample.img_path]}{suffix}"

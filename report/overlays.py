@@ -1,8 +1,10 @@
 """Pictures of anomaly maps; an overlay is original | anomaly map | ground truth."""
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from report.captions import draw_text
-from report.heatmap import SCALE_IMAGES, HeatScale, blend_heatmap, on_scale, resize_longest_side
+from report.heatmap import blend_heatmap, resize_longest_side
 from utils.files import atomic_write
 
-_SIDE = 384  # the longer side of a panel, in pixels
+PANEL_SIDE = 384  # the longer side of a panel, in pixels
 _STRIP = 22  # the caption's height, in pixels
 _TEXT = 13  # of a caption, in pixels
 _GREEN = (60, 220, 60)
@@ -33,7 +35,7 @@ def overlay(
     Returns:
         (H, W, 3) uint8 RGB
     """
-    panels = draw_panels(image, heat, mask, _SIDE)[: len(captions)]
+    panels = draw_panels(image, heat, mask, PANEL_SIDE)[: len(captions)]
     return np.hstack([_captioned(panel, text) for panel, text in zip(panels, captions, strict=True)])
 
 
@@ -66,60 +68,28 @@ def split_panels(picture: Image.Image) -> list[Image.Image]:
 
 
 def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture, (H, W, 3) uint8 RGB, in the format of the path's suffix."""
-    with atomic_write(path) as temporary:
-        Image.fromarray(picture).save(temporary)
+    """Write a picture, (H, W, 3) uint8 RGB, as PNG."""
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(encode_png(picture))
 
 
-class StreamedOverlays:
-    """Original and anomaly map of images without ground truth, drawn as they come, in bounded memory.
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """A picture, (H, W, 3) uint8 RGB, as a PNG file.
 
-    Args:
-        folder: where <name>.png goes.
-        load: path -> PIL image.
-        ends: of the colour scale; None takes those of the first images that `learn` gets, until when maps wait.
+    Pillow tries all filters on each row and compresses thoroughly, which takes three quarters of an overlay's time.
+    One filter, each pixel less its left neighbour, and the fastest level take a seventh of that, for files that are an
+    eighth larger.
     """
-
-    def __init__(self, folder: Path, load: Callable[[Path], Image.Image], ends: tuple[float, float] | None):
-        self._folder, self._load, self._ends = folder, load, ends
-        self._scale = HeatScale(SCALE_IMAGES)
-        self._waiting: list[_Waiting] = []
-
-    def __enter__(self) -> "StreamedOverlays":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and self._waiting:
-            self._draw_waiting()
-
-    @property
-    def learning(self) -> bool:
-        """Whether the ends are still to be found."""
-        return self._ends is None and not self._scale.full
-
-    def learn(self, maps: Iterable[NDArray[Any]]) -> None:
-        """The next maps, or what `sample_pixels` keeps of them, in the order of images. Several processes exchange
-        theirs, so that one scale serves all pictures."""
-        for one in maps:
-            if self.learning:
-                self._scale.add(one)
-
-    def keep(self, path: Path, name: str, one: NDArray[np.float32], caption: str) -> None:
-        """Take one map, (S, S) float32, of the image at `path`; name: of the picture, whose suffix becomes .png."""
-        self._waiting.append(_Waiting(path, name, one, caption))
-        if not self.learning:
-            self._draw_waiting()
-
-    def _draw_waiting(self) -> None:
-        low, high = self._ends = self._ends or self._scale.ends()
-        for path, name, one, caption in self._waiting:
-            picture = overlay(self._load(path), on_scale(one, low, high), None, (path.name, caption))
-            save_picture(self._folder / PurePosixPath(name).with_suffix(".png"), picture)
-        self._waiting.clear()
-
-
-class _Waiting(NamedTuple):
-    image: Path
-    name: str
-    map: NDArray[np.float32]
-    caption: str
+    height, width = picture.shape[:2]
+    rows = np.empty((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = 1  # the filter's number
+    rows[:, 1:4] = picture[:, 0]
+    np.subtract(picture[:, 1:], picture[:, :-1], out=rows[:, 4:].reshape(height, width - 1, 3))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
+        (b"IDAT", zlib.compress(rows.tobytes(), 1)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )

@@ -1,6 +1,7 @@
-"""The pictures of one test image, drawn from the file of its map.
+"""The pictures of one image, drawn from its map.
 
-`draw` takes nothing but plain values and files, so that it can run in a thread or another process.
+`draw` and `draw_unlabelled` take nothing but plain values and files, so that another process can run them; PyTorch is
+not imported, so that it begins soon.
 """
 
 import io
@@ -14,8 +15,10 @@ from PIL import Image
 
 from data.images import load_image, load_mask
 from data.meta import PixelSettings, Sample
-from report.overlays import draw_panels, overlay, save_picture
+from report.heatmap import on_scale, resize_longest_side
+from report.overlays import PANEL_SIDE, draw_panels, overlay, save_picture
 
+MIN_PICTURES = 48  # of a run that are worth the start of processes that draw, a few tenths of a second of a core each
 THUMBNAIL_SIDE = 176  # the longer side of a thumbnail's panel, in pixels
 _GAP = 3  # between the panels of a thumbnail, in pixels
 
@@ -32,6 +35,7 @@ class PictureJob(NamedTuple):
         overlay: the file to write; None draws none.
         thumbnail: whether the picture for report.html is wanted.
         pixels: how image and mask are read.
+        discard: whether the map's file is removed when all is drawn.
     """
 
     map_file: Path
@@ -42,6 +46,7 @@ class PictureJob(NamedTuple):
     overlay: Path | None
     thumbnail: bool
     pixels: PixelSettings = PixelSettings()
+    discard: bool = False
 
 
 def draw(job: PictureJob) -> bytes | None:
@@ -49,10 +54,35 @@ def draw(job: PictureJob) -> bytes | None:
     once."""
     low, high = job.ends
     heat = (load_map(job.map_file).astype(np.float32) - low) / (high - low)
-    image, mask = load_image(job.root / job.sample.img_path, upright=job.pixels.exif, bits=job.pixels.bits), _mask(job)
+    image, mask = _load(job.root / job.sample.img_path, job.pixels), _mask(job)
     if job.overlay:
         save_picture(job.overlay, overlay(image, heat, mask, _captions(job, mask is not None)))
-    return _thumbnail(image, heat, mask) if job.thumbnail else None
+    thumbnail = _thumbnail(image, heat, mask) if job.thumbnail else None
+    if job.discard:
+        job.map_file.unlink()
+    return thumbnail
+
+
+def draw_unlabelled(
+    path: Path, one: NDArray[np.float32], ends: tuple[float, float], caption: str, file: Path, pixels: PixelSettings
+) -> None:
+    """Write the overlay of an image without ground truth.
+
+    Args:
+        path: the image; pixels: how it is read.
+        one: its map, (S, S).
+        ends: of the colour scale, in the map's values.
+        caption: of the map.
+        file: to write.
+    """
+    picture = overlay(_load(path, pixels), on_scale(one, *ends), None, (path.name, caption))
+    save_picture(file, picture)
+
+
+def _load(path: Path, pixels: PixelSettings) -> Image.Image:
+    """A picture as large as a panel, whatever it is drawn for, so that all pictures of an image show the same."""
+    image = load_image(path, upright=pixels.exif, bits=pixels.bits, shown=PANEL_SIDE)
+    return Image.fromarray(resize_longest_side(image, PANEL_SIDE))
 
 
 def load_map(path: Path) -> NDArray[np.float16]:
@@ -86,5 +116,5 @@ def _thumbnail(image: Image.Image, heat: NDArray[np.float32], mask: NDArray[np.u
     original, coloured, truth = draw_panels(image, shrink_map(heat), mask, THUMBNAIL_SIDE)
     gap = np.full((original.shape[0], _GAP, 3), 128, np.uint8)
     file = io.BytesIO()
-    Image.fromarray(np.hstack([original, gap, coloured, gap, truth])).save(file, "WEBP", quality=70, method=4)
+    Image.fromarray(np.hstack([original, gap, coloured, gap, truth])).save(file, "WEBP", quality=70, method=2)
     return file.getvalue()

@@ -52,6 +52,10 @@ class NotWrittenError(OSError):
     def __init__(self, path: str | Path, reason: Any):
         advice = DISK_FULL_ADVICE if getattr(reason, "errno", None) in (None, *DISK_FULL) else ""
         super().__init__(f"{path} is not written ({getattr(reason, 'strerror', None) or reason}){advice}")
+        self._made_of = path, reason
+
+    def __reduce__(self) -> Any:  # it also comes from another process
+        return NotWrittenError, self._made_of
 
 
 def check_regular(path: str | Path) -> None:

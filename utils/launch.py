@@ -3,6 +3,7 @@
 import os
 from datetime import timedelta
 
+_MOST_WORKERS = 8
 TIMEOUT_VARIABLE = "VAND_TIMEOUT"  # environment: seconds that a process waits for the others
 
 
@@ -31,3 +32,11 @@ def process_timeout() -> timedelta:
     if timeout <= timedelta(0):
         raise ValueError(f"{TIMEOUT_VARIABLE}={text}: must be a number of seconds above 0")
     return timeout
+
+
+def worker_count() -> int:
+    """Processes that are worth having beside this one: as many as it has processor cores, at most 8. Of several
+    processes of a run on one machine each has its share of the cores."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), _MOST_WORKERS)

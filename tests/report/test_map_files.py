@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
 from engine.class_scores import ClassScores
-from report import pictures
+from report import map_files, pictures
 from report.map_files import MapFiles
 
 SETTINGS = [FewShotSetting(0, None, {}), FewShotSetting(1, 5, {}), FewShotSetting(1, 6, {})]
@@ -89,6 +90,56 @@ def test_every_picture_is_drawn_from_the_one_file_of_a_map(tmp_path, root):
         assert kept.dtype == np.float32 and (kept == map_of(*divmod(number, len(SAMPLES)))).all()
 
 
+@pytest.mark.parametrize("wanted", [{}, {"maps": True}, {"overlays": False}])
+def test_pictures_that_are_drawn_beside_the_pass_are_the_same(tmp_path, root, monkeypatch, wanted):
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    alone.mkdir(), beside.mkdir()
+    expected = drawn(alone, root, **wanted)
+    monkeypatch.setattr(map_files, "MIN_PICTURES", 1)
+    assert drawn(beside, root, **wanted) == expected
+
+
+def test_a_class_is_settled_when_its_pictures_are_there(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(map_files, "MIN_PICTURES", 1)
+    files = MapFiles(tmp_path, root, SAMPLES, SETTINGS)
+    assert files.beside
+    with files:
+        score(files)
+        assert files.galleries == {}
+        files.settle("nut")
+        assert files.is_drawn("nut") and {name for _, name in files.galleries} == {"nut"}
+        assert all(path.is_file() for path in files.expected_files()["nut"])
+        files.settle("nut")  # again: there is nothing to do
+
+
+@pytest.mark.parametrize("least", [1, 1000])
+def test_an_image_that_cannot_be_drawn_is_named(tmp_path, root, monkeypatch, least):
+    monkeypatch.setattr(map_files, "MIN_PICTURES", least)
+    broken = [SAMPLES[0], SAMPLES[1]._replace(mask_path="nut/gone.png"), *SAMPLES[2:]]
+    with (
+        pytest.raises(ValueError, match="nut/gone.png: no such file"),
+        MapFiles(tmp_path, root, broken, SETTINGS) as files,
+    ):
+        score(files)
+    assert not list(tmp_path.rglob(".*")) and not list(tmp_path.rglob("*.npy"))
+
+
+def test_an_error_of_drawing_stops_the_pass(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(map_files, "MIN_PICTURES", 1)
+    broken = [SAMPLES[0]._replace(img_path="nut/gone.png"), *SAMPLES[1:]]
+    with MapFiles(tmp_path, root, broken, SETTINGS[:1]) as files:
+        for index in range(3):
+            files.keep(0, index, map_of(0, index))
+        files.finish(result_of(0, "nut"))
+        with pytest.raises(ValueError, match="nut/gone.png: no such file"):
+            for _ in range(1000):
+                files.keep(0, 3, map_of(0, 3))
+                time.sleep(0.05)
+        with pytest.raises(ValueError, match="nut/gone.png: no such file"):
+            files.settle("nut")
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_expected_files_are_those_that_are_written(tmp_path, root):
     files = MapFiles(tmp_path, root, SAMPLES, SETTINGS, maps=True)
     expected = files.expected_files()
@@ -126,6 +177,16 @@ def test_an_interruption_leaves_nothing(tmp_path, root):
     assert [path.name for path in tmp_path.rglob("*")] == ["imgs"]
 
 
+def test_an_interruption_leaves_whole_pictures_alone(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(map_files, "MIN_PICTURES", 1)
+    with pytest.raises(KeyboardInterrupt), MapFiles(tmp_path, root, SAMPLES, SETTINGS) as files:
+        score(files)
+        raise KeyboardInterrupt
+    assert not list(tmp_path.rglob(".*")) and not list(tmp_path.rglob("*.npy"))
+    for path in tmp_path.rglob("*.png"):
+        Image.open(path).load()
+
+
 def test_an_image_is_read_once_for_all_its_pictures(tmp_path, root, monkeypatch):
     read, load = [], pictures.load_image
 
@@ -151,9 +212,10 @@ def test_a_resumed_test_has_the_pictures_of_the_first(tmp_path, root):
     assert resumed.galleries == files.galleries
 
 
-@pytest.mark.parametrize("maps", [False, True])
-def test_two_processes_draw_what_one_draws(tmp_path, root, maps):
+@pytest.mark.parametrize(("maps", "least"), [(False, 1000), (True, 1000), (True, 1)])
+def test_two_processes_draw_what_one_draws(tmp_path, root, monkeypatch, maps, least):
     """Each has every other map; with --save_maps each sees the other's files too."""
+    monkeypatch.setattr(map_files, "MIN_PICTURES", least)
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir(), together.mkdir()
     files, galleries = drawn(alone, root, maps=maps)

@@ -1,0 +1,65 @@
+"""Overlays as files: what is written is what was drawn."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.meta import PixelSettings
+from report.overlays import PANEL_SIDE, encode_png
+from report.pictures import draw_unlabelled
+from report.streamed_overlays import StreamedOverlays
+
+
+@pytest.mark.parametrize("shape", [(17, 33), (1, 1), (3, 1), (1, 7)])
+def test_png_holds_the_very_pixels(shape):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    file = encode_png(picture)
+    with Image.open(io.BytesIO(file)) as read:
+        read.verify()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(file))), picture)
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], picture)
+
+
+def photograph(height: int, width: int) -> Image.Image:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (height // 40, width // 40, 3), np.uint8)
+    return Image.fromarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def test_a_large_jpeg_looks_as_if_decoded_whole(tmp_path):
+    photograph(1000, 1500).save(tmp_path / "large.jpg", quality=95)
+    Image.open(tmp_path / "large.jpg").save(tmp_path / "large.png")
+    for name in ("large.jpg", "large.png"):
+        draw_unlabelled(
+            tmp_path / name, np.zeros((8, 8), np.float32), (0, 1), "map", tmp_path / f"{name}.out.png", PixelSettings()
+        )
+    own, whole = (np.asarray(Image.open(tmp_path / f"large.{kind}.out.png"))[22:, : PANEL_SIDE + 2].astype(int)
+                  for kind in ("jpg", "png"))  # fmt: skip
+    assert own.shape == (256, 386, 3)
+    assert np.abs(own - whole).mean() < 1 and np.abs(own - whole).max() <= 16
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+def test_overlays_of_a_stream(tmp_path, count):
+    """In this process, or beside it."""
+    photograph(80, 120).save(tmp_path / "a.png")
+    with StreamedOverlays(tmp_path / "imgs", PixelSettings(), None, count) as overlays:
+        for number in range(66):
+            one = np.full((16, 16), number, np.float32)
+            overlays.learn([one])
+            assert overlays.learning == (number < 63)
+            overlays.keep(tmp_path / "a.png", f"sub/{number}.jpg", one, f"score {number}")
+    assert len(list((tmp_path / "imgs/sub").glob("*.png"))) == 66
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+def test_an_image_that_cannot_be_drawn_is_named(tmp_path, count):
+    with (
+        pytest.raises(ValueError, match="gone.png: no such file"),
+        StreamedOverlays(tmp_path / "imgs", PixelSettings(), (0, 1), count) as overlays,
+    ):
+        overlays.keep(tmp_path / "gone.png", "gone.png", np.zeros((16, 16), np.float32), "")
+    assert not list(tmp_path.rglob("*.png"))
