@@ -103,6 +103,12 @@ def predict_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders with all that is below them")
     add("--onnx", metavar="PATH", help="run what export.py wrote, a file or its folder; the detector's flags are in it")
+    add(
+        "--mode",
+        choices=("batched",),
+        help="score all images together, without labels or references (musc: default); scores.csv and report.html are "
+        "sorted, the odd ones first",
+    )
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
     _add_cache(parser)

@@ -39,6 +39,7 @@ _APP = {
 }  # fmt: skip
 _CACHE_SIZE = 50.0  # GB
 _FPR = 0.05
+_NO_NAME = "object"  # stands for the class name of a method without texts, where none is given
 _OWN_IMAGES = "own images"  # stands for the dataset where there is none
 # Flags of predict.py that --onnx can be combined with; they say nothing of the detector.
 _WITH_ONNX = ("inputs", "onnx", "save_path", "save_maps", "no_images", "batch_size", "num_workers")
@@ -132,12 +133,26 @@ def _mode(method: str, asked: str | None, *, few: bool) -> str:
 
 def resolve_predict(args: argparse.Namespace) -> tuple[PredictSettings, Sources]:
     values = _object_values(args)
+    can = capabilities(values["method"])
+    if args.mode is None:
+        one_by_one = "few_shot" if args.references is not None else "zero_shot"
+        mode = one_by_one if can.zero_shot or can.few_shot else "batched"
+        values.decide("mode", mode, "follows from the other flags")
+    if values["mode"] == "batched":
+        _mode(values["method"], "batched", few=False)
+        for key in ("references", "calibrate", "calibration", "fpr"):
+            if getattr(args, key) is not None:
+                raise ValueError(
+                    f"--{key} {getattr(args, key)}: images that are scored together take no normal images and have no "
+                    f"threshold; drop --{key}"
+                )
     values.default("save_path", f"./results/{values['method']}/predict")
     return values.settings(PredictSettings)
 
 
 def resolve_export(args: argparse.Namespace) -> tuple[ObjectSettings, Sources]:
     values = _object_values(args)
+    _check_one_by_one(values["method"], "export.py")
     for key, value in (("device", "cpu"), ("precision", "fp32"), ("compile", False)):
         values.decide(key, value, "export.py")
     values.default("save_path", f"./exps/{values['method']}/export")
@@ -192,6 +207,7 @@ def resolve_app(args: argparse.Namespace) -> tuple[AppSettings, Sources]:
         shipped = {"config_path": str(QUICKSTART.with_suffix(".json")), "pretrained": str(QUICKSTART)}
     method = args.method or "winclip"
     values = _own_image_values(argparse.Namespace(**{**vars(args), **shipped, "method": method}))
+    _check_one_by_one(method, "app.py")
     values.sources |= dict.fromkeys(shipped, "default")
     for key, value in _APP.items():
         values.default(key, value)
@@ -206,9 +222,22 @@ def _object_values(args: argparse.Namespace) -> "_Values":
         raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
     if args.calibration is not None and args.fpr is not None:
         raise ValueError(f"--fpr {args.fpr:g}: the threshold of --calibration {args.calibration} has its own; drop one")
-    if not (args.class_name or "").strip():
+    name = (args.class_name or "").strip()
+    if not name and METHODS[args.method or _COMMON["method"]].needs_text:
         raise ValueError("--class_name is missing: say what the images show, as in --class_name screw")
-    return _own_image_values(argparse.Namespace(**{**vars(args), "class_name": args.class_name.strip()}))
+    values = _own_image_values(argparse.Namespace(**{**vars(args), "class_name": name or None}))
+    values.default("class_name", _NO_NAME)
+    return values
+
+
+def _check_one_by_one(method: str, script: str) -> None:
+    """Raises ValueError where a method cannot score an image by itself."""
+    can = capabilities(method)
+    if not (can.zero_shot or can.few_shot):
+        raise ValueError(
+            f"--method {method} scores a set of images together and has no score of one image, as {script} needs it; "
+            "predict.py takes it for a folder"
+        )
 
 
 def _own_image_values(args: argparse.Namespace) -> "_Values":

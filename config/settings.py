@@ -127,9 +127,10 @@ class ObjectSettings(DetectorSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings(ObjectSettings):
-    """Of predict.py."""
+    """Of predict.py. mode: as of test.py."""
 
     inputs: Sequence[str]
+    mode: str
     save_maps: bool
     no_images: bool
     feature_cache: str | None
