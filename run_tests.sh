@@ -9,4 +9,5 @@ cd "$here"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-exec "$PYTHON" -m pytest "$@"
+# As many processes as there are cores, one thread of PyTorch each; the tests of a file stay together.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$PYTHON" -m pytest -n logical --maxprocesses 8 --dist loadfile "$@"

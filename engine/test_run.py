@@ -28,6 +28,7 @@ from utils.logs import LOG, Lines, log_to
 
 TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
 PICTURES = ("imgs", "maps", FOLDER)
+PATIENCE = 10  # seconds that an interrupted test waits for the pictures of a class that is scored
 WAITING = (".maps-*", ".thumbnails-*", "imgs/.maps-*")  # what a killed process leaves, of this version or an older one
 
 
@@ -63,8 +64,8 @@ class MapSink(AbstractContextManager["MapSink"], Protocol):
     def finish(self, result: ClassScores) -> None:
         """All maps of a class under a setting have come."""
 
-    def is_drawn(self, name: str) -> bool:
-        """Whether `settle` would not have to wait."""
+    def is_drawn(self, name: str, within: float) -> bool:
+        """Whether `settle` will not have to wait, within so many seconds."""
 
     def settle(self, name: str) -> None:
         """Wait until all pictures of a class are there; of several processes each calls it."""
@@ -186,7 +187,7 @@ def score_classes(
                         settle(lagging.pop(0))
         except KeyboardInterrupt:
             for name in lagging if accelerator.num_processes == 1 else ():
-                if files.is_drawn(name):
+                if files.is_drawn(name, PATIENCE):
                     settle(name)
             raise
         for name in lagging:

@@ -1,10 +1,12 @@
-"""Curves from two histograms, one sweep from the highest value down, and the metrics that they give."""
+"""Curves from two histograms, one sweep from the highest value down, and the metrics that they give: PyTorch, on the
+device of the tables, from which only numbers and the points of drawn curves come to the host."""
 
 from typing import NamedTuple
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from metrics.histogram import KeyTable, run_starts, running_sums, to_values
+from metrics.histogram import KeyTable, running_sums, search, to_values, unite
 
 FPR_LIMIT = 0.3
 PUBLISHED_STEPS = 200
@@ -19,53 +21,64 @@ class ThresholdCurve(NamedTuple):
     the share of the region.
     """
 
-    values: np.ndarray
-    false_positives: np.ndarray
-    true_positives: np.ndarray
-    overlap: np.ndarray
+    values: Tensor
+    false_positives: Tensor
+    true_positives: Tensor
+    overlap: Tensor
 
 
 def sweep(normal: KeyTable, defect: KeyTable) -> ThresholdCurve:
-    keys = np.sort(np.concatenate([normal.keys, defect.keys]))
-    keys = keys[run_starts(keys[1:] != keys[:-1])]
-    normal_above, defect_above = (
-        running_sums(table.mass)[:, np.append(0, np.searchsorted(table.keys, keys, side="right"))]
-        for table in (normal, defect)
-    )
-    return ThresholdCurve(to_values(keys), normal_above[0], defect_above[0], defect_above[1])
+    """The curve of two tables, neither of them empty."""
+    of_normal = torch.cat([normal.mass, normal.mass.new_zeros(2, len(normal.keys))])  # (3, K)
+    of_defect = torch.cat([defect.mass.new_zeros(1, len(defect.keys)), defect.mass])  # (3, M)
+    keys, mass = unite(normal.keys, of_normal, defect.keys, of_defect)  # (T,), (3, T)
+    return ThresholdCurve(to_values(keys), *running_sums(mass))
 
 
-def _area(x: np.ndarray, y: np.ndarray) -> float:
+def _from_zero(values: Tensor) -> Tensor:
+    return torch.cat([values.new_zeros(1), values])
+
+
+def _area(x: Tensor, y: Tensor) -> float:
     """Trapezoidal area."""
-    return np.dot(np.diff(x), y[1:] + y[:-1]) / 2
+    return float(torch.dot(x.diff(), y[1:] + y[:-1]) / 2)
 
 
 def auroc(curve: ThresholdCurve) -> float:
     area = _area(curve.false_positives, curve.true_positives)
-    return area / (curve.false_positives[-1] * curve.true_positives[-1])
+    return area / float(curve.false_positives[-1] * curve.true_positives[-1])
 
 
 def average_precision(curve: ThresholdCurve) -> float:
     true, false = curve.true_positives, curve.false_positives
     precision = true[1:] / (true[1:] + false[1:])
-    return np.dot(np.diff(true), precision) / true[-1]
+    return float(torch.dot(true.diff(), precision) / true[-1])
 
 
 def best_f1(curve: ThresholdCurve) -> tuple[float, float, float]:
     """Best F1, the IoU and the threshold that belong to it; the lowest threshold where several are best."""
     true, false = curve.true_positives[1:], curve.false_positives[1:]
     f1 = 2 * true / (true + false + true[-1])
-    best = f1.size - 1 - int(np.argmax(f1[::-1]))
-    return f1[best], true[best] / (true[-1] + false[best]), curve.values[best]
+    best = len(f1) - 1 - int(f1.flip(0).argmax())
+    return float(f1[best]), float(true[best] / (true[-1] + false[best])), float(curve.values[best])
+
+
+def _pro(curve: ThresholdCurve) -> tuple[Tensor, Tensor]:
+    """False positive rates up to the limit, and the mean overlap of regions there: every threshold, and the limit."""
+    fpr = curve.false_positives / curve.false_positives[-1]
+    pro = curve.overlap / curve.overlap[-1]
+    limit = fpr.new_tensor([FPR_LIMIT])
+    end = int(
+        search(fpr, limit, right=True)
+    )  # at least 1, since the first rate is 0, and no more than all but the last
+    share = (limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
+    at_limit = pro[end - 1] + share * (pro[end] - pro[end - 1])
+    return torch.cat([fpr[:end], limit]), torch.cat([pro[:end], at_limit])
 
 
 def aupro(curve: ThresholdCurve) -> float:
     """Area under overlap over false positive rate from 0 to the limit, divided by the limit; every threshold."""
-    fpr = curve.false_positives / curve.false_positives[-1]
-    pro = curve.overlap / curve.overlap[-1]
-    end = np.searchsorted(fpr, FPR_LIMIT, side="right")
-    at_limit = np.interp(FPR_LIMIT, fpr, pro)
-    return _area(np.append(fpr[:end], FPR_LIMIT), np.append(pro[:end], at_limit)) / FPR_LIMIT
+    return _area(*_pro(curve)) / FPR_LIMIT
 
 
 def roc_points(curve: ThresholdCurve) -> Points:
@@ -77,27 +90,26 @@ def roc_points(curve: ThresholdCurve) -> Points:
 def pr_points(curve: ThresholdCurve) -> Points:
     """The precision of the first few pixels jumps; on a logarithmic scale of pixels they do not take all points."""
     true, false = curve.true_positives[1:], curve.false_positives[1:]
-    pixels = np.log1p(true + false)
-    recall, precision = true / true[-1], true / (true + false)
-    recall, precision = np.append(0, recall), np.append(precision[0], precision)
-    return thinned(recall, precision, recall + np.append(0, pixels / pixels[-1]))
+    pixels = (true + false).log1p()
+    recall, precision = _from_zero(true / true[-1]), true / (true + false)
+    precision = torch.cat([precision[:1], precision])
+    return thinned(recall, precision, recall + _from_zero(pixels / pixels[-1]))
 
 
 def pro_points(curve: ThresholdCurve) -> Points:
-    fpr = curve.false_positives / curve.false_positives[-1]
-    pro = curve.overlap / curve.overlap[-1]
-    end = np.searchsorted(fpr, FPR_LIMIT, side="right")
-    fpr, pro = np.append(fpr[:end], FPR_LIMIT), np.append(pro[:end], np.interp(FPR_LIMIT, fpr, pro))
+    fpr, pro = _pro(curve)
     return thinned(fpr, pro, fpr / FPR_LIMIT + pro)
 
 
-def thinned(x: np.ndarray, y: np.ndarray, along: np.ndarray) -> Points:
+def thinned(x: Tensor, y: Tensor, along: Tensor) -> Points:
     """At most CURVE_POINTS of the points, the ends among them, about equally far apart in `along`, which ascends."""
-    if x.size > CURVE_POINTS:
-        chosen = np.searchsorted(along, np.linspace(along[0], along[-1], CURVE_POINTS))
-        chosen = np.unique(np.append(chosen[:-1], x.size - 1))
+    if len(x) > CURVE_POINTS:
+        steps = torch.arange(CURVE_POINTS, dtype=along.dtype, device=along.device) / (CURVE_POINTS - 1)
+        chosen = search(along, along[0] + steps * (along[-1] - along[0]))
+        chosen[-1] = len(x) - 1
+        chosen = chosen.unique()
         x, y = x[chosen], y[chosen]
-    return [np.round(values, 4).tolist() for values in (x, y)]
+    return [values.double().round(decimals=4).tolist() for values in (x, y)]
 
 
 def aupro_200(curve: ThresholdCurve, low: float, high: float) -> float | None:
@@ -106,11 +118,12 @@ def aupro_200(curve: ThresholdCurve, low: float, high: float) -> float | None:
     200 thresholds, equally spaced from the class's lowest map value, the highest left out; above means greater; of the
     curve's points those below the limit, their false positive rate stretched to [0, 1]. None where they share one rate.
     """
-    thresholds = low + np.arange(PUBLISHED_STEPS) * (high - low) / PUBLISHED_STEPS
-    above = np.searchsorted(-curve.values, -thresholds[::-1])  # (200,) how many distinct values are greater
+    steps = torch.arange(PUBLISHED_STEPS, dtype=torch.float64, device=curve.values.device)
+    thresholds = low + steps * (high - low) / PUBLISHED_STEPS
+    above = search(-curve.values, -thresholds.flip(0))  # (200,) how many distinct values are greater
     fpr = curve.false_positives[above] / curve.false_positives[-1]
     pro = curve.overlap[above] / curve.overlap[-1]
     fpr, pro = fpr[fpr < FPR_LIMIT], pro[fpr < FPR_LIMIT]
-    if fpr.size == 0 or fpr[0] == fpr[-1]:
+    if not len(fpr) or bool(fpr[0] == fpr[-1]):
         return None
-    return _area(fpr, pro) / (fpr[-1] - fpr[0])
+    return _area(fpr, pro) / float(fpr[-1] - fpr[0])

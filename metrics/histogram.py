@@ -1,54 +1,64 @@
-"""Counts of pixels by map value: a table of order-preserving integer keys whose memory is bounded."""
+"""Counts of pixels by map value: a table of order-preserving integer keys whose memory is bounded.
 
-import numpy as np
+All of it is PyTorch, on the device of the maps. On the CPU numpy sorts and searches in place of PyTorch, on the same
+memory and with the same result, since it is faster there.
+"""
+
 import torch
+from torch import Tensor
 
 RESOLUTION = 3e-5  # a merged key holds about this share of the pixels above it; see `_depth`
+NO_KEY = 2**31 - 1  # above the keys of all finite values
 
 
 # Keys: the order of float32 values as the reverse order of int32, so that every sweep runs from the highest value.
 
 
-def to_keys(values: np.ndarray) -> np.ndarray:
+def to_keys(values: Tensor) -> Tensor:
     """Float32 values -> int32 keys of the same shape, lower for higher values; equal values, equal keys."""
-    bits = (values + np.float32(0)).view(np.int32)  # a new array; -0.0 + 0.0 is 0.0
+    bits = (values + 0).view(torch.int32)  # new memory; -0.0 + 0.0 is 0.0
     flip = bits >> 31
     flip &= 0x7FFFFFFF  # negative floats are sign and magnitude: turn their order round
     bits ^= flip
-    return np.invert(bits, out=bits)
+    return bits.bitwise_not_()
 
 
-def split_pixels(keys: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One image, keys (H, W) int32 and labels (H, W) -> keys of normal pixels, and keys of defects with the area of
-    their regions in one number: one sort orders both, so no sum depends on the order of images."""
-    defect = labels != 0
-    normal, labels = keys[~defect], labels[defect]  # (n,), (d,)
-    area = np.bincount(labels)[labels]  # (d,) of each pixel's region
-    return normal, (keys[defect].astype(np.int64) << 32) | area
-
-
-def sort_pixels(maps: torch.Tensor, regions: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """`_keys`, `_split` and the sort for a batch, (B, H, W) each, on the device that it is on."""
-    bits = (maps.float() + 0).view(torch.int32)
-    keys = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
-    regions = regions.to(keys.device, non_blocking=True).long()
-    defect = regions != 0
-    offsets = torch.arange(len(regions), device=keys.device)[:, None, None] * (regions.max() + 1)
-    labels = (regions + offsets)[defect]  # (d,), no two images share one
-    packed = (keys[defect].long() << 32) | torch.bincount(labels)[labels]
-    return keys[~defect].sort().values.cpu().numpy(), packed.sort().values.cpu().numpy()
-
-
-def merge_sorted(waiting: list[np.ndarray]) -> np.ndarray:
-    """All that waits, ascending; a batch that a device has sorted may wait alone."""
-    values = np.concatenate(waiting)
-    return values if (values[1:] >= values[:-1]).all() else np.sort(values)
-
-
-def to_values(keys: np.ndarray) -> np.ndarray:
+def to_values(keys: Tensor) -> Tensor:
     """The float32 values of keys, as float64."""
     bits = ~keys
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32).astype(np.float64)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).double()
+
+
+def split_pixels(maps: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+    """Images, (B, H, W) float32 and integers -> keys, (B * H * W,) int32, NO_KEY where there is a defect; and of the
+    defects, (d,) int64, key << 32 | area of the region: one sort orders both, so no sum depends on the order of images.
+    """
+    keys, regions = to_keys(maps).flatten(), regions.flatten()
+    place = regions.nonzero()[:, 0]  # (d,)
+    if not len(place):
+        return keys, keys.new_empty(0, dtype=torch.int64)
+    numbers = regions[place].long()
+    image = torch.div(place, maps[0].numel(), rounding_mode="floor")
+    labels = numbers + image * (numbers.max() + 1)  # no two images share one
+    packed = (keys[place].long() << 32) | torch.bincount(labels)[labels]
+    keys[place] = NO_KEY
+    return keys, packed
+
+
+def sort_in_place(values: Tensor) -> Tensor:
+    """Integers, (n,), ascending in the same memory, which is returned."""
+    if values.device.type == "cpu":
+        values.numpy().sort()
+        return values
+    return values.copy_(values.sort().values)
+
+
+def search(ascending: Tensor, values: Tensor, *, right: bool = False) -> Tensor:
+    """How many of some ascending numbers lie below each value; with `right`, below it or at it. int64."""
+    if values.device.type == "cpu":
+        found = ascending.numpy().searchsorted(values.numpy(), "right" if right else "left")
+        return torch.from_numpy(found)
+    return torch.searchsorted(ascending, values, right=right)
 
 
 class KeyTable:
@@ -59,85 +69,131 @@ class KeyTable:
     cell: 0 while exact; of a sketch, the depth (see `_depth`) of a group when it is made. It may grow to twice that.
     """
 
-    def __init__(self, columns: int, capacity: int) -> None:
-        self.keys = np.empty(0, np.int32)
-        self.mass = np.zeros((columns, 0))
+    def __init__(self, columns: int, capacity: int, device: torch.device | str = "cpu") -> None:
+        self.keys = torch.empty(0, dtype=torch.int32, device=device)
+        self.mass = torch.zeros(columns, 0, dtype=torch.float64, device=device)
         self.capacity = capacity
         self.cell = 0.0
 
-    def add(self, keys: np.ndarray, mass: np.ndarray) -> None:
-        """Add keys (M,) in ascending order, repeats allowed, with their mass (C, M)."""
-        if self.cell and keys.size:
+    def to(self, device: torch.device | str) -> None:
+        """Move the table."""
+        self.keys, self.mass = self.keys.to(device), self.mass.to(device)
+
+    def add(self, keys: Tensor, mass: Tensor | None = None) -> None:
+        """Add keys (M,) in ascending order, repeats allowed, with their mass (C, M); None: each is one pixel."""
+        if self.cell and len(keys):
             keys, mass = self._absorb(keys, mass)
-        if keys.size:
-            self._unite(keys, mass)
-        if self.keys.size > self.capacity:
+        if len(keys):
+            self.keys, self.mass = unite(self.keys, self.mass, *_distinct(keys, mass))
+        if len(self.keys) > self.capacity:
             self._thin()
 
-    def _absorb(self, keys: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _absorb(self, keys: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Let the table's keys take what is nearest to them while they stay light; return the rest."""
-        between = self.keys[:-1] + (np.diff(self.keys.astype(np.int64)) // 2).astype(np.int32)
-        edges = np.concatenate([[0], np.searchsorted(keys, between, side="right"), [keys.size]])
-        grown = self.mass + np.diff(running_sums(mass)[:, edges])
-        room = np.diff(_depth(grown)) <= 2 * self.cell
-        self.mass = np.where(room, grown, self.mass)
-        rest = np.repeat(~room, np.diff(edges))
-        return keys[rest], mass[:, rest]
-
-    def _unite(self, keys: np.ndarray, mass: np.ndarray) -> None:
-        # Each array goes as soon as it is of no more use: here is the peak of the memory.
-        own, keys = self.keys.size, np.concatenate([self.keys, keys])
-        order = np.argsort(keys, kind="stable")  # two ascending runs, which this kind merges in linear time
-        keys, new = keys[order], order >= own
-        del order
-        united = np.empty((len(mass), keys.size))
-        united[:, new], united[:, ~new] = mass, self.mass
-        del new
-        starts = run_starts(keys[1:] != keys[:-1])
-        self.keys = keys[starts]
-        del keys
-        self.mass = united if starts.size == united.shape[1] else np.add.reduceat(united, starts, axis=1)
+        between = self.keys[:-1] + (self.keys.long().diff() // 2).int()
+        edges = search(keys, between, right=True)
+        edges = torch.cat([edges.new_zeros(1), edges, edges.new_full((1,), len(keys))])  # (K + 1,)
+        counts = edges.diff()
+        grown = self.mass + (counts if mass is None else running_sums(mass)[:, edges].diff())
+        room = _spans(grown) <= 2 * self.cell * RESOLUTION
+        self.mass = torch.where(room, grown, self.mass)
+        full = (~room & (counts > 0)).nonzero()[:, 0]
+        lengths = counts[full]
+        ends = lengths.cumsum(0)
+        rest = torch.repeat_interleave(edges[full] - ends + lengths, lengths)
+        rest += torch.arange(len(rest), device=rest.device)
+        return keys[rest], None if mass is None else mass[:, rest]
 
     def _thin(self) -> None:
         """Merge neighbours into groups until the table is well below its capacity."""
         depth = _depth(self.mass)
         self.cell = self.cell or 0.5
-        starts = _groups(depth, self.cell)
-        while starts.size > 0.75 * self.capacity:
+        groups = _groups(depth, self.cell)
+        while (count := int(groups[-1]) + 1) > 0.75 * self.capacity:
             self.cell *= 2
-            starts = _groups(depth, self.cell)
+            groups = _groups(depth, self.cell)
         pixels = running_sums(self.mass[:1])[0]
-        ends = np.append(starts[1:], self.keys.size)
-        middle = np.searchsorted(pixels[1:], (pixels[starts] + pixels[ends]) / 2)
+        starts = run_starts(groups)
+        ends = torch.cat([starts[1:], starts.new_full((1,), len(groups))])
+        middle = search(pixels[1:], (pixels[starts] + pixels[ends]) / 2)
         self.keys = self.keys[middle]  # half of a group lies above its key, so that its error has no direction
-        self.mass = np.add.reduceat(self.mass, starts, axis=1)
+        self.mass = _sum_groups(self.mass, groups, count)
 
 
-def running_sums(mass: np.ndarray) -> np.ndarray:
+def unite(keys: Tensor, mass: Tensor, others: Tensor, their_mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Two lists of distinct, ascending keys, (K,) and (M,), M <= K or not much more, with their mass, (C, K) and
+    (C, M) -> the keys of both, each once, and the mass of both."""
+    if not len(keys):
+        return others, their_mass
+    place = search(keys, others)  # (M,) before which of the keys each belongs
+    known = keys[place.clamp_max(len(keys) - 1)] == others
+    new = (~known).nonzero()[:, 0]
+    old = torch.ones(len(keys) + len(new), dtype=torch.bool, device=keys.device)
+    old[place[new] + torch.arange(len(new), device=new.device)] = False
+    former, latter = old.nonzero()[:, 0], (~old).nonzero()[:, 0]
+    united, sums = keys.new_empty(len(old)), mass.new_empty(len(mass), len(old))
+    united[former], united[latter] = keys, others[new]
+    sums[:, former], sums[:, latter] = mass, their_mass[:, new]
+    sums[:, former[place[known]]] += their_mass[:, known]
+    return united, sums
+
+
+def running_sums(mass: Tensor) -> Tensor:
     """(C, K) -> (C, K + 1) running sums, starting at 0."""
-    sums = np.zeros((mass.shape[0], mass.shape[1] + 1))
-    np.cumsum(mass, axis=1, out=sums[:, 1:])
+    sums = mass.new_zeros(mass.shape[0], mass.shape[1] + 1)
+    torch.cumsum(mass, 1, out=sums[:, 1:])
     return sums
 
 
-def _depth(mass: np.ndarray) -> np.ndarray:
+def _distinct(keys: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Ascending keys (M,) with their mass (C, M), or None -> each key once, with the mass of all its repeats."""
+    starts = run_starts(keys)
+    if mass is None:
+        ends = torch.cat([starts[1:], starts.new_full((1,), len(keys))])
+        return keys[starts], (ends - starts).double()[None]
+    if len(starts) == len(keys):
+        return keys, mass
+    groups = torch.zeros(len(keys), dtype=torch.int64, device=keys.device)
+    groups[starts[1:]] = 1
+    return keys[starts], _sum_groups(mass, groups.cumsum(0), len(starts))
+
+
+def _sum_groups(mass: Tensor, groups: Tensor, count: int) -> Tensor:
+    """(C, M) with the number of the group of each, (M,) -> (C, count)."""
+    return torch.stack([torch.bincount(groups, row, minlength=count) for row in mass])
+
+
+def _depth(mass: Tensor) -> Tensor:
     """(C, K) -> (K + 1,) rank of the edges between keys, in a unit in which a merge that spans 1 does no harm.
 
     With n pixels above, 1 is n * RESOLUTION further pixels, or RESOLUTION of all region weight.
     """
     above = running_sums(mass)
-    depth = np.log1p(above[0])
+    depth = above[0].log1p()
     for weight in above[1:]:
         depth += weight / weight[-1]
     return depth / RESOLUTION
 
 
-def _groups(depth: np.ndarray, cell: float) -> np.ndarray:
-    """First index of each group when keys go by the cell of depth in which their middle lies; a heavy key is alone."""
-    index = ((depth[1:] + depth[:-1]) * (0.5 / cell)).astype(np.int64)  # (K,)
-    return run_starts(index[1:] != index[:-1])
+def _spans(mass: Tensor) -> Tensor:
+    """(C, K) -> (K,) times RESOLUTION, the depth that each key spans, and a little more: log(1 + x) without the log."""
+    spans = mass[0] / (running_sums(mass[:1])[0, :-1] + 1)
+    for weight in mass[1:]:
+        spans += weight / weight.sum()
+    return spans
 
 
-def run_starts(change: np.ndarray) -> np.ndarray:
-    """(K - 1,) where an element differs from the one before -> first index of each run."""
-    return np.flatnonzero(np.concatenate([[True], change]))
+def _groups(depth: Tensor, cell: float) -> Tensor:
+    """(K + 1,) -> (K,) number of each key's group when keys go by the cell of depth in which their middle lies; a heavy
+    key is alone."""
+    index = ((depth[1:] + depth[:-1]) * (0.5 / cell)).long()  # (K,), ascending
+    groups = torch.zeros_like(index)
+    groups[1:] = index.diff() != 0
+    return groups.cumsum(0)
+
+
+def run_starts(values: Tensor) -> Tensor:
+    """(K,) -> first index of each run of equal values."""
+    change = torch.ones(len(values), dtype=torch.bool, device=values.device)
+    torch.ne(values[1:], values[:-1], out=change[1:])
+    return change.nonzero()[:, 0]

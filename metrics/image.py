@@ -58,10 +58,9 @@ def image_curves(labels: Any, scores: Any) -> dict[str, Points]:
     precision, recall, _ = precision_recall_curve(labels, scores)
     precision, recall = precision[::-1].copy(), recall[::-1]
     precision[0] = precision[1]  # in place of scikit-learn's 1, which no threshold reaches
-    return {
-        "roc": thinned(fpr, tpr, fpr + tpr),
-        "pr": thinned(recall, precision, recall + np.linspace(0, 1, recall.size)),
-    }
+    roc, pr = (fpr, tpr, fpr + tpr), (recall, precision, recall + np.linspace(0, 1, recall.size))
+    return {name: thinned(*map(torch.from_numpy, map(np.ascontiguousarray, curve))) for name, curve in
+            (("roc", roc), ("pr", pr))}  # fmt: skip
 
 
 def _checked(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:

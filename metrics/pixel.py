@@ -5,6 +5,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from metrics.curves import (
     Points,
@@ -19,13 +20,14 @@ from metrics.curves import (
     roc_points,
     sweep,
 )
-from metrics.histogram import KeyTable, merge_sorted, sort_pixels, split_pixels, to_keys
+from metrics.histogram import NO_KEY, KeyTable, search, sort_in_place, split_pixels
 from metrics.image import as_array
 from metrics.names import PIXEL
 
 NORMAL_CAPACITY = 1_000_000  # keys, 12 bytes each
 DEFECT_CAPACITY = 500_000  # keys, 20 bytes each
-BUFFER_BYTES = 6_000_000  # pixels that wait to be sorted together
+BUFFER_BYTES = 16_000_000  # normal pixels that wait to be sorted together; half of them while the table is exact
+DEFECT_BUFFER_BYTES = 4_000_000
 
 
 def label_regions(mask: Any) -> np.ndarray:
@@ -44,14 +46,12 @@ def label_regions(mask: Any) -> np.ndarray:
 
 
 class PixelMetrics:
-    """Pixel metrics of one class in one setting, map by map. Batches may be cut anywhere without changing a result."""
+    """Pixel metrics of one class in one setting, map by map, counted on the device of the maps. Batches may be cut
+    anywhere without changing a result."""
 
     def __init__(self) -> None:
-        self._normal = KeyTable(columns=1, capacity=NORMAL_CAPACITY)
-        self._defect = KeyTable(columns=2, capacity=DEFECT_CAPACITY)
-        self._normal_waiting: list[np.ndarray] = []
-        self._defect_waiting: list[np.ndarray] = []
-        self._waiting_bytes = 0
+        self._normal = _Counts(1, NORMAL_CAPACITY, BUFFER_BYTES, torch.int32)
+        self._defect = _Counts(2, DEFECT_CAPACITY, DEFECT_BUFFER_BYTES, torch.int64)
         self._low, self._high = np.inf, -np.inf
         self._swept: ThresholdCurve | None = None  # of the tables as they are
 
@@ -65,35 +65,30 @@ class PixelMetrics:
         Raises:
             ValueError: the shapes differ or are not (B, H, W); a map holds NaN or infinity. Nothing is counted then.
         """
-        on_device = torch.is_tensor(maps) and maps.device.type != "cpu"
-        if not on_device:
-            maps, regions = as_array(maps, np.float32), as_array(regions)
+        maps = _tensor(maps, np.float32)
+        regions = _tensor(regions, np.int32).to(maps.device, non_blocking=True)
         if maps.ndim != 3 or maps.shape != regions.shape:
             shapes = f"{tuple(maps.shape)} and {tuple(regions.shape)}"
             raise ValueError(f"maps and regions must share one shape (B, H, W), got {shapes}")
-        low, high = (
-            (as_array(maps.amin((1, 2))), as_array(maps.amax((1, 2))))
-            if on_device
-            else (maps.min(axis=(1, 2)), maps.max(axis=(1, 2)))
-        )  # (B,), NaN where a map holds one
-        finite = np.isfinite(low) & np.isfinite(high)
+        if not maps.numel():
+            return
+        low, high = torch.stack([maps.amin((1, 2)), maps.amax((1, 2))]).cpu()  # (B,), NaN where a map holds one
+        finite = low.isfinite() & high.isfinite()
         if not finite.all():
-            raise ValueError(f"map {int(np.argmin(finite))} of the batch holds NaN or infinite values")
-        self._low = min(self._low, float(low.min(initial=np.inf)))
-        self._high = max(self._high, float(high.max(initial=-np.inf)))
-        if on_device:
-            self._wait(*sort_pixels(maps, regions))
-        else:
-            for keys, labels in zip(to_keys(maps), regions, strict=True):
-                self._wait(*split_pixels(keys, labels))
+            raise ValueError(f"map {int((~finite).nonzero()[0])} of the batch holds NaN or infinite values")
+        self._low, self._high = min(self._low, float(low.min())), max(self._high, float(high.max()))
+        self._swept = None
+        at_once = 1 if maps.device.type == "cpu" else len(maps)  # a single map stays in the caches
+        for some, their_regions in zip(maps.split(at_once), regions.split(at_once), strict=True):
+            keys, packed = split_pixels(some, their_regions)
+            self._normal.add(keys)
+            self._defect.add(packed)
 
     def merge(self, other: "PixelMetrics") -> None:
         """Add the counts of another accumulator (another process, another part of the class), which keeps them."""
-        self._fold()
-        other._fold()
         self._swept = None
-        self._normal.add(other._normal.keys, other._normal.mass)
-        self._defect.add(other._defect.keys, other._defect.mass)
+        self._normal.merge(other._normal)
+        self._defect.merge(other._defect)
         self._low, self._high = min(self._low, other._low), max(self._high, other._high)
 
     def compute(self) -> dict[str, float | None]:
@@ -143,25 +138,76 @@ class PixelMetrics:
 
     def _curve(self) -> "ThresholdCurve | None":
         """What every metric and curve follows from; None where pixels of one kind are missing."""
-        self._fold()
-        if self._swept is None and self._normal.keys.size and self._defect.keys.size:
-            self._swept = sweep(self._normal, self._defect)
+        if self._swept is None:
+            normal, defect = self._normal.counted(), self._defect.counted()
+            if len(normal.keys) and len(defect.keys):
+                self._swept = sweep(normal, defect)
         return self._swept
 
-    def _wait(self, normal: np.ndarray, packed: np.ndarray) -> None:
-        """Queue pixels: keys (n,) int32 of normal ones; of defects, (d,) int64, key << 32 | area of the region."""
-        self._normal_waiting.append(normal)
-        self._defect_waiting.append(packed)
-        self._waiting_bytes += normal.nbytes + packed.nbytes
-        if self._waiting_bytes >= BUFFER_BYTES:
-            self._fold()
+    def __getstate__(self) -> dict[str, Any]:  # for other processes: without what follows from the rest
+        return {**self.__dict__, "_swept": None}
 
-    def _fold(self) -> None:
-        """Move the waiting pixels into the tables."""
-        if not self._waiting_bytes:
-            return
-        keys, packed = merge_sorted(self._normal_waiting), merge_sorted(self._defect_waiting)
-        self._normal_waiting, self._defect_waiting, self._waiting_bytes = [], [], 0
-        self._swept = None
-        self._normal.add(keys, np.broadcast_to(1.0, (1, keys.size)))
-        self._defect.add((packed >> 32).astype(np.int32), np.stack([np.ones(packed.size), 1 / (packed & 0xFFFFFFFF)]))
+
+class _Counts:
+    """Pixels of one kind: those that wait, in a buffer that is made once, and the table of those that are counted.
+
+    Args:
+        columns, capacity: of the table.
+        buffer_bytes: of the buffer.
+        kind: of what waits: int32 keys of normal pixels, NO_KEY among them; or int64, key << 32 | area of the region.
+    """
+
+    def __init__(self, columns: int, capacity: int, buffer_bytes: int, kind: torch.dtype) -> None:
+        self.table = KeyTable(columns, capacity)
+        self._size, self._kind = buffer_bytes // kind.itemsize, kind
+        self._buffer: Tensor | None = None
+        self._waiting = 0
+
+    def add(self, pixels: Tensor) -> None:
+        """Take pixels, (n,). When they are counted does not depend on how they come."""
+        if self._buffer is None:
+            self._buffer = torch.empty(self._size, dtype=self._kind, device=pixels.device)
+            self.table.to(pixels.device)
+        while len(pixels):
+            # A table that is exact takes all keys, which needs memory; a sketch absorbs most of them.
+            limit = self._size if self.table.cell else max(1, self._size // 2)
+            some = pixels[: limit - self._waiting]
+            self._buffer[self._waiting : self._waiting + len(some)] = some
+            self._waiting += len(some)
+            pixels = pixels[len(some) :]
+            if self._waiting >= limit:
+                self.counted()
+
+    def counted(self) -> KeyTable:
+        """The table, when all that waits is in it."""
+        if self._buffer is not None and self._waiting:
+            pixels = sort_in_place(self._buffer[: self._waiting])
+            self._waiting = 0
+            if self._kind == torch.int32:
+                self.table.add(pixels[: int(search(pixels, pixels.new_tensor([NO_KEY])))])
+            else:
+                areas = (pixels & 0xFFFFFFFF).double()
+                self.table.add((pixels >> 32).int(), torch.stack([torch.ones_like(areas), 1 / areas]))
+        return self.table
+
+    def merge(self, other: "_Counts") -> None:
+        """Add what another has counted, which keeps it."""
+        own, theirs = self.counted(), other.counted()
+        self.table.add(theirs.keys.to(own.keys.device), theirs.mass.to(own.keys.device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, whose device may be another."""
+        self.counted()
+        self.table.to("cpu")
+        self._buffer = None  # made anew where counting goes on
+        return self.__dict__
+
+
+def _tensor(values: Any, kind: Any) -> Tensor:
+    """A tensor on the CPU or a CUDA device; floats become float32."""
+    if not torch.is_tensor(values):
+        return torch.from_numpy(np.array(as_array(values, kind)))
+    values = values.detach()
+    if values.device.type not in ("cpu", "cuda"):  # others lack double precision
+        values = values.cpu()
+    return values.float() if kind == np.float32 else values

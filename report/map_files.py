@@ -3,7 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -169,10 +169,11 @@ class MapFiles:
         if not self.beside:
             self.settle(result.name)
 
-    def is_drawn(self, name: str) -> bool:
-        """Whether all pictures of a class that has been finished are there, so that to settle it takes no time."""
+    def is_drawn(self, name: str, within: float) -> bool:
+        """Whether all pictures of a class that has been finished are there, or come within some seconds."""
         futures = [future for drawing in self._drawings.get(name, ()) for _, future in drawing.jobs]
-        return all(future.done() and not future.exception() for future in futures)
+        drawn, others = wait(futures, within)
+        return not others and not any(future.exception() for future in drawn)
 
     def settle(self, name: str) -> None:
         """Wait for the pictures of a class that has been finished. Of several processes each must call it."""

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from conftest import load_case
 from metrics import evaluate, histogram, mean, pixel
-from metrics.histogram import sort_pixels, split_pixels, to_keys, to_values
+from metrics.histogram import NO_KEY, KeyTable, search, split_pixels, to_keys, to_values, unite
 from metrics.image import IMAGE, image_metrics
 from metrics.pixel import PIXEL, PixelMetrics, label_regions
 
@@ -171,6 +171,7 @@ def small_tables(monkeypatch):
     monkeypatch.setattr(pixel, "NORMAL_CAPACITY", 10_000)
     monkeypatch.setattr(pixel, "DEFECT_CAPACITY", 3_000)
     monkeypatch.setattr(pixel, "BUFFER_BYTES", 40_000)
+    monkeypatch.setattr(pixel, "DEFECT_BUFFER_BYTES", 40_000)
     monkeypatch.setattr(histogram, "RESOLUTION", 3e-3)
 
 
@@ -187,13 +188,14 @@ def test_sketch_stays_near_and_small(small_tables, monkeypatch, order):
     sketch = PixelMetrics()
     for one in ORDERS[order]:
         sketch.update(maps[one][None], label_regions(masks[one])[None])
-        assert sketch._normal.keys.size <= 10_000 and sketch._defect.keys.size <= 3_000
-    assert sketch._normal.cell and sketch._defect.cell
+        assert len(sketch._normal.table.keys) <= 10_000 and len(sketch._defect.table.keys) <= 3_000
+    assert sketch._normal.table.cell and sketch._defect.table.cell
     monkeypatch.undo()
     exact = evaluate(maps, masks)
     row = sketch.compute()
     assert_same({**row, "threshold_px": None}, {**{name: exact[name] for name in PIXEL}, "threshold_px": None}, 1e-3)
-    assert sketch._normal.mass.sum() == (masks == 0).sum() and sketch._defect.mass[0].sum() == masks.sum()
+    assert sketch._normal.table.mass.sum() == (masks == 0).sum()
+    assert sketch._defect.table.mass[0].sum() == masks.sum()
 
 
 def test_sketch_does_not_depend_on_batches(small_tables):
@@ -216,7 +218,7 @@ def test_sketches_merge(small_tables, monkeypatch):
         before = shard.compute()
         total.merge(shard)
         assert shard.compute() == before
-    assert total._normal.keys.size <= 10_000
+    assert len(total._normal.table.keys) <= 10_000
     monkeypatch.undo()
     row, exact = total.compute(), evaluate(maps, masks)
     assert_same({**row, "threshold_px": None}, {**{name: exact[name] for name in PIXEL}, "threshold_px": None}, 1e-3)
@@ -228,7 +230,7 @@ def test_sketch_fits_whatever_the_resolution(small_tables, monkeypatch):
     sketch = PixelMetrics()
     for one, mask in zip(maps, masks, strict=True):
         sketch.update(one[None], label_regions(mask)[None])
-        assert sketch._normal.keys.size <= 10_000 and sketch._defect.keys.size <= 3_000
+        assert len(sketch._normal.table.keys) <= 10_000 and len(sketch._defect.table.keys) <= 3_000
     assert sketch.compute()["auroc_px"] is not None
 
 
@@ -236,7 +238,7 @@ def fed(maps, masks) -> PixelMetrics:
     pixels = PixelMetrics()
     for one, mask in zip(maps, masks, strict=True):
         pixels.update(one[None], label_regions(mask)[None])
-    pixels._fold()
+    pixels.compute()
     return pixels
 
 
@@ -244,9 +246,9 @@ def test_heavy_ties_stay_exact_in_a_sketch(small_tables):
     """A third of all pixels share a value in the middle: its key keeps all of them and takes nothing else."""
     maps, masks = smooth_stream()
     maps[np.abs(maps - 0.5) < 0.4] = 0.5
-    table = fed(maps, masks)._normal
+    table = fed(maps, masks)._normal.table
     assert table.cell
-    key = np.flatnonzero(to_values(table.keys) == 0.5)
+    key = int((to_values(table.keys) == 0.5).nonzero())
     assert table.mass[0, key] == ((maps == 0.5) & (masks == 0)).sum()
 
 
@@ -256,7 +258,7 @@ def test_small_regions_stay_exact_in_a_sketch(small_tables):
     masks[:] = 0
     masks[:6, :, 40:] = 1
     masks[:6, 5, 5] = 1
-    table = fed(maps, masks)._defect
+    table = fed(maps, masks)._defect.table
     assert table.cell and (table.mass[0, table.mass[1] >= 1] == 1).sum() == 6
 
 
@@ -268,7 +270,7 @@ def test_sketch_of_far_apart_values(small_tables, monkeypatch):
     sketch = fed(maps, masks)
     monkeypatch.undo()
     row, exact = sketch.compute(), evaluate(maps, masks)
-    assert sketch._normal.cell and row["auroc_px"] == pytest.approx(exact["auroc_px"], abs=1e-4)
+    assert sketch._normal.table.cell and row["auroc_px"] == pytest.approx(exact["auroc_px"], abs=1e-4)
     assert row["aupro"] == pytest.approx(exact["aupro"], abs=1e-3)
 
 
@@ -385,15 +387,87 @@ def test_mean():
     assert mean(iter(rows)) == mean(rows) and mean([]) == {}
 
 
-def test_pixels_that_a_device_has_sorted_are_the_same():
-    """What is done where maps lie on a GPU, here on the CPU, against the ordinary way, image by image."""
+def test_batches_of_several_shapes():
+    """Maps may have the size of their images, and masks with them."""
     rng = np.random.default_rng(4)
-    maps = rng.normal(size=(3, 20, 31)).astype(np.float32)
-    maps[0, :4] = -0.0
-    masks = rng.random((3, 20, 31)) > 0.9
+    shapes = [(3, 20, 31), (1, 5, 40), (2, 31, 20)]
+    batches = [(rng.random(shape, dtype=np.float32), rng.random(shape) > 0.9) for shape in shapes]
+    pixels = PixelMetrics()
+    for maps, masks in batches:
+        pixels.update(torch.from_numpy(maps), torch.from_numpy(np.stack([label_regions(mask) for mask in masks])))
+    maps, masks = ([one for batch in column for one in batch] for column in zip(*batches, strict=True))
+    assert_same({name: evaluate(maps, masks)[name] for name in PIXEL}, pixels.compute(), 1e-13)
+
+
+# --- the table's parts, which are the same on every device ----------------------------------------------------------
+
+
+@pytest.fixture(
+    params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
+)
+def device(request):
+    return request.param
+
+
+def test_metrics_are_the_same_on_every_device(small_tables, device):
+    maps, masks = smooth_stream()
     regions = np.stack([label_regions(mask) for mask in masks])
-    own = sort_pixels(torch.from_numpy(maps), torch.from_numpy(regions))
-    each = [split_pixels(*pair) for pair in zip(to_keys(maps), regions, strict=True)]
-    for values, parts in zip(own, zip(*each, strict=True), strict=True):
-        np.testing.assert_array_equal(values, np.sort(np.concatenate(parts)))
-        assert values.dtype == parts[0].dtype
+    own, expected = PixelMetrics(), PixelMetrics()
+    own.update(torch.from_numpy(maps).to(device), torch.from_numpy(regions).to(device))
+    expected.update(maps, regions)
+    assert_same(own.compute(), expected.compute(), 1e-12)
+    assert own.curves() == expected.curves()
+
+
+def test_pixels_of_a_batch_are_those_of_its_images(device):
+    rng = np.random.default_rng(4)
+    maps = torch.from_numpy(rng.normal(size=(3, 20, 31)).astype(np.float32))
+    maps[0, :4] = -0.0
+    regions = torch.from_numpy(np.stack([label_regions(mask) for mask in rng.random((3, 20, 31)) > 0.9]))
+    keys, packed = split_pixels(maps.to(device), regions.to(device))
+    each = [split_pixels(one[None], its[None]) for one, its in zip(maps, regions, strict=True)]
+    assert torch.equal(keys.cpu(), torch.cat([one for one, _ in each]))
+    assert torch.equal(packed.cpu(), torch.cat([one for _, one in each]))
+    assert ((keys == NO_KEY).cpu() == (regions != 0).flatten()).all()
+    areas = [int((regions[0] == number).sum()) for number in regions[0][regions[0] > 0]]
+    assert (each[0][1] & 0xFFFFFFFF).tolist() == areas
+
+
+def test_keys_sort_as_values_do(device):
+    values = torch.tensor([-3e38, -1.0, -1e-40, -0.0, 0.0, 1e-40, 1.0, 3e38], device=device)
+    keys = to_keys(values)
+    assert keys.sort(descending=True).values.tolist() == keys.tolist() and keys[3] == keys[4]
+    assert to_values(keys).tolist() == (values + 0).double().tolist() and keys.max() < NO_KEY
+
+
+@settings(max_examples=100, deadline=None)
+@given(*[st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 5)), max_size=12)] * 2)
+def test_tables_unite(one, other):
+    """Against a dictionary."""
+    expected: dict[int, int] = {}
+    for key, mass in one + other:
+        expected[key] = expected.get(key, 0) + mass
+    table = KeyTable(1, 100)
+    for part in (one, other):
+        part = sorted(part)
+        table.add(*(torch.tensor([pair[n] for pair in part], dtype=kind) if n == 0 else
+                    torch.tensor([[pair[n] for pair in part]], dtype=kind)
+                    for n, kind in enumerate((torch.int32, torch.float64))))  # fmt: skip
+    assert dict(zip(table.keys.tolist(), table.mass[0].tolist(), strict=True)) == expected
+    assert table.keys.tolist() == sorted(expected)
+
+
+def test_uniting_with_an_empty_table():
+    keys, mass = torch.tensor([1, 2], dtype=torch.int32), torch.ones(1, 2, dtype=torch.float64)
+    nothing = torch.empty(0, dtype=torch.int32), torch.zeros(1, 0, dtype=torch.float64)
+    for pair in ((keys, mass, *nothing), (*nothing, keys, mass)):
+        assert [one.tolist() for one in unite(*pair)] == [[1, 2], [[1.0, 1.0]]]
+
+
+def test_search(device):
+    ascending, values = torch.tensor([1, 3, 3], device=device), torch.tensor([0, 3, 9], device=device)
+    assert search(ascending, values).tolist() == [0, 1, 3] and search(ascending, values, right=True).tolist() == [
+        0,
+        3,
+        3,
+    ]

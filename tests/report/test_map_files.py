@@ -107,7 +107,7 @@ def test_a_class_is_settled_when_its_pictures_are_there(tmp_path, root, monkeypa
         score(files)
         assert files.galleries == {}
         files.settle("nut")
-        assert files.is_drawn("nut") and {name for _, name in files.galleries} == {"nut"}
+        assert files.is_drawn("nut", 0) and {name for _, name in files.galleries} == {"nut"}
         assert all(path.is_file() for path in files.expected_files()["nut"])
         files.settle("nut")  # again: there is nothing to do
 
