@@ -137,6 +137,7 @@ def app_parser() -> argparse.ArgumentParser:
     add("--max_megabytes", type=positive, help="of an uploaded file (default 20)")
     add("--max_pixels", type=positive, help="of an image (default 40000000)")
     add("--max_references", type=positive, help="normal images beside an image (default 8)")
+    add("--max_set", type=positive, help="images that are scored together, with musc (default 30)")
     add("--max_total_megabytes", type=positive, help="of all uploads together, which are kept an hour (default 2000)")
     add("--allow_host", nargs="+", metavar="NAME", help="host names of the page beside localhost, addresses and --host")
     add("--checkpoint_path", help="trained parts, ours or published")

@@ -34,7 +34,7 @@ _COMMON: dict[str, Any] = {
     "compile": False,
 }
 _APP = {
-    "host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8,
+    "host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8, "max_set": 30,
     "max_total_megabytes": 2000, "allow_host": (),
 }  # fmt: skip
 _CACHE_SIZE = 50.0  # GB
@@ -152,7 +152,11 @@ def resolve_predict(args: argparse.Namespace) -> tuple[PredictSettings, Sources]
 
 def resolve_export(args: argparse.Namespace) -> tuple[ObjectSettings, Sources]:
     values = _object_values(args)
-    _check_one_by_one(values["method"], "export.py")
+    can = capabilities(values["method"])
+    if not (can.zero_shot or can.few_shot):
+        raise ValueError(
+            f"--method {values['method']} scores a set of images together; an exported detector takes them one by one"
+        )
     for key, value in (("device", "cpu"), ("precision", "fp32"), ("compile", False)):
         values.decide(key, value, "export.py")
     values.default("save_path", f"./exps/{values['method']}/export")
@@ -207,7 +211,6 @@ def resolve_app(args: argparse.Namespace) -> tuple[AppSettings, Sources]:
         shipped = {"config_path": str(QUICKSTART.with_suffix(".json")), "pretrained": str(QUICKSTART)}
     method = args.method or "winclip"
     values = _own_image_values(argparse.Namespace(**{**vars(args), **shipped, "method": method}))
-    _check_one_by_one(method, "app.py")
     values.sources |= dict.fromkeys(shipped, "default")
     for key, value in _APP.items():
         values.default(key, value)
@@ -228,16 +231,6 @@ def _object_values(args: argparse.Namespace) -> "_Values":
     values = _own_image_values(argparse.Namespace(**{**vars(args), "class_name": name or None}))
     values.default("class_name", _NO_NAME)
     return values
-
-
-def _check_one_by_one(method: str, script: str) -> None:
-    """Raises ValueError where a method cannot score an image by itself."""
-    can = capabilities(method)
-    if not (can.zero_shot or can.few_shot):
-        raise ValueError(
-            f"--method {method} scores a set of images together and has no score of one image, as {script} needs it; "
-            "predict.py takes it for a folder"
-        )
 
 
 def _own_image_values(args: argparse.Namespace) -> "_Values":

@@ -170,6 +170,7 @@ class AppSettings(DetectorSettings):
     max_megabytes: int
     max_pixels: int
     max_references: int
+    max_set: int
     max_total_megabytes: int
     allow_host: Sequence[str]
     bits: int | None
