@@ -28,6 +28,7 @@ PARTS = {
     "winclip": "WinCLIP against its floor, and against anomalib's",
     "anomaly_dino": "AnomalyDINO, image by image, against the backbone alone and the published loop",
     "bank": "the search of a memory bank against faiss-cpu",
+    "mutual": "MuSc: comparing the images of a set, against the published loop",
     "texts": "VCP-CLIP's texts of a batch against image by image",
     "backbones": "backbones of timm: images per second, and against timm's own forward",
     "subspace": "SubspaceAD's fit and scoring against the plain forward of its backbone",

@@ -12,6 +12,7 @@ from model.anomaly_dino import AnomalyDino
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector, ImageTower, ScoringDetector
+from model.musc import MuSc
 from model.subspace_ad import SubspaceAd
 from model.vcp_clip import VcpClip
 from model.winclip import WinClip
@@ -26,6 +27,7 @@ METHODS: Mapping[str, type[Detector]] = {
     "anomaly_clip": AnomalyClip,
     "anomaly_dino": AnomalyDino,
     "subspace_ad": SubspaceAd,
+    "musc": MuSc,
 }
 
 
