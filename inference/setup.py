@@ -1,5 +1,6 @@
 """What predict.py and export.py do before they score or write: a detector for one object, references, scale."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from inference.predictor import Predictor, readable
 from model import capabilities, memory_bank
 from model.interface import Memory
 from utils import memory_check
+from utils.distributed import readers
 from utils.files import clear_leftovers, clear_results, file_digest
 from utils.logs import LOG, log_to
 from utils.provenance import write_config
@@ -154,8 +156,9 @@ def encode_normal_images(
     spec = one.built.detector.input_spec
 
     def load(files: Sequence[Path]) -> DataLoader[Any]:
-        workers = min(settings.num_workers, len(files))
-        return DataLoader(UnlabeledImages(files, spec, bits=settings.bits), one.built.batch_size, num_workers=workers)
+        size = one.built.batch_size
+        workers = readers(settings.num_workers, math.ceil(len(files) / size))
+        return DataLoader(UnlabeledImages(files, spec, bits=settings.bits), size, num_workers=workers)
 
     if references:
         advice = "name fewer images, or lower --image_size"
