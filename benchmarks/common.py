@@ -181,7 +181,7 @@ def scoring_pass(
 
 
 class Run(NamedTuple):
-    """A run of test.py without its start (imports, weights, texts): seconds, those of them in the backbone, and the results."""
+    """A run of test.py without its start (imports, weights, texts): seconds, those in the backbone, the results."""
 
     seconds: float
     encoding: float

@@ -1,5 +1,5 @@
-"""A test run without its start (reading, scoring, metrics, overlays, report), beside the backbone alone on as many images
-that are decoded already. APRIL-GAN, random weights, photographs of 1500 x 1000 pixels. Best turns.
+"""A test run without its start (reading, scoring, metrics, overlays, report), beside the backbone alone on as many
+images that are decoded already. APRIL-GAN, random weights, photographs of 1500 x 1000 pixels. Best turns.
 
 On the CPU ViT-B-16 at 240, zero-shot and 4-shot; on a GPU ViT-L-14-336 at 518, bf16, batch 32.
 """
