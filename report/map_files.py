@@ -1,7 +1,7 @@
 """The anomaly maps of a test: each is written to one file, and all pictures of a class are drawn from these files."""
 
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -25,6 +25,7 @@ from utils.launch import worker_count
 OVERLAYS, MAPS = "imgs", "maps"  # folders of the results
 SPOOL = ".maps-"  # beginning of the name of the folder of waiting maps
 _THREADS = 2  # that draw a few pictures
+_WAITING = 32  # maps in memory that are to be written
 
 
 def save_map(folder: Path, name: str, one: NDArray[Any]) -> None:
@@ -107,6 +108,7 @@ class MapFiles:
         self._own: dict[tuple[int, int], NDArray[np.float32]] = {}  # (setting, index) of waiting maps -> some pixels
         self._classes: dict[str, _Class] = {}
         self._errors: list[BaseException] = []
+        self._writing: deque[Future[None]] = deque()
         thumbnails = 3 * self._per_list * len(self._counts) * len(self._in_page)
         self.beside = (len(samples) * len(settings) if overlays else thumbnails) >= MIN_PICTURES
 
@@ -115,6 +117,7 @@ class MapFiles:
             (self._save_path / OVERLAYS).mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self._spool = stack.enter_context(tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._save_path))
+            self._writer = stack.enter_context(ThreadPoolExecutor(1))
             if self.beside:
                 self._helpers = stack.enter_context(Helpers(worker_count()))
             else:
@@ -138,7 +141,20 @@ class MapFiles:
         return found
 
     def keep(self, setting: int, index: int, one: NDArray[np.float32]) -> None:
-        """Take one map, (S, S) float32."""
+        """Take one map, (S, S) float32, which must not be changed any more. A thread writes it, so that a GPU need not
+        wait for the disk; an error of that is raised with one of the next maps, or by `finish`."""
+        self._writing.append(self._writer.submit(self._write, setting, index, one))
+        while len(self._writing) > _WAITING or (self._writing and self._writing[0].done()):
+            self._writing.popleft().result()
+        if self._errors:
+            raise self._errors[0]
+
+    def written(self) -> None:
+        """Wait until all maps that have come are on the disk."""
+        while self._writing:
+            self._writing.popleft().result()
+
+    def _write(self, setting: int, index: int, one: NDArray[np.float32]) -> None:
         waiting = one if self._overlays or self._maps else shrink_map(one)
         if self._maps:
             _write_map(self._file(setting, index), one)
@@ -147,12 +163,11 @@ class MapFiles:
         if self._draws(setting):
             some = sample_pixels(waiting, self._counts[self._samples[index].cls_name])
             self._own[setting, index] = some.astype(np.float16).astype(np.float32)  # however the map is kept
-        if self._errors:
-            raise self._errors[0]
 
     def finish(self, result: ClassScores) -> None:
         """All maps of a class under a setting have come. With the last setting it is drawn: each image with all its
         maps, since reading it takes as long as drawing."""
+        self.written()
         one = self._classes.setdefault(result.name, _Class({}, {}, {}))
         if self._draws(result.setting):
             self._add_maps(one, result)
