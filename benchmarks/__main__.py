@@ -18,8 +18,11 @@ from collections.abc import Sequence
 from benchmarks.common import ROOT, machine
 
 PARTS = {
+    "run": "a whole test run, pictures and report included, against the backbone alone",
+    "pictures": "overlays a second and core, and a run with pictures against one without",
+    "reading": "images a second and worker: decoded and resized",
     "methods": "images per second, and share of the time outside the backbone",
-    "settings": "few-shot: twelve settings in one pass against one, twelve runs, and the published loop",
+    "settings": "few-shot: twelve settings in one pass, with and without pictures, against one, and the published loop",
     "cache": "a second run with --feature_cache against the first",
     "scaling": "from 40 to 4000 images, and from 1 to 2 processes",
     "precision": "bf16 against fp32",
