@@ -1,6 +1,7 @@
 """Find anomalies in a web page: drop an image, say what it shows, add a few normal ones.
 
     python app.py                                                # the small weights that ship; http://127.0.0.1:7860
+    python app.py --method musc                                  # drop five or more images: the odd ones come first
     python app.py --method april_gan --checkpoint_path ./exps/april_gan/mvtec --device cuda
 
 Works without a network. Uploads lie in a temporary folder for about an hour, and are gone when the program ends.
@@ -26,6 +27,7 @@ from config.settings import AppSettings, log_settings
 from inference.request_guard import RequestGuard
 from inference.service import InferenceService
 from inference.upload_folder import UploadFolder
+from model import capabilities
 from utils.errors import run_script
 from utils.logs import LOG, log_to
 
@@ -37,6 +39,7 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from inference.page import STYLE, Example, build_page  # noqa: E402
+from inference.set_page import build_set_page  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 DEMO = ROOT / "data/demo"
@@ -59,9 +62,13 @@ def main(argv: list[str] | None = None) -> None:
     log_to(None)
     log_settings(settings.as_dict(), sources)
     service = InferenceService(settings)
+    can = capabilities(settings.method)
     with UploadFolder(settings.max_total_megabytes * 10**6) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = str(uploads.path)
-        blocks = build_page(service, settings, examples(DEMO), uploads, [DEMO])
+        if can.zero_shot or can.few_shot:
+            blocks = build_page(service, settings, examples(DEMO), uploads, [DEMO])
+        else:
+            blocks = build_set_page(service, settings, uploads)
         LOG.info("open %s (Ctrl+C ends)", launch(blocks, settings, uploads))
         blocks.block_thread()
 
@@ -101,7 +108,7 @@ def launch(blocks: gr.Blocks, settings: AppSettings, uploads: UploadFolder) -> s
     """Serve the page in the background; returns its address."""
     guard = Middleware(
         RequestGuard, host=settings.host, allowed=settings.allow_host, folder=uploads,
-        upload_bytes=max(1, settings.max_references) * settings.max_megabytes * 10**6 + 10**6,
+        upload_bytes=max(settings.max_set, settings.max_references) * settings.max_megabytes * 10**6 + 10**6,
     )  # fmt: skip
     try:
         _, address, _ = blocks.queue(max_size=_WAITING, api_open=False).launch(

@@ -103,6 +103,12 @@ def predict_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders with all that is below them")
     add("--onnx", metavar="PATH", help="run what export.py wrote, a file or its folder; the detector's flags are in it")
+    add(
+        "--mode",
+        choices=("batched",),
+        help="score all images together, without labels or references (musc: default); scores.csv and report.html are "
+        "sorted, the odd ones first",
+    )
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
     _add_cache(parser)
@@ -131,6 +137,7 @@ def app_parser() -> argparse.ArgumentParser:
     add("--max_megabytes", type=positive, help="of an uploaded file (default 20)")
     add("--max_pixels", type=positive, help="of an image (default 40000000)")
     add("--max_references", type=positive, help="normal images beside an image (default 8)")
+    add("--max_set", type=positive, help="images that are scored together, with musc (default 30)")
     add("--max_total_megabytes", type=positive, help="of all uploads together, which are kept an hour (default 2000)")
     add("--allow_host", nargs="+", metavar="NAME", help="host names of the page beside localhost, addresses and --host")
     add("--checkpoint_path", help="trained parts, ours or published")
@@ -186,7 +193,8 @@ def _add_fpr(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     _add_detector(parser, "april_gan")
     parser.add_argument("--save_path", help="folder of the results")
-    parser.add_argument("--num_workers", type=natural, help="processes that read images")
+    text = "processes that read images; auto (default): one per processor core, at most 8; 0: read in the run itself"
+    parser.add_argument("--num_workers", type=workers, metavar="N", help=text)
 
 
 def _add_detector(parser: argparse.ArgumentParser, default: str) -> None:
@@ -220,8 +228,11 @@ def _add_options(parser: argparse.ArgumentParser, script: str) -> None:
         texts: dict[str, list[str]] = {}  # help text -> methods
         for method, one in options.items():
             texts.setdefault(one.help, []).append(method)
+        aliases = dict.fromkeys(alias for one in options.values() for alias in one.aliases)
         parser.add_argument(
             f"--{name}",
+            *(f"--{alias}" for alias in aliases),
+            dest=name,
             type=option.type,
             nargs=option.nargs,
             metavar=option.metavar,
@@ -243,6 +254,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 def batch_size(text: str) -> int | str:
     return text if text == "auto" else positive(text)
+
+
+def workers(text: str) -> int | str:
+    return text if text == "auto" else natural(text)
 
 
 def bits(text: str) -> int:

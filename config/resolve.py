@@ -22,6 +22,7 @@ from config.settings import (
 from model import METHODS, capabilities
 from model.options import Option, Preset, for_dataset
 from utils.devices import CPU_BATCH, default_precision
+from utils.launch import worker_count
 
 Settings = TypeVar("Settings")
 
@@ -30,15 +31,16 @@ _COMMON: dict[str, Any] = {
     "quick_gelu": "auto",
     "position_rule": "auto",
     "device": "auto",
-    "num_workers": 2,
+    "num_workers": "auto",
     "compile": False,
 }
 _APP = {
-    "host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8,
+    "host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8, "max_set": 30,
     "max_total_megabytes": 2000, "allow_host": (),
 }  # fmt: skip
 _CACHE_SIZE = 50.0  # GB
 _FPR = 0.05
+_NO_NAME = "object"  # stands for the class name of a method without texts, where none is given
 _OWN_IMAGES = "own images"  # stands for the dataset where there is none
 # Flags of predict.py that --onnx can be combined with; they say nothing of the detector.
 _WITH_ONNX = ("inputs", "onnx", "save_path", "save_maps", "no_images", "batch_size", "num_workers")
@@ -132,12 +134,30 @@ def _mode(method: str, asked: str | None, *, few: bool) -> str:
 
 def resolve_predict(args: argparse.Namespace) -> tuple[PredictSettings, Sources]:
     values = _object_values(args)
+    can = capabilities(values["method"])
+    if args.mode is None:
+        one_by_one = "few_shot" if args.references is not None else "zero_shot"
+        mode = one_by_one if can.zero_shot or can.few_shot else "batched"
+        values.decide("mode", mode, "follows from the other flags")
+    if values["mode"] == "batched":
+        _mode(values["method"], "batched", few=False)
+        for key in ("references", "calibrate", "calibration", "fpr"):
+            if getattr(args, key) is not None:
+                raise ValueError(
+                    f"--{key} {getattr(args, key)}: images that are scored together take no normal images and have no "
+                    f"threshold; drop --{key}"
+                )
     values.default("save_path", f"./results/{values['method']}/predict")
     return values.settings(PredictSettings)
 
 
 def resolve_export(args: argparse.Namespace) -> tuple[ObjectSettings, Sources]:
     values = _object_values(args)
+    can = capabilities(values["method"])
+    if not (can.zero_shot or can.few_shot):
+        raise ValueError(
+            f"--method {values['method']} scores a set of images together; an exported detector takes them one by one"
+        )
     for key, value in (("device", "cpu"), ("precision", "fp32"), ("compile", False)):
         values.decide(key, value, "export.py")
     values.default("save_path", f"./exps/{values['method']}/export")
@@ -182,6 +202,8 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
             values[key], sources[key] = value, source
     if values["batch_size"] == "auto":
         values["batch_size"], sources["batch_size"] = CPU_BATCH, "auto"
+    if values["num_workers"] == "auto":
+        values["num_workers"], sources["num_workers"] = worker_count(), "auto"
     return OnnxSettings(**values), sources
 
 
@@ -206,9 +228,12 @@ def _object_values(args: argparse.Namespace) -> "_Values":
         raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
     if args.calibration is not None and args.fpr is not None:
         raise ValueError(f"--fpr {args.fpr:g}: the threshold of --calibration {args.calibration} has its own; drop one")
-    if not (args.class_name or "").strip():
+    name = (args.class_name or "").strip()
+    if not name and METHODS[args.method or _COMMON["method"]].needs_text:
         raise ValueError("--class_name is missing: say what the images show, as in --class_name screw")
-    return _own_image_values(argparse.Namespace(**{**vars(args), "class_name": args.class_name.strip()}))
+    values = _own_image_values(argparse.Namespace(**{**vars(args), "class_name": name or None}))
+    values.default("class_name", _NO_NAME)
+    return values
 
 
 def _own_image_values(args: argparse.Namespace) -> "_Values":
@@ -236,6 +261,8 @@ class _Values:
         self.sources = {key: "flag" for key, value in vars(args).items() if value is not None and value is not False}
         for key, value in _COMMON.items():
             self.default(key, value)
+        if self["num_workers"] == "auto":
+            self.decide("num_workers", worker_count(), "auto")
         self.preset_label = f"{self['method']} preset"
         if args.config_path is not None:
             self.default("model", Path(args.config_path).stem, "--config_path")

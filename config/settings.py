@@ -127,9 +127,10 @@ class ObjectSettings(DetectorSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings(ObjectSettings):
-    """Of predict.py."""
+    """Of predict.py. mode: as of test.py."""
 
     inputs: Sequence[str]
+    mode: str
     save_maps: bool
     no_images: bool
     feature_cache: str | None
@@ -169,6 +170,7 @@ class AppSettings(DetectorSettings):
     max_megabytes: int
     max_pixels: int
     max_references: int
+    max_set: int
     max_total_megabytes: int
     allow_host: Sequence[str]
     bits: int | None

@@ -19,7 +19,7 @@ from inference.uploads import FORMATS, NAME_LENGTH, UploadLimits
 from report.heatmap import blend_heatmap, css_gradient
 
 # Of the events that use the detector.
-_DETECT = {"concurrency_limit": 1, "concurrency_id": "detector", "preprocess": False, "scroll_to_output": True}
+DETECT = {"concurrency_limit": 1, "concurrency_id": "detector", "preprocess": False, "scroll_to_output": True}
 
 
 class Example(NamedTuple):
@@ -43,7 +43,7 @@ def build_page(
         uploads: where uploads come from and pictures go.
         readable: folders whose files requests may name beside uploads: those of the examples.
     """
-    processing_utils.async_ssrf_protected_download = _no_download
+    processing_utils.async_ssrf_protected_download = no_download
 
     def overlay(view: View | None, opacity: float = 1, threshold: float = 0) -> dict[str, Any]:
         return overlay_update(view, opacity, threshold, uploads)
@@ -76,9 +76,9 @@ def build_page(
                 outputs, sliders = _result_side()
 
         triggers = [button.click, inputs[1].submit]
-        asked = gr.on(triggers, inspect, inputs + sliders, outputs, api_name="inspect", **_DETECT)
+        asked = gr.on(triggers, inspect, inputs + sliders, outputs, api_name="inspect", **DETECT)
         chosen = thumbnails.click(choose, thumbnails, inputs, api_visibility="private")
-        example = chosen.success(inspect, inputs + sliders, outputs, api_visibility="private", **_DETECT)
+        example = chosen.success(inspect, inputs + sliders, outputs, api_visibility="private", **DETECT)
         for event in (asked.failure, example.failure):
             event(lambda: _no_result(FAILED), None, outputs, api_visibility="private")
         for event in (inputs[0].upload, inputs[0].clear):  # the result of another image must not stay
@@ -90,7 +90,7 @@ def build_page(
     return blocks
 
 
-async def _no_download(*_: Any, **__: Any) -> None:
+async def no_download(*_: Any, **__: Any) -> None:
     """In the place of what Gradio does with an address that a request gives instead of a file."""
     raise gr.Error("Upload the image itself; addresses are not fetched.", print_exception=False)
 

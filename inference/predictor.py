@@ -17,7 +17,7 @@ from engine.encoding import encode_each
 from engine.evaluation import batches, fuse, infer, zero_shot
 from engine.references import read_references
 from inference.calibration import Calibration, limits_of, threshold_of
-from model.interface import Memory, Prediction, ScoringDetector
+from model.interface import Memory, Prediction, ScoringDetector, TokenPasses
 from report.heatmap import HeatScale
 
 OWN_IMAGES = "own images"  # stands where results of datasets have its name
@@ -111,6 +111,13 @@ class Predictor:
             ValueError: a calibration that lacks a term of the score.
         """
         return self._results(infer(self.detector, images, name, memory, self.accelerator, map_size), calibration)
+
+    @torch.no_grad()
+    def predict_set(self, tokens: TokenPasses, name: str) -> Iterator[list[ImageResult]]:
+        """Map and score of images that are scored together, bundle by bundle of a pass; see
+        `model.interface.BatchedDetector`. Each score is made of the image's own components."""
+        for prediction in self.detector.score_set(tokens, name):
+            yield self._results(prediction, None)
 
     @torch.no_grad()
     def encode_references(

@@ -73,12 +73,17 @@ def score_and_report(
     else:
         LOG.info("scores are on a scale of their own, and there is no verdict; %s", no_verdict)
     skipped = score_images(options, predict, images, calibration, accelerator)
-    LOG.info("images scored: %d; results are in %s", len(images) - len(skipped), save_path)
+    return report_end(save_path, skipped, len(images), accelerator)
+
+
+def report_end(save_path: Path, skipped: Skipped, images: int, accelerator: Accelerator) -> int:
+    """Say what was scored and what was not, of so many images; returns the exit code."""
+    LOG.info("images scored: %d; results are in %s", images - len(skipped), save_path)
     if skipped and accelerator.is_main_process:
         _write_skipped(save_path / "skipped.csv", skipped)
         for name, reason in skipped[:_NAMED]:
             LOG.warning("skipped %s: %s", name, reason)
-        LOG.warning("%d of %d files could not be read, see skipped.csv", len(skipped), len(images))
+        LOG.warning("%d of %d files could not be read, see skipped.csv", len(skipped), images)
     return 3 if skipped else 0
 
 
@@ -97,11 +102,11 @@ def score_images(
     is_main = accelerator.is_main_process
     dataset = UnlabeledImages([path for path, _ in images], options.input_spec, bits=options.bits)
     loader = batches(dataset, options.batch_size, options.num_workers, accelerator)
-    pictures = _Pictures(options, images, calibration)
+    pictures = Pictures(options, images, calibration)
     bar = tqdm(total=len(images), desc="predict", unit="image", disable=None if is_main else True)
     with ExitStack() as stack:
         table = (
-            stack.enter_context(_Table.open(options.save_path / "scores.csv", options.class_name)) if is_main else None
+            stack.enter_context(Table.open(options.save_path / "scores.csv", options.class_name)) if is_main else None
         )
         stack.enter_context(pictures)
         for length, batch in each_round(loader):
@@ -137,7 +142,7 @@ def predict_batch(
     return sorted(found, key=lambda one: one[0]), [(images[index][1], error) for index, error in sorted(unreadable)]
 
 
-class _Table:
+class Table:
     """scores.csv, row by row; its columns are those of the first row."""
 
     def __init__(self, file: Any, class_name: str):
@@ -146,7 +151,7 @@ class _Table:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, class_name: str) -> Iterator["_Table"]:
+    def open(cls, path: Path, class_name: str) -> Iterator["Table"]:
         with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             yield cls(file, class_name)
 
@@ -159,7 +164,7 @@ class _Table:
             self._writer.writerow(map(csv_cell, (name, self._class_name, *values.values())))
 
 
-class _Pictures(ExitStack):
+class Pictures(ExitStack):
     """Overlays and maps, those that are wanted. Of several processes each writes those of its images."""
 
     def __init__(

@@ -2,8 +2,10 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,18 +14,21 @@ import numpy as np
 from config.settings import AppSettings
 from data.images import bits_hint, load_image
 from dataset import UnlabeledImages
+from engine.batched import SetPasses
 from engine.build import build_for_scoring
+from engine.encoding import Timer
 from engine.evaluation import batches
 from inference.calibration import Calibration
 from inference.inputs import distinct
 from inference.predictor import OWN_IMAGES, EncodedReferences, ImageResult, Predictor, check_finite, readable
 from inference.uploads import UploadLimits
 from model import capabilities
-from report.heatmap import HeatScale, on_scale, resize_longest_side
+from report.heatmap import HeatScale, blend_heatmap, on_scale, resize_longest_side
 from utils.devices import make_accelerator
 from utils.text import escape_controls
 
 _SIDE = 768  # of the picture that is shown, in pixels
+_SET_SIDE = 384  # of each picture of a set
 _KEPT = 4  # sets of encoded references
 
 
@@ -44,6 +49,22 @@ class Answer(NamedTuple):
     seconds: float
 
 
+class RankedImage(NamedTuple):
+    """An image of a set."""
+
+    path: str
+    score: float
+    picture: np.ndarray  # (H, W, 3) uint8 RGB, coloured where it is unusual
+
+
+class RankedSet(NamedTuple):
+    """The answer to a request that brings a set of images."""
+
+    images: list[RankedImage]  # the highest score first
+    notes: list[str]
+    seconds: float
+
+
 class InferenceService:
     """Answers requests, one at a time, so that memory is bounded. Knows no users: a request brings its references; the
     latest sets of them stay encoded, by what they show. Makes detector and accelerator of its own."""
@@ -55,7 +76,8 @@ class InferenceService:
         self._predictor = Predictor(built.detector, accelerator, settings.fpr, built.description, built.batch_size)
         most = settings.max_references if capabilities(settings.method).few_shot else 0
         self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, built.detector.input_spec.side)
-        self._bits = settings.bits
+        self._bits, self.most = settings.bits, settings.max_set
+        self.least: int = getattr(built.detector, "SET_MINIMUM", 1)
         self._worker = ThreadPoolExecutor(1)  # torch's memory is that of one thread
         self._encoded: OrderedDict[tuple[str, ...], EncodedReferences] = OrderedDict()
 
@@ -66,13 +88,47 @@ class InferenceService:
             ValueError: a sentence for the user, see `UploadLimits.check`; a file that turns out to be broken.
         """
         checked = self.limits.check(name, image, references)
-        try:
+        with _named_by_themselves([checked, *references]):
             return self._worker.submit(self._inspect, name.strip(), checked, references).result()
-        except ValueError as error:  # names a file by where it lies here
-            message = str(error)
-            for path in (checked, *references):
-                message = message.replace(str(path), escape_controls(Path(path).name))
-            raise ValueError(message) from None
+
+    def rank(self, images: Sequence[str]) -> RankedSet:
+        """Score image files together, of a method that does that.
+
+        Raises:
+            ValueError: as `inspect`, see `UploadLimits.check_set`.
+        """
+        self.limits.check_set(images, self.least, self.most)
+        with _named_by_themselves(images):
+            return self._worker.submit(self._rank, list(images)).result()
+
+    def _rank(self, files: list[str]) -> RankedSet:
+        start = time.perf_counter()
+        dataset = UnlabeledImages(list(map(Path, files)), self._predictor.detector.input_spec, bits=self._bits)
+        for index in range(len(dataset)):
+            if error := dataset[index]["error"]:
+                raise ValueError(error)
+        accelerator = self._predictor.accelerator
+        loader = batches(dataset, self._predictor.batch_size, 0, accelerator, shared=False)
+        passes = SetPasses(self._predictor.detector, loader, files, accelerator, Timer())
+        results = list(chain.from_iterable(self._predictor.predict_set(passes, "object")))
+        indices = list(chain.from_iterable(group.indices for group in passes.groups))
+        check_finite(results, [Path(files[index]).name for index in indices])
+        scale = HeatScale(len(results))
+        for result in results:
+            scale.add(result.map)
+        ends = scale.ends()
+        found = [
+            RankedImage(files[index], result.score, self._coloured(files[index], result.map, ends))
+            for index, result in zip(indices, results, strict=True)
+        ]
+        copies = len(distinct(map(Path, files), self._bits)[1])
+        notes = [f"{copies} of the images are copies of others, so that both score too low."] if copies else []
+        found.sort(key=lambda image: -image.score)
+        return RankedSet(found, notes, time.perf_counter() - start)
+
+    def _coloured(self, file: str, one: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+        picture = resize_longest_side(load_image(Path(file), upright=True, bits=self._bits), _SET_SIDE)
+        return blend_heatmap(picture, on_scale(one, *ends))
 
     def _inspect(self, name: str, image: str, references: Sequence[str]) -> Answer:
         start = time.perf_counter()
@@ -123,6 +179,18 @@ class InferenceService:
 
     def _images(self, file: Path) -> UnlabeledImages:
         return UnlabeledImages([file], self._predictor.detector.input_spec, bits=self._bits)
+
+
+@contextmanager
+def _named_by_themselves(paths: Sequence[str]) -> Iterator[None]:
+    """Messages of ValueError name files as users do, not by where they lie here."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for path in paths:
+            message = message.replace(str(path), escape_controls(Path(path).name))
+        raise ValueError(message) from None
 
 
 def _view(picture: np.ndarray, one: np.ndarray, calibration: Calibration | None) -> View:

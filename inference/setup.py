@@ -24,7 +24,7 @@ from utils.files import clear_leftovers, clear_results, file_digest
 from utils.logs import LOG, log_to
 from utils.provenance import write_config
 
-RESULTS = ("scores.csv", "skipped.csv", "calibration.json", "imgs", "maps")
+RESULTS = ("scores.csv", "skipped.csv", "calibration.json", "report.html", "imgs", "maps")
 MEMORY_SUFFIX = ".safetensors"
 
 
@@ -52,7 +52,8 @@ def normal_images(settings: ObjectSettings) -> NormalImages:
     if settings.references is not None and not abilities.few_shot:
         raise ValueError(f"--references {settings.references}: {settings.method} is zero-shot and takes none")
     if settings.references is None and not abilities.zero_shot:
-        raise ValueError(f"--method {settings.method} requires --references: normal images of the object")
+        other = ", or --mode batched for a folder of unlabelled ones" if abilities.batched else ""
+        raise ValueError(f"--method {settings.method} requires --references: normal images of the object{other}")
     folder = None if _is_memory(settings.references) else settings.references
     return find_normal_images(folder, settings.calibrate, settings.save_path, settings.bits)
 

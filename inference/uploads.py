@@ -38,6 +38,13 @@ class UploadLimits:
             self._check_file(Path(path))
         return image
 
+    def check_set(self, images: Sequence[str], least: int, most: int) -> None:
+        """The same of images that are scored together, from so many to so many."""
+        if not least <= len(images) <= most:
+            raise ValueError(f"There are {len(images)} images; {least} to {most} are scored together.")
+        for path in images:
+            self._check_file(Path(path))
+
     def _check_file(self, path: Path) -> None:
         name = escape_controls(path.name)
         if not path.is_file():

@@ -17,7 +17,7 @@ from model.backbones.frozen import FrozenTower, least_bytes, named
 from model.backbones.taps import ResNetTaps, ViTTaps
 from model.backbones.text_tower import TextTower
 from model.backbones.weights import Weights, fingerprint
-from model.interface import DualTokens
+from model.interface import DualTokens, Tokens
 from model.options import PositionRules
 
 
@@ -122,7 +122,7 @@ class Backbone(FrozenTower):
         return {"positions": f"{self.position_rule} {self.taps.table.digest}"}
 
     def _vision(self) -> tuple[Any, Mapping[str, Tensor]]:
-        settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size]
+        settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size, self.position_rule]
         return settings, self.clip.visual.state_dict()
 
     @torch.no_grad()
@@ -176,3 +176,24 @@ class Backbone(FrozenTower):
             {layer: found[f"{path} {layer}"] for layer in layers} for path in ("second path", "first path")
         )
         return DualTokens(values, patches, grids)
+
+    @torch.no_grad()
+    def value_path(self, images: Tensor, layers: Collection[int], replaced: int) -> Tokens:
+        """The image tower of AnomalyCLIP, of a ViT whose last `replaced` blocks have a second path.
+
+        images: (B, 3, S, S) uint8 RGB.
+
+        Returns:
+            Tokens in the joint embedding, not normalised: pooled (B, D), without ln_post; patches per layer (B, N, D).
+        """
+        path = f"value path of {replaced} blocks,"
+
+        def encode(some: Tensor) -> dict[str, Tensor]:
+            pooled, patches = self._vit.value_path(self.embed(some), layers, replaced)
+            return {f"{path} class token": pooled, **named(path, patches)}
+
+        grids = {layer: self.grid_of(layer, (images.shape[2], images.shape[3])) for layer in layers}
+        shapes = {f"{path} {layer}": (height * width, self.embed_dim) for layer, (height, width) in grids.items()}
+        found = self.features(images, {f"{path} class token": (self.embed_dim,), **shapes}, encode)
+        patches = {layer: found[f"{path} {layer}"] for layer in layers}
+        return Tokens(found[f"{path} class token"], patches, grids)

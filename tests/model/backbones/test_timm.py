@@ -276,6 +276,25 @@ def test_a_compiled_encoder_gives_the_same(name):
         torch.testing.assert_close(compiled.patches[layer], plain.patches[layer], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["tiny-r", "resnet10t"])
+def test_a_batch_of_any_size_can_be_exported(name):
+    """As inference/onnx_export.py traces a detector: nothing may depend on the number of images."""
+
+    class Last(torch.nn.Module):
+        def forward(self, batch):
+            found = own(batch, [own.depth], normed=True)
+            return found.pooled, found.patches[own.depth]
+
+    own = tiny(name, image_size=112) if name == "tiny-r" else build_backbone(name, image_size=64)
+    batch = torch.randint(256, (2, 3, own.image_size, own.image_size), dtype=torch.uint8)
+    last = Last().eval()
+    last(batch)  # tables that are kept must not be made for the first time in a trace
+    graph = torch.export.export(last, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    three = torch.randint(256, (3, *batch.shape[1:]), dtype=torch.uint8)
+    for found, expected in zip(graph.module()(three), last(three), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 class Recorder:
     """A cache that keeps what it was asked for."""
 

@@ -1,0 +1,208 @@
+"""How far the patches of each image of a set are from the patches of all others: the mutual scoring of MuSc (LNAMD and
+MSM of arXiv 2401.16753).
+
+Two things make it cheap. Every pair of images is compared once: one block of products gives the nearest neighbours both
+ways. And all sizes of neighbourhoods share the products of single patches: the product of two means of patches is the
+mean of their products. Per patch only the smallest distances are kept.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Bytes of the features of a block of images: few on the CPU, which cost little time; on a GPU a share of what is free.
+_BLOCK = 1 << 25
+_SHARE = 0.2
+# Products held at once: 8 MiB on the CPU, 256 MiB elsewhere, which wants large products.
+_CHUNK = {"cpu": 1 << 21, "": 1 << 26}
+# Below this distance of unit vectors the product of single precision says too little of it: it is computed again.
+_NEAR = 0.05
+
+Grid = tuple[int, int]
+
+
+def neighborhood_means(tokens: Tensor, grid: Grid, side: int) -> Tensor:
+    """Local aggregation with neighbourhoods of one size (LNAMD).
+
+    The published program normalises all values of an image together (layer norm), takes the mean over side x side
+    patches, zeros beyond the border, and makes each patch a unit vector. Of the layer norm and of the mean's divisor
+    only the subtracted mean outlasts that.
+
+    Args:
+        tokens: (B, N, W), of any precision.
+        grid: (g_h, g_w), N = g_h * g_w.
+        side: odd.
+
+    Returns:
+        (B, N, W) float32
+    """
+    return F.normalize(_neighborhood_sums(_centered(tokens), grid, side), dim=-1)
+
+
+def mutual_scores(
+    images: Sequence[Tensor],
+    grid: Grid,
+    sides: Sequence[int],
+    count: int,
+    device: torch.device,
+    compared: Callable[[int], object] = lambda pairs: None,
+) -> Tensor:
+    """Of each patch of each image, the mean of its `count` smallest distances to other images: (sides, n, N) float32.
+
+    The distance to an image is the Euclidean one to its nearest patch (MSM). Features are put in place block by
+    block, as they are needed.
+
+    Args:
+        images: the tokens of one layer of each of n images, (N, W), anywhere and of any precision.
+        grid, sides: see `neighborhood_means`.
+        count: from 1 to n - 1.
+        device: where to compute.
+        compared: is told, now and then, how many further pairs of images have been compared.
+    """
+    patches, width = images[0].shape
+    at_once = _images_at_once(4 * patches * width, device)
+    blocks = [slice(start, min(start + at_once, len(images))) for start in range(0, len(images), at_once)]
+    pairs = _Pairs(grid, sides, device)
+    smallest = torch.full((len(sides), len(images), patches, count), torch.inf, device=device)
+
+    def features(block: slice) -> Tensor:
+        return _centered(torch.stack(list(images[block])).to(device))  # (b, N, W)
+
+    def keep(block: slice, distances: Tensor) -> None:
+        """distances: (sides, b, m, N), of the block's images to m others"""
+        found = torch.cat([smallest[:, block], distances.transpose(2, 3)], dim=3)
+        smallest[:, block] = found.topk(count, dim=3, largest=False, sorted=False).values
+
+    scales = torch.cat([pairs.scales(features(block)) for block in blocks], dim=1)  # (sides, n, N)
+    for number, block in enumerate(blocks):
+        own = features(block)
+        keep(block, pairs.within(own, scales[:, block]))
+        compared(len(own) * (len(own) - 1) // 2)
+        for other in blocks[number + 1 :]:
+            theirs = features(other)
+            forward, backward = pairs.between(own, theirs, scales[:, block], scales[:, other])
+            keep(block, forward)
+            keep(other, backward)
+            compared(len(own) * len(theirs))
+    return smallest.mean(3)
+
+
+def _images_at_once(size: int, device: torch.device) -> int:
+    """Images of a block; size: bytes of the features of one."""
+    if device.type != "cuda":
+        return max(1, _BLOCK // size)
+    return max(1, int(_SHARE * torch.cuda.mem_get_info(device)[0]) // size)
+
+
+def _centered(tokens: Tensor) -> Tensor:
+    """(B, N, W) -> float32, less the mean of each image's values."""
+    tokens = tokens.float()
+    return tokens - tokens.mean((1, 2), keepdim=True)
+
+
+def _neighborhood_sums(tokens: Tensor, grid: Grid, side: int) -> Tensor:
+    """Sums over side x side patches, zeros beyond the border: (B, N, W) -> the same."""
+    if side == 1:
+        return tokens
+    tokens = tokens.unflatten(1, grid)  # (B, g_h, g_w, W)
+    for axis in (1, 2):
+        padded = F.pad(tokens, [0, 0] * (3 - axis) + [side // 2] * 2)
+        tokens = functools.reduce(torch.add, [padded.narrow(axis, start, grid[axis - 1]) for start in range(side)])
+    return tokens.flatten(1, 2)
+
+
+class _Pairs:
+    """Compares images, as `_centered` gives them, under all sizes of neighbourhoods.
+
+    grid, sides: see `neighborhood_means`.
+    """
+
+    def __init__(self, grid: Grid, sides: Sequence[int], device: torch.device):
+        self._grid, self._sides = grid, sides
+        self._bands = [[_band(length, side).to(device) for length in grid] for side in sides]
+
+    def scales(self, images: Tensor) -> Tensor:
+        """1 / length of each sum over a neighbourhood: (b, N, W) -> (sides, b, N)."""
+        sums = (_neighborhood_sums(images, self._grid, side) for side in self._sides)
+        return torch.stack([1 / one.norm(dim=-1).clamp_min(1e-12) for one in sums])
+
+    def between(self, own: Tensor, theirs: Tensor, scales: Tensor, their_scales: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances of each patch to the nearest one in each image of the other block.
+
+        Args:
+            own, theirs: (a, N, W), (b, N, W).
+            scales, their_scales: what `scales` makes of them.
+
+        Returns:
+            (sides, a, b, N) of own patches, (sides, b, a, N) of theirs
+        """
+        forward = own.new_empty(len(self._sides), len(own), len(theirs), own.shape[1])
+        backward = own.new_empty(len(self._sides), len(theirs), len(own), own.shape[1])
+        for row, image in enumerate(own):
+            self._compare(image, theirs, scales[:, row], their_scales, forward[:, row], backward[:, :, row])
+        return self._distances(forward, own, theirs), self._distances(backward, theirs, own)
+
+    def within(self, own: Tensor, scales: Tensor) -> Tensor:
+        """The same within a block: (sides, a, a, N), infinite of an image to itself."""
+        found = own.new_full((len(self._sides), len(own), len(own), own.shape[1]), -torch.inf)
+        for row, image in enumerate(own[:-1]):
+            rest = slice(row + 1, None)
+            self._compare(image, own[rest], scales[:, row], scales[:, rest], found[:, row, rest], found[:, rest, row])
+        return self._distances(found, own, own)
+
+    def _compare(
+        self, image: Tensor, others: Tensor, scale: Tensor, scales: Tensor, forward: Tensor, backward: Tensor
+    ) -> None:
+        """Fill in the largest cosines of one image, (N, W), with b others: of its patches and of theirs, both
+        (sides, b, N); scale: (sides, N), scales: (sides, b, N)."""
+        patches = len(image)
+        at_once = max(1, _CHUNK.get(image.device.type, _CHUNK[""]) // patches**2)
+        for start in range(0, len(others), at_once):
+            place = slice(start, start + at_once)
+            some = others[place]  # (c, N, W)
+            products = (image @ some.flatten(0, 1).T).unflatten(1, (-1, patches))  # (N, c, N)
+            for number, side in enumerate(self._sides):
+                sums = products if side == 1 else self._summed(products, *self._bands[number])
+                cosines = (sums * scales[number, place]).mul_(scale[number][:, None, None])
+                forward[number, place] = cosines.amax(2).T
+                backward[number, place] = cosines.amax(0)
+
+    def _summed(self, products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Products of sums over neighbourhoods from those of patches, (N, c, N): sums over the neighbours of both."""
+        height, width = self._grid
+        sums = products.view(-1, width) @ columns  # (N * c * g_h, g_w)
+        sums = rows @ sums.view(-1, height, width)  # (N * c, g_h, g_w)
+        sums = columns @ sums.view(height, width, -1)  # (g_h, g_w, c * N)
+        return (rows @ sums.view(height, -1)).view(products.shape)
+
+    def _distances(self, cosines: Tensor, own: Tensor, theirs: Tensor) -> Tensor:
+        """Euclidean distances of unit vectors, (sides, a, b, N), from their cosines; small ones are computed in double,
+        since a cosine of 1 is off by so much that equal patches would be 8e-4 apart."""
+        distances = (2 - 2 * cosines).clamp_min_(0).sqrt_()
+        near = distances < _NEAR
+        for number, row, column in near.any(3).nonzero().tolist():
+            patches = near[number, row, column].nonzero()[:, 0]
+            one, other = (
+                _neighborhood_sums(images[place : place + 1], self._grid, self._sides[number])[0]
+                for images, place in ((own, row), (theirs, column))
+            )
+            distances[number, row, column, patches] = _exact(one[patches], other).to(distances)
+        return distances
+
+
+def _band(length: int, side: int) -> Tensor:
+    """What sums each place of a line with its neighbours, by a product: (length, length)."""
+    places = torch.arange(length)
+    return ((places[:, None] - places).abs() <= side // 2).float()
+
+
+def _exact(some: Tensor, others: Tensor) -> Tensor:
+    """Distance of the direction of each of some vectors, (m, W), to the nearest direction of others, (N, W): (m,) in
+    double precision."""
+    if some.device.type == "mps":  # which has none
+        some, others = some.cpu(), others.cpu()
+    some, others = (F.normalize(one.double(), dim=-1) for one in (some, others))
+    return (2 - 2 * (some @ others.T).amax(1)).clamp_min(0).sqrt()  # (m,)
