@@ -197,14 +197,18 @@ def describe(spec: InputSpec) -> dict[str, Any]:
 def from_description(values: Mapping[str, Any]) -> InputSpec:
     """What `describe` was given. Raises ValueError for anything else."""
     own = dict(values)
-    cls = _KINDS.get(own.pop("kind", ""))
-    known = {"side": int, "resizer": str, "center_crop": bool, "multiple": int}
-    sound = all(type(value) is known.get(name) and value != 0 or value is False for name, value in own.items())
-    if cls is None or not sound or own.get("resizer", "bicubic") not in _RESIZERS:
+    cls = _KINDS.get(str(own.pop("kind", "")))
+    sizes = [own[name] for name in ("side", "multiple") if name in own]
+    if (
+        cls is None
+        or not all(type(size) is int and size > 0 for size in sizes)
+        or own.get("resizer", "bicubic") not in list(_RESIZERS)
+        or type(own.get("center_crop", False)) is not bool
+    ):
         raise ValueError(f"no input specification: {dict(values)!r:.200}")
     try:
         return cls(**own)
-    except TypeError:
+    except TypeError:  # a setting too many, or too few
         raise ValueError(f"no input specification: {dict(values)!r:.200}") from None
 
 
