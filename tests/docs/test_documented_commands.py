@@ -310,7 +310,9 @@ def test_readme_table_says_what_each_method_can_do():
             rows[cells[1].strip("`")] = cells
     assert list(rows) == list(METHODS)
     for method, (_, _, _, few_shot, trains, backbone, _, _) in rows.items():
-        able, default = capabilities(method), settings_of("test.py", ["--method", method]).model
+        able = capabilities(method)
+        mode = ["--mode", "zero_shot" if able.zero_shot else "few_shot"]
+        default = settings_of("test.py", ["--method", method, *mode]).model
         assert (few_shot != "no", trains != "no") == (able.few_shot, able.trains), method
         assert f"({default})" in backbone, method
 
