@@ -33,8 +33,9 @@ def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sam
 class AnomalyDataset(Dataset[dict[str, Any]]):
     """Images and masks as a detector takes them.
 
-    An item is a dict: image (3, h, w) uint8 RGB; mask (H, W) uint8, 1 = defect; map_size, (H, W) of the mask and of the
-    wanted map; cls_name; index into the samples.
+    An item is a dict: image (3, h, w) uint8 RGB; mask (H, W) uint8, 1 = defect; label, 1 = anomalous, which a mask may
+    hide that is empty at this size; map_size, (H, W) of the mask and of the wanted map; cls_name; index into the
+    samples.
     An anomalous sample without a mask gets an all-zero one: ask `Sample.mask_path` before it is used.
 
     Args:
@@ -74,20 +75,21 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
         try:
-            image, mask = self._tensors(sample, random.Random(f"{self.seed}/{self.epoch}/{index}"))
+            image, mask, label = self._tensors(sample, random.Random(f"{self.seed}/{self.epoch}/{index}"))
         except MemoryError:
             raise ValueError(f"{self.root / sample.img_path}: too large for the memory, make it smaller") from None
         map_size = (mask.shape[0], mask.shape[1])
-        return {"image": image, "mask": mask, "map_size": map_size, "cls_name": sample.cls_name, "index": index}
+        own = {"cls_name": sample.cls_name, "index": index}
+        return {"image": image, "mask": mask, "label": label, "map_size": map_size, **own}
 
-    def _tensors(self, sample: Sample, rng: random.Random) -> tuple[Tensor, Tensor]:
+    def _tensors(self, sample: Sample, rng: random.Random) -> tuple[Tensor, Tensor, int]:
         if rng.random() < self.mosaic_rate and self._tiles[sample.cls_name]:
-            image, mask = self._mosaic(sample.cls_name, rng)
+            image, mask, label = self._mosaic(sample.cls_name, rng)
         else:
-            image, mask = self._read(sample)
+            (image, mask), label = self._read(sample), sample.anomaly
         if self.augmented:
             image, mask = augment(image, mask, rng)
-        return _input(self.input_spec, image, self.root / sample.img_path), self.input_spec.mask(mask)
+        return _input(self.input_spec, image, self.root / sample.img_path), self.input_spec.mask(mask), label
 
     def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:
         """The image, and its mask as 0/255 of the same size."""
@@ -112,10 +114,12 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             return f" (the EXIF orientation turns {name} alone; write meta.json again without --exif)"
         return f" ({name} has an EXIF orientation; `data/folder.py --exif` turns images and masks as theirs say)"
 
-    def _mosaic(self, cls_name: str, rng: random.Random) -> tuple[Image.Image, Image.Image]:
-        """2 x 2 images of a class, stitched: a kind of defect uniformly, then an image of it uniformly."""
+    def _mosaic(self, cls_name: str, rng: random.Random) -> tuple[Image.Image, Image.Image, int]:
+        """2 x 2 images of a class, stitched: a kind of defect uniformly, then an image of it uniformly. Anomalous where
+        one of them is."""
         kinds = self._tiles[cls_name]
-        tiles = [self._read(rng.choice(kinds[rng.choice(sorted(kinds))])) for _ in range(4)]
+        drawn = [rng.choice(kinds[rng.choice(sorted(kinds))]) for _ in range(4)]
+        tiles = [self._read(sample) for sample in drawn]
         width, height = tiles[0][0].size
         try:
             for tile, _ in tiles:
@@ -127,7 +131,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             corner = (place % 2 * width, place // 2 * height)
             image.paste(tile.resize((width, height), Image.Resampling.BICUBIC), corner)
             mask.paste(tile_mask.resize((width, height), Image.Resampling.NEAREST), corner)
-        return image, mask
+        return image, mask, max(sample.anomaly for sample in drawn)
 
 
 def _mosaic_tiles(samples: Sequence[Sample], mosaic_of: str) -> dict[str, dict[tuple[int, str], list[Sample]]]:

@@ -3,7 +3,7 @@
     python export.py --class_name screw --method winclip --references photos_of_good_screws/ --save_path exps/screw
     python predict.py photos/ --onnx exps/screw --save_path out
 
-Writes detector.onnx (images of any number, (B, 3, S, S) uint8 RGB, to maps and scores; weights above 1.5 GB stand in
+Writes detector.onnx (images of any number, (B, 3, h, w) uint8 RGB, to maps and scores; weights above 1.5 GB stand in
 detector.onnx.data), detector.json (what it is, how to bring images to that form, scale and threshold, checksums) and
 log.txt into --save_path. The class name, the references and, with normal images (as predict.py takes them), the scale
 of the scores are fixed in it. The file is run and compared with PyTorch before it gets its name. On the CPU, in single
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 # isort: split
 from config.resolve import resolve_export
 from config.settings import log_settings
-from inference.inputs import log_bits_hint
+from inference.inputs import example_picture, log_bits_hint
 from inference.onnx_export import FixedClassDetector, export
 from inference.setup import build_for_object, encode_normal_images, normal_images
 from utils.devices import make_accelerator
@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         log_bits_hint([*normal.references.values(), *normal.calibrate.values()], settings.bits)
         memory, calibration = encode_normal_images(one, normal, settings)
         limits = calibration.limits if calibration else None
-        fixed = FixedClassDetector(one.built.detector, settings.class_name, memory, limits)
+        example = example_picture(normal, one.built.detector.input_spec, settings.bits)
+        fixed = FixedClassDetector(one.built.detector, settings.class_name, memory, limits, example)
         export(fixed, save_path, calibration, one.description, values)
 
 

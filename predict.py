@@ -116,16 +116,14 @@ def run_exported(args: argparse.Namespace) -> int:
         def predict(batch: Tensor, _: tuple[int, int]) -> list[ImageResult]:
             return detector.predict(batch.numpy())
 
-        options = scoring_options(settings, settings.image_size, settings.batch_size)
+        options = scoring_options(settings, detector.input_spec, settings.batch_size)
         no_verdict = "export.py --calibrate FOLDER of normal images gives one"
         code = score_and_report(options, predict, images, detector.calibration, accelerator, no_verdict)
         shutdown(accelerator)
     return code
 
 
-def scoring_options(
-    settings: PredictSettings | OnnxSettings, input_spec: InputSpec | int, batch_size: int
-) -> ScoringOptions:
+def scoring_options(settings: PredictSettings | OnnxSettings, input_spec: InputSpec, batch_size: int) -> ScoringOptions:
     return ScoringOptions(
         save_path=Path(settings.save_path), class_name=settings.class_name, input_spec=input_spec,
         batch_size=batch_size, num_workers=settings.num_workers, bits=settings.bits, save_maps=settings.save_maps,

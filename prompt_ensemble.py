@@ -157,6 +157,9 @@ CLIP_AD = Prompts(
 # VCP-CLIP (Qu et al., arXiv 2407.12276): one sentence a state; the place of the name is taken by what the image says.
 VCP_CLIP = Prompts(normal=("a photo of a good {}",), abnormal=("a photo of a damaged {}",), templates=("{}",))
 
+# AnomalyCLIP (Zhou et al., arXiv 2310.18961): what follows the learned tokens of a state; the name is always "object".
+ANOMALY_CLIP = Prompts(normal=("{}",), abnormal=("damaged {}",), templates=("{}.",))
+
 
 def _findings(normal: tuple[str, ...], abnormal: tuple[str, ...], templates: tuple[str, ...]) -> Prompts:
     """Prompts for medical images: the general words for health and disease, and the names of the finding."""
@@ -183,6 +186,7 @@ PROMPTS = {
     "winclip": WINCLIP,
     "clip_ad": CLIP_AD,
     "vcp_clip": VCP_CLIP,
+    "anomaly_clip": ANOMALY_CLIP,
     "headct": _findings(
         ("{} without hemorrhage", "{} without bleeding"),
         ("{} with a hemorrhage", "{} with bleeding", "{} with a hematoma"),

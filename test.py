@@ -117,14 +117,14 @@ def prepare(
 ) -> tuple[Built, list[FewShotSetting], MemorySource]:
     """The detector, the few-shot settings, and where the memories of their references come from."""
     memory = settings.memory
+    order = list(dict.fromkeys(settings.classes or data.classes))  # in which published programs draw for them
     if memory is not None:
         header, stored = memory_bank.load(memory, accelerator.device)
         shots, source = stored_settings(memory, header, stored, settings.k_shot, settings.seed, data.classes)
     else:
         published = METHODS[settings.method].draw_references if settings.reference_draw == "published" else None
         shots = few_shot_settings(
-            settings.references, settings.k_shot, settings.seed, settings.dataset, data.everything, data.classes,
-            published,
+            settings.references, settings.k_shot, settings.seed, settings.dataset, data.everything, order, published,
         )  # fmt: skip
     if settings.mode != "batched":
         check_settings(settings.method, shots)
@@ -133,7 +133,7 @@ def prepare(
         settings, settings.batch_size, settings.checkpoint_path, settings.dataset, accelerator, cache
     )
     if memory is None:
-        shots = with_views(built.detector, shots, settings.dataset, data.classes)
+        shots = with_views(built.detector, shots, settings.dataset, order)
     if settings.mode == "batched":
         check_sets(built.detector, settings.method, Counter(sample.cls_name for sample in data.samples))
     kept = len(data.classes) if settings.save_memory else 0

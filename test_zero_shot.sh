@@ -15,7 +15,7 @@ MODEL=${MODEL:-}           # empty: the method's published one (april_gan: ViT-L
 PRETRAINED=${PRETRAINED:-} # empty: the published weights (openai, laion400m_e31); else a tag or a file
 CONFIG=${CONFIG:-}         # architecture JSON that open_clip does not ship
 IMAGE_SIZE=${IMAGE_SIZE:-} # empty: the published one, or the own one of another MODEL
-FEATURES=${FEATURES:-}     # empty: four evenly spaced layers (6 12 18 24 of ViT-L)
+FEATURES=${FEATURES:-}     # empty: four evenly spaced layers (6 12 18 24 of ViT-L); anomaly_clip: the last
 BATCH_SIZE=${BATCH_SIZE:-} # empty: 8
 
 PYTHON=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python3)}

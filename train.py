@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     start = checkpoint.load(first) if first else None
     set_seed(settings.seed)
     cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
-    detector = build_for_training(settings, settings.batch_size, len(samples), cache, accelerator)
+    detector = build_for_training(settings, settings.batch_size, len(samples), cache, accelerator, start)
     description = checkpoint.describe(detector, settings.method, settings.dataset)
     check_defects(root, samples, description["image_size"])
     optimizer = torch.optim.Adam(detector.parameter_groups(settings.learning_rate), betas=settings.betas)
@@ -161,14 +161,16 @@ def begin(save_path: Path, accelerator: Accelerator, losses: Sequence[str], *, r
 def validator(
     settings: TrainSettings, trained: TrainableDetector, accelerator: Accelerator
 ) -> validation.Validation | None:
-    """Scores --val_dataset, zero-shot, with the options that the method has there; None where none is named."""
+    """Scores --val_dataset, zero-shot, with the options that the method has there, and those that it is trained with;
+    None where none is named."""
     if settings.val_dataset is None or settings.val_data_path is None or settings.val_metric is None:
         return None
     root = settings.val_data_path
     samples = read(root, settings.val_meta_path, follow_links=settings.follow_links)["test"]
     bits, upright = read_settings(root, settings.val_meta_path)
     prompts = None if settings.val_prompts is None else load_prompts(settings.val_prompts)
-    other = build_on(trained.backbone, settings.method, prompts=prompts, **settings.val_options)
+    shared = {option.name: trained.options[option.name] for option in trained.OPTIONS if option.trained}
+    other = build_on(trained.backbone, settings.method, prompts=prompts, **{**settings.val_options, **shared})
     detector = cast(TrainableDetector, other).to(accelerator.device)
     dataset = AnomalyDataset(root, samples, detector.input_spec, bits=bits, upright=upright)
     loader = batches(dataset, settings.batch_size, settings.num_workers, accelerator)

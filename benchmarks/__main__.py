@@ -18,16 +18,23 @@ from collections.abc import Sequence
 from benchmarks.common import ROOT, machine
 
 PARTS = {
+    "run": "a whole test run, pictures and report included, against the backbone alone",
+    "pictures": "overlays a second and core, and a run with pictures against one without",
+    "reading": "images a second and worker: decoded and resized",
     "methods": "images per second, and share of the time outside the backbone",
-    "settings": "few-shot: twelve settings in one pass against one, twelve runs, and the published loop",
+    "settings": "few-shot: twelve settings in one pass, with and without pictures, against one, and the published loop",
     "cache": "a second run with --feature_cache against the first",
     "scaling": "from 40 to 4000 images, and from 1 to 2 processes",
     "precision": "bf16 against fp32",
     "metrics": "pixel metrics against scikit-learn with scikit-image, and against anomalib",
     "accuracy": "pixel metrics: how far the counted keys are from exact numbers",
     "winclip": "WinCLIP against its floor, and against anomalib's",
+    "anomaly_dino": "AnomalyDINO, image by image, against the backbone alone and the published loop",
+    "bank": "the search of a memory bank against faiss-cpu",
     "mutual": "MuSc: comparing the images of a set, against the published loop",
     "texts": "VCP-CLIP's texts of a batch against image by image",
+    "backbones": "backbones of timm: images per second, and against timm's own forward",
+    "subspace": "SubspaceAD's fit and scoring against the plain forward of its backbone",
     "startup": "--help of every script against the import of PyTorch",
     "gpu": "the backbone against the device's matrix products",
 }

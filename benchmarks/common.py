@@ -12,21 +12,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 
+from data.meta import PixelSettings
 from data.references import FewShotSetting
 from dataset import AnomalyDataset, Sample, read
+from engine.build import Built
 from engine.class_scores import ClassScores
 from engine.encoding import Timer
 from engine.evaluation import batches, score
 from engine.references import References
+from engine.resume import FinishedClasses
+from engine.test_run import ScoredData, TestFolder, score_classes
 from model.backbones.architectures import register_architecture
 from model.backbones.clip import Backbone
+from report.map_files import MapFiles
+from report.write import write_results
 from utils.devices import make_accelerator
+from utils.launch import worker_count
 from utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
+PHOTOGRAPH = (1500, 1000)  # pixels, width and height
 QUICKSTART = ROOT / "exps/quickstart/quickstart-clip"
 
 
@@ -83,6 +93,24 @@ def one_class(root: Path, count: int) -> tuple[list[Sample], list[Sample]]:
     meta = read(root)
     own = [sample for sample in meta["test"] if sample.cls_name == "brick"]
     return (own * (count // len(own) + 1))[:count], meta["train"]
+
+
+def photographs(root: Path, folder: Path, count: int) -> list[Sample]:
+    """`count` test images of one class as photographs, JPEG of 1500 x 1000 pixels, each a file of its own, and their
+    masks. root: of demo_textures; folder: where they go."""
+    samples = []
+    for number, one in enumerate(one_class(root, count)[0]):
+        image = Image.open(root / one.img_path).convert("RGB").resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
+        noise = np.random.default_rng(number).normal(0, 4, (PHOTOGRAPH[1], PHOTOGRAPH[0], 3))
+        grainy = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+        name = f"brick/{number:04d}.jpg"
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(grainy).save(folder / name, quality=92)
+        mask = f"brick/{number:04d}_mask.png" if one.mask_path else ""
+        if mask:
+            Image.open(root / one.mask_path).resize(PHOTOGRAPH, Image.Resampling.NEAREST).save(folder / mask)
+        samples.append(one._replace(img_path=name, mask_path=mask))
+    return samples
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], turns: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
@@ -151,6 +179,53 @@ def scoring_pass(
     loader = batches(AnomalyDataset(root, samples, detector.input_spec), batch, 2, accelerator)
     rows = list(score(detector, loader, samples, shots, references, accelerator, timer=timer))
     return Pass(*timer.seconds(), rows)
+
+
+class Run(NamedTuple):
+    """A run of test.py without its start (imports, weights, texts): seconds, those in the backbone, the results."""
+
+    seconds: float
+    encoding: float
+    rows: list[ClassScores]
+
+
+def whole_run(
+    detector: Any,
+    root: Path,
+    samples: Sequence[Sample],
+    shots: Sequence[FewShotSetting],
+    batch: int,
+    *,
+    pictures: bool = True,
+    precision: str = "fp32",
+    references: Path | None = None,
+) -> Run:
+    """Reading, references, scoring, metrics, overlays and report, with the flags' defaults. References are read below
+    `references`, where they are not below root."""
+    accelerator = make_accelerator("auto", precision)
+    detector.to(accelerator.device).eval()
+    names = sorted({sample.cls_name for sample in samples})
+    detector.encode_names(names)
+    data = ScoredData({"train": [], "test": list(samples)}, list(samples), names, PixelSettings())
+    with tempfile.TemporaryDirectory() as folder:
+        save_path, timer, start = Path(folder), Timer(), time.perf_counter()
+        files = MapFiles(save_path, root, samples, shots, overlays=pictures)
+        source = References(
+            detector,
+            shots,
+            accelerator,
+            root=references or root,
+            batch_size=batch,
+            num_workers=worker_count(),
+            timer=timer,
+        )
+        kept = TestFolder(save_path, FinishedClasses(save_path, "", names), {}, samples, len(shots), False, None)
+        rows = score_classes(
+            Built(detector, {}, batch, None), data, str(root), shots, source, accelerator, files, kept, {},
+            num_workers=worker_count(), timer=timer,
+        )  # fmt: skip
+        write_results(save_path, rows, shots, samples, files.galleries, {})
+        return Run(time.perf_counter() - start, timer.seconds()[1], rows)
 
 
 def finish(command: Sequence[Any], **environment: str) -> tuple[float, str]:

@@ -13,7 +13,7 @@ from benchmarks.common import Row, clip, one_class, sample_data, scoring_pass
 from data.references import ZERO_SHOT, draw_shots
 from model import build_on
 
-METHODS = ("april_gan", "winclip", "sdp", "sdp_plus", "vcp_clip")
+METHODS = ("april_gan", "winclip", "sdp", "sdp_plus", "vcp_clip", "anomaly_clip")
 WANTED = {("april_gan", 0): 0.10, ("april_gan", 4): 0.20}  # on the CPU
 
 

@@ -6,7 +6,6 @@ Smooth maps as a ViT gives them; regions found in the masks included. anomalib t
 import contextlib
 import math
 import resource
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ import torch
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 from torch.nn.functional import interpolate
 
-from benchmarks.common import PEAK_UNIT, Row, finish, in_turns, median_ratio
+from benchmarks.common import PEAK_UNIT, Row, finish, in_turns
 from metrics.pixel import PixelMetrics, label_regions
 
 BATCH = 8
@@ -41,10 +40,33 @@ def measure(quick: bool) -> Iterator[Row]:
         seconds, rows = in_turns({"theirs": lambda side=side: side(batches), "ours": lambda: ours(batches)}, turns)
         differences = {key: abs(value - rows["ours"][key]) for key, value in rows["theirs"].items()}
         worst = max(differences, key=differences.get)
-        ratio = f"{median_ratio(seconds['theirs'], seconds['ours']):.0f} times ours"
-        yield Row("ours", f"{statistics.median(seconds['ours']):.3f} s")
-        yield Row(name, f"{statistics.median(seconds['theirs']):.2f} s", ratio)
-        yield Row("largest difference", f"{differences[worst]:.1e} ({worst})")
+        ratio = f"{min(seconds['theirs']) / min(seconds['ours']):.0f} times ours"
+        each = 1000 * min(seconds["ours"]) / images
+        yield Row("ours, best turn", f"{min(seconds['ours']):.3f} s, {each:.1f} ms a map", "", "<= 10 ms a map")
+        wanted = ">= 30 times" if side is published else ">= 10 times"
+        yield Row(f"{name}, best turn", f"{min(seconds['theirs']):.2f} s", ratio, wanted)
+        yield Row("largest difference", f"{differences[worst]:.1e} ({worst})", "", "<= 1e-5")
+    yield from on_gpu(batches, turns)
+
+
+def on_gpu(batches: Sequence[Batch], turns: int) -> Iterator[Row]:
+    """Maps and regions that lie on the GPU already, as the scoring pass has them."""
+    if not torch.cuda.is_available():
+        yield Row("on a GPU", "no GPU here", "", "<= 1 ms a map")
+        return
+    regions = [torch.from_numpy(np.stack([label_regions(mask) for mask in masks])).cuda() for _, masks in batches]
+    moved = [(maps.cuda(), one) for (maps, _), one in zip(batches, regions, strict=True)]
+
+    def count() -> dict[str, float | None]:
+        metrics = PixelMetrics()
+        for maps, one in moved:
+            metrics.update(maps, one)
+        return metrics.compute()
+
+    count()  # warm
+    seconds, _ = in_turns({"ours": count}, turns)
+    images = sum(len(maps) for maps, _ in moved)
+    yield Row("on the GPU, best turn", f"{1000 * min(seconds['ours']) / images:.2f} ms a map", "", "<= 1 ms a map")
 
 
 def installed(package: str) -> str:

@@ -1,7 +1,8 @@
 """Few-shot testing, APRIL-GAN, random weights: twelve settings (k 1 2 4, four seeds) in one pass of the backbone.
 
-Decoding, references, maps and metrics are in it, no overlays. The published loop encodes every image twice, one at a
-time; here it has the metrics of this project, so that the ratio is that of the loop alone.
+Decoding, references, maps and metrics are in it, no overlays; one more row has overlays and report of all settings. The
+published loop encodes every image twice, one at a time; here it has the metrics of this project, so that the ratio is
+that of the loop alone.
 """
 
 import statistics
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from benchmarks.common import Row, clip, in_turns, median_ratio, one_class, sample_data, scoring_pass
+from benchmarks.common import Row, clip, in_turns, median_ratio, one_class, sample_data, scoring_pass, whole_run
 from data.references import FewShotSetting, draw_shots
 from dataset import AnomalyDataset, Sample
 from metrics.image import image_metrics
@@ -40,6 +41,13 @@ def measure(quick: bool) -> Iterator[Row]:
         }
         one_pass(one)  # warm
         seconds, results = in_turns(sides, turns)
+        pictures, _ = in_turns(
+            {
+                "one": lambda: whole_run(detector, root, samples, [one], 8),
+                "twelve": lambda: whole_run(detector, root, samples, twelve, 8),
+            },
+            turns,
+        )
         start = time.perf_counter()
         for shots in twelve:
             one_pass(shots)
@@ -50,6 +58,12 @@ def measure(quick: bool) -> Iterator[Row]:
     ratio = f"{median_ratio(together, base):.2f} times one setting"
     yield Row(
         "twelve settings (k 1 2 4, four seeds), one pass", f"{statistics.median(together):.2f} s", ratio, "<= 1.3"
+    )
+    yield Row(
+        "the same with overlays of all settings, and report",
+        f"{min(pictures['twelve']):.2f} s",
+        f"{min(pictures['twelve']) / min(pictures['one']):.2f} times one setting, with overlays too",
+        "<= 1.3",
     )
     yield Row(
         "the same as twelve runs (once)", f"{runs:.2f} s", f"{runs / statistics.median(together):.1f} times one pass"

@@ -193,7 +193,8 @@ def _add_fpr(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     _add_detector(parser, "april_gan")
     parser.add_argument("--save_path", help="folder of the results")
-    parser.add_argument("--num_workers", type=natural, help="processes that read images")
+    text = "processes that read images; auto (default): one per processor core, at most 8; 0: read in the run itself"
+    parser.add_argument("--num_workers", type=workers, metavar="N", help=text)
 
 
 def _add_detector(parser: argparse.ArgumentParser, default: str) -> None:
@@ -227,8 +228,11 @@ def _add_options(parser: argparse.ArgumentParser, script: str) -> None:
         texts: dict[str, list[str]] = {}  # help text -> methods
         for method, one in options.items():
             texts.setdefault(one.help, []).append(method)
+        aliases = dict.fromkeys(alias for one in options.values() for alias in one.aliases)
         parser.add_argument(
             f"--{name}",
+            *(f"--{alias}" for alias in aliases),
+            dest=name,
             type=option.type,
             nargs=option.nargs,
             metavar=option.metavar,
@@ -250,6 +254,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 def batch_size(text: str) -> int | str:
     return text if text == "auto" else positive(text)
+
+
+def workers(text: str) -> int | str:
+    return text if text == "auto" else natural(text)
 
 
 def bits(text: str) -> int:

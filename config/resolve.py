@@ -22,6 +22,7 @@ from config.settings import (
 from model import METHODS, capabilities
 from model.options import Option, Preset, for_dataset
 from utils.devices import CPU_BATCH, default_precision
+from utils.launch import worker_count
 
 Settings = TypeVar("Settings")
 
@@ -30,7 +31,7 @@ _COMMON: dict[str, Any] = {
     "quick_gelu": "auto",
     "position_rule": "auto",
     "device": "auto",
-    "num_workers": 2,
+    "num_workers": "auto",
     "compile": False,
 }
 _APP = {
@@ -201,6 +202,8 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
             values[key], sources[key] = value, source
     if values["batch_size"] == "auto":
         values["batch_size"], sources["batch_size"] = CPU_BATCH, "auto"
+    if values["num_workers"] == "auto":
+        values["num_workers"], sources["num_workers"] = worker_count(), "auto"
     return OnnxSettings(**values), sources
 
 
@@ -258,6 +261,8 @@ class _Values:
         self.sources = {key: "flag" for key, value in vars(args).items() if value is not None and value is not False}
         for key, value in _COMMON.items():
             self.default(key, value)
+        if self["num_workers"] == "auto":
+            self.decide("num_workers", worker_count(), "auto")
         self.preset_label = f"{self['method']} preset"
         if args.config_path is not None:
             self.default("model", Path(args.config_path).stem, "--config_path")

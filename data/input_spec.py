@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -122,6 +122,69 @@ class ShorterEdgeInput:
         return torch.from_numpy((np.asarray(mask) > 127).astype(np.uint8))
 
 
+@dataclass(frozen=True)
+class FixedShapeInput:
+    """The pictures that another specification brings to one shape, as an exported graph has; others are refused.
+
+    spec: the other one.
+    shape: (h, w) of the inputs.
+    size: (H, W) of the maps, whatever the size of the picture.
+    """
+
+    spec: InputSpec
+    shape: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def side(self) -> int:
+        return self.spec.side
+
+    @property
+    def keeps_shape(self) -> bool:
+        return True
+
+    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.size
+
+    def image(self, picture: Image.Image) -> Tensor:
+        """(3, h, w) uint8 RGB. Raises ValueError on a picture of another shape."""
+        image = self.spec.image(picture)
+        height, width = image.shape[1:]
+        if (height, width) != self.shape:
+            raise ValueError(
+                f"{picture.width} x {picture.height} pixels become {width} x {height}, and the exported detector takes "
+                f"{self.shape[1]} x {self.shape[0]}: pictures of the shape of its normal images"
+            )
+        return image
+
+    def blank(self) -> Tensor:
+        """(3, h, w) uint8, black"""
+        return torch.zeros(3, *self.shape, dtype=torch.uint8)
+
+    def mask(self, mask: Image.Image) -> Tensor:
+        return self.spec.mask(mask)
+
+
+def describe(spec: InputSpec) -> dict[str, Any]:
+    """A specification as plain values, for JSON."""
+    (kind,) = (name for name, cls in _KINDS.items() if type(spec) is cls)
+    return {"kind": kind, **vars(spec)}
+
+
+def from_description(values: Mapping[str, Any]) -> InputSpec:
+    """What `describe` was given. Raises ValueError for anything else."""
+    own = dict(values)
+    cls = _KINDS.get(own.pop("kind", ""))
+    known = {"side": int, "resizer": str, "center_crop": bool, "multiple": int}
+    sound = all(type(value) is known.get(name) and value != 0 or value is False for name, value in own.items())
+    if cls is None or not sound or own.get("resizer", "bicubic") not in _RESIZERS:
+        raise ValueError(f"no input specification: {dict(values)!r:.200}")
+    try:
+        return cls(**own)
+    except TypeError:
+        raise ValueError(f"no input specification: {dict(values)!r:.200}") from None
+
+
 def resize_mask(mask: Image.Image, size: int) -> np.ndarray:
     """A mask of 0 and 255, stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8, 1 = defect"""
     pixels = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR))
@@ -149,3 +212,4 @@ _RESIZERS: Mapping[str, Callable[[Image.Image, int], Tensor]] = {
     "bilinear": _pillow(Image.Resampling.BILINEAR),
     "torchvision": _torch,
 }
+_KINDS: Mapping[str, Callable[..., InputSpec]] = {"square": SquareInput, "shorter edge": ShorterEdgeInput}

@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from data.rotation import rotate_reflected
+
 View = tuple[tuple[str, float], ...]  # operations in order, each with its number; () is the picture itself
 ImageViews = tuple[tuple[View, ...], ...]  # of one image: for each time that a method looks at it, the views it sees
 
@@ -30,6 +32,7 @@ OPERATIONS: Mapping[str, Callable[[Image.Image, float], Image.Image]] = {
     "rotate": _rotate,
     "hflip": _mirror,
     "vflip": _flip,
+    "rotate_reflected": rotate_reflected,
 }
 
 

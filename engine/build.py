@@ -86,8 +86,13 @@ class Built:
         return {**self.detector.options, **sizes, **found}
 
 
-def build_detector(settings: BuildSettings, accelerator: Accelerator) -> ScoringDetector:
-    """A detector on its device, without trained parts, not compiled yet."""
+def build_detector(
+    settings: BuildSettings, accelerator: Accelerator, trained: checkpoint.Checkpoint | None = None
+) -> ScoringDetector:
+    """A detector on its device, without trained parts, not compiled yet.
+
+    trained: the checkpoint that is to be loaded, whose shapes may say some of the options.
+    """
     prompts = None if settings.prompts is None else load_prompts(settings.prompts)
     return build(
         settings.method,
@@ -100,8 +105,26 @@ def build_detector(settings: BuildSettings, accelerator: Accelerator) -> Scoring
         mean=settings.mean,
         std=settings.std,
         prompts=prompts,
-        **settings.options,
+        **_options(settings, trained),
     ).to(accelerator.device)
+
+
+def _options(settings: BuildSettings, trained: checkpoint.Checkpoint | None) -> dict[str, Any]:
+    """The options of the settings, and where they leave one open, what the checkpoint says of it.
+
+    Raises:
+        ValueError: the settings contradict the checkpoint.
+    """
+    options_of = getattr(METHODS[settings.method], "options_of", None)
+    if trained is None or options_of is None:
+        return dict(settings.options)
+    found = options_of(trained.state)
+    given = [key for key in found if settings.options.get(key) is not None]
+    checkpoint.check_compatible(f"checkpoint {trained.path} was trained", found, settings.options, given)
+    read = [f"{key} {value}" for key, value in found.items() if key not in given]
+    if read:
+        LOG.info("checkpoint %s says %s", trained.path, ", ".join(read))
+    return {**settings.options, **found}
 
 
 def _compile(detector: ScoringDetector, settings: BuildSettings, accelerator: Accelerator) -> None:
@@ -116,9 +139,13 @@ def build_for_training(
     images: int,
     feature_cache: FeatureCache | None,
     accelerator: Accelerator,
+    start: checkpoint.Checkpoint | None,
 ) -> TrainableDetector:
-    """A detector to be trained on so many images; refuses batches that cannot fit into memory (ValueError)."""
-    detector = cast(TrainableDetector, build_detector(settings, accelerator))
+    """A detector to be trained on so many images; refuses batches that cannot fit into memory (ValueError).
+
+    start: the checkpoint that the training starts from or resumes.
+    """
+    detector = cast(TrainableDetector, build_detector(settings, accelerator, start))
     own = min(-(-batch_size // accelerator.num_processes), images)
     detector.backbone.check_room(own, accelerator.device, f"--batch_size {batch_size}", "lower it, or --image_size")
     _compile(detector, settings, accelerator)
@@ -145,7 +172,7 @@ def build_for_scoring(
             checkpoint that contradicts the settings.
     """
     trained = _load_checkpoint(settings.method, checkpoint_path)
-    detector = build_detector(settings, accelerator).eval()
+    detector = build_detector(settings, accelerator, trained).eval()
     _compile(detector, settings, accelerator)
     if isinstance(batch_size, str):
         batch_size = fitting_batch_size(detector, detector.backbone.image_size, accelerator)
@@ -178,7 +205,8 @@ def check_memories(path: str, header: Mapping[str, Any], memories: Memories, bui
 
     header, memories: see `memory_bank.load`.
     """
-    keys = ("method", "model", "weights", "quick_gelu", "normalization", "image_size", *built.detector.options)
+    backbone = ("model", "weights", "quick_gelu", "position_rule", "normalization", "image_size")
+    keys = ("method", *backbone, *built.detector.options)
     made_with = dict.fromkeys(keys, "nothing known") | checkpoint.complete(header, built.description)
     checkpoint.check_compatible(f"memory {path} was made", made_with, built.description, keys)
     memory_bank.check(path, memories, built.detector.bank_widths)

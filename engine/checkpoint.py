@@ -14,6 +14,7 @@ import torch
 
 from model import state_dicts
 from model.interface import OPENAI_NORMALIZATION
+from model.options import PositionRules
 from utils import memory_check
 from utils.errors import first_line
 from utils.files import atomic_write, check_regular
@@ -21,7 +22,7 @@ from utils.provenance import VERSION
 
 # What a checkpoint and a run must share beside the method's own options: adapters trained one way mean nothing the
 # other way. "sentences" are what a method makes of its prompts, where it trains with them.
-_MUST_AGREE = ("method", "model", "weights", "quick_gelu", "normalization", "sentences")
+_MUST_AGREE = ("method", "model", "weights", "quick_gelu", "position_rule", "normalization", "sentences")
 _WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")  # suffixes of files of weights; a tag has none
 UNFINISHED = "last.pth"  # of a training that was interrupted within an epoch
 
@@ -168,20 +169,22 @@ def complete(header: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     """What a file of this toolkit says it was made with; and, of an earlier version, what that did not write down.
 
     Earlier versions normalised images as the tag of the weights says, and for weights by file as OpenAI's. They had no
-    --bits. own: the description of this run.
+    --bits, and one position rule. own: the description of this run.
     """
     by_file = Path(str(header.get("pretrained"))).suffix in _WEIGHTS
     openai = [*OPENAI_NORMALIZATION.mean, *OPENAI_NORMALIZATION.std]
-    return {"bits": None, "normalization": openai if by_file else own["normalization"], **header}
+    normalization = openai if by_file else own["normalization"]
+    return {"bits": None, "normalization": normalization, "position_rule": PositionRules().clip, **header}
 
 
 def check_compatible(beginning: str, theirs: Mapping[str, Any], own: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raises ValueError for the first of the keys on which a file and a run differ, naming both values.
+    """Raises ValueError for the first of the keys on which a file and a run differ, naming both values. What only one
+    of them has (a CLIP its activation) says nothing.
 
     beginning: of the message, "checkpoint FILE was trained".
     """
     for key in keys:
-        if key in theirs and theirs[key] != own[key]:
+        if key in theirs and key in own and theirs[key] != own[key]:
             raise ValueError(f"{beginning} with {key} {_text(theirs[key])} but this run has {_text(own[key])}")
 
 

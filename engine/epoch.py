@@ -75,9 +75,9 @@ def train_epoch(
 
 def _losses(detector: TrainableDetector, batch: Mapping[str, Any], accelerator: Accelerator) -> Tensor:
     """(1 + parts,): the sum of the parts, and each of them in the order of the detector's LOSSES."""
-    images, masks = (batch[key].to(accelerator.device, non_blocking=True) for key in ("image", "mask"))
+    images, masks, labels = (batch[key].to(accelerator.device, non_blocking=True) for key in ("image", "mask", "label"))
     with accelerator.autocast():
-        named = detector.loss(LabeledBatch(images, masks, batch["cls_name"]))
+        named = detector.loss(LabeledBatch(images, masks, labels, batch["cls_name"]))
     parts = torch.stack([named[name] for name in detector.LOSSES])
     return torch.cat([parts.sum()[None], parts])
 

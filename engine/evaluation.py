@@ -16,7 +16,7 @@ from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, fin
 from engine.encoding import Timer, encode
 from metrics.pixel import label_regions
 from model.interface import Memory, Prediction, ScoringDetector, SimilarityCache
-from utils.distributed import DistributedBatchSampler, each_round, isolate_signals, skipped_images
+from utils.distributed import DistributedBatchSampler, each_round, isolate_signals, readers, skipped_images
 
 
 def batches(
@@ -28,17 +28,17 @@ def batches(
     Args:
         dataset: `dataset.AnomalyDataset`, or any whose items lack the mask.
         batch_size: images at a time, in each process.
-        num_workers: processes that read; 0 reads in this one.
+        num_workers: processes that read, at most; 0 reads in this one.
         shared: dealt to all processes, see `distributed.DistributedBatchSampler`; else every process has all of them.
         first: the first image that is needed; batches before it are left out, those that follow stay what they are.
     """
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if shared else (0, 1)
+    per_round = batch_size * ranks
+    sampler = DistributedBatchSampler(range(len(dataset)), per_round, rank, ranks, first // per_round)
     return DataLoader(
         dataset,
-        batch_sampler=DistributedBatchSampler(
-            range(len(dataset)), batch_size * ranks, rank, ranks, first // (batch_size * ranks)
-        ),
-        num_workers=min(num_workers, len(dataset)),
+        batch_sampler=sampler,
+        num_workers=readers(num_workers, len(sampler)),
         collate_fn=collate,
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=isolate_signals,

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data.images import bits_hint, find_images, passed_over_line, pixel_digest
+from PIL import Image
+
+from data.images import bits_hint, find_images, load_image, passed_over_line, pixel_digest
+from data.input_spec import InputSpec
 from utils.files import file_digest
 from utils.logs import LOG
 
@@ -36,6 +39,12 @@ def images_to_score(inputs: Sequence[str], save_path: str) -> list[tuple[Path, s
     if len(images) < len(found):
         LOG.info("left out: %d images below --save_path %s, which are results", len(found) - len(images), save_path)
     return images
+
+
+def example_picture(normal: NormalImages, spec: InputSpec, bits: int | None) -> Image.Image | None:
+    """The first of the normal images, as it is read to be scored. Raises ValueError where it cannot be read."""
+    files = [*normal.references.values(), *normal.calibrate.values()]
+    return load_image(files[0], upright=True, bits=bits, side=spec.side) if files else None
 
 
 def find_normal_images(

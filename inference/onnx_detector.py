@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data.input_spec import FixedShapeInput, from_description
 from inference.calibration import Calibration
 from inference.predictor import ImageResult
 from utils.errors import first_line
@@ -29,6 +30,7 @@ except ImportError:  # Windows, where memory is not limited
 ONNX_NAME, JSON_NAME = "detector.onnx", "detector.json"
 DATA_NAME = f"{ONNX_NAME}.data"  # weights above protobuf's limit
 FORMAT = 1  # of the JSON
+_LONGEST = 1 << 16  # side of an input or a map, in pixels
 ID = "vand_kit_id"  # key in the metadata of an ONNX file, and in the JSON that belongs to it
 CHECKSUMS = "sha256"  # key in the JSON: file name -> SHA-256
 # The most memory that onnxruntime may take for a file of so many bytes: to load it, and for one image besides.
@@ -72,6 +74,7 @@ class OnnxDetector:
                 raise ValueError(f"it has format {card['format']}, and this version reads {FORMAT}")
             self.method, self.class_name = str(card["method"]), str(card["class_name"])
             self.image_size = int(card["image_size"])
+            self._read_shapes(card)
             self.outputs = [str(name) for name in card["outputs"]]
             stored = card["calibration"]
             self.calibration = None if stored is None else Calibration.from_dict(stored)
@@ -82,6 +85,13 @@ class OnnxDetector:
             return str(card[ID]), checksums
         except (AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not written by export.py ({error})") from None
+
+    def _read_shapes(self, card: dict[str, Any]) -> None:
+        """Shapes of inputs and maps; exports of earlier versions, which do not say, are square."""
+        square = [self.image_size, self.image_size]
+        self.shape, self.map_size = (_sides(card.get(key, square)) for key in ("input_shape", "map_size"))
+        spec = from_description(card.get("input_spec", {"kind": "square", "side": self.image_size}))
+        self.input_spec = FixedShapeInput(spec, self.shape, self.map_size) if spec.keeps_shape else spec
 
     def _check_checksums(self, checksums: dict[str, str], card_path: Path) -> None:
         if not checksums:
@@ -102,20 +112,19 @@ class OnnxDetector:
         """Inputs and outputs must be those that the JSON names, and a first image must give them."""
         named = {output.name for output in self._session.get_outputs()}
         inputs = [(one.name, one.type, list(one.shape[1:])) for one in self._session.get_inputs()]
-        side = self.image_size
         if (
             named != set(self.outputs)
             or not {"map", "score"} <= named
-            or inputs != [("images", "tensor(uint8)", [3, side, side])]
+            or inputs != [("images", "tensor(uint8)", [3, *self.shape])]
         ):
             raise ValueError(
                 f"--onnx {self.path}: {card_path} names other outputs or another image size than the file has"
             )
         with _memory_limit(self.path, _RUNNING[0] * self._size + _RUNNING[1]):
-            self._run(np.zeros((1, 3, side, side), np.uint8))
+            self._run(np.zeros((1, 3, *self.shape), np.uint8))
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """(B, 3, S, S) uint8 RGB -> "map" (B, S, S), "score" (B,), and the terms that make the score, each (B,).
+        """(B, 3, h, w) uint8 RGB -> "map" (B, H, W), "score" (B,), and the terms that make the score, each (B,).
 
         Raises:
             ValueError: onnxruntime fails, or an output has another type or shape; names the file.
@@ -128,9 +137,9 @@ class OnnxDetector:
             values = self._session.run(self.outputs, {"images": images})
         except Exception as error:  # onnxruntime raises what it likes on an odd graph; the user needs the file's name
             raise _unusable(self.path, error) from None
-        count, side = len(images), self.image_size
+        count = len(images)
         for name, value in zip(self.outputs, values, strict=True):
-            wanted = (count, side, side) if name == "map" else (count,)
+            wanted = (count, *self.map_size) if name == "map" else (count,)
             if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.shape != wanted:
                 is_array = isinstance(value, np.ndarray)
                 found = f"{value.shape} {value.dtype}" if is_array else f"a {type(value).__name__}"
@@ -138,7 +147,7 @@ class OnnxDetector:
         return dict(zip(self.outputs, values, strict=True))
 
     def predict(self, images: np.ndarray) -> list[ImageResult]:
-        """The results that `inference.predictor.Predictor` gives. images: (B, 3, S, S) uint8 RGB."""
+        """The results that `inference.predictor.Predictor` gives. images: (B, 3, h, w) uint8 RGB."""
         outputs = self.run(images)
         maps, scores = outputs.pop("map"), outputs.pop("score").tolist()
         components = {name: values.tolist() for name, values in outputs.items()}
@@ -151,6 +160,14 @@ class OnnxDetector:
             )
             for row, score in enumerate(scores)
         ]
+
+
+def _sides(value: Any) -> tuple[int, int]:
+    """(height, width). Raises ValueError for anything else, and for what no picture has."""
+    height, width = map(int, value)
+    if not (0 < height <= _LONGEST and 0 < width <= _LONGEST):
+        raise ValueError(f"input_shape and map_size are from 1 to {_LONGEST}")
+    return height, width
 
 
 def find_onnx(path: str | Path) -> Path:

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from data.input_spec import SquareInput
+from model.anomaly_clip import AnomalyClip
+from model.anomaly_dino import AnomalyDino
 from model.april_gan import AprilGan
 from model.clip_ad import Sdp, SdpPlus
 from model.interface import Detector, ImageTower, ScoringDetector
 from model.musc import MuSc
+from model.subspace_ad import SubspaceAd
 from model.vcp_clip import VcpClip
 from model.winclip import WinClip
 from prompt_ensemble import Prompts
@@ -21,6 +24,9 @@ METHODS: Mapping[str, type[Detector]] = {
     "sdp": Sdp,
     "sdp_plus": SdpPlus,
     "vcp_clip": VcpClip,
+    "anomaly_clip": AnomalyClip,
+    "anomaly_dino": AnomalyDino,
+    "subspace_ad": SubspaceAd,
     "musc": MuSc,
 }
 

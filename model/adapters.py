@@ -63,22 +63,21 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """`load_state_dict` that names what differs in one line.
 
     Raises:
-        ValueError: a missing or surplus key, a tensor of another shape, NaN or infinity.
+        ValueError: a missing or surplus key, a tensor of another shape or kind of numbers, NaN or infinity.
     """
-    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    own = module.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise ValueError("its weights are no mapping of names to tensors")
     state_dicts.check_tensors(state)
     state = state_dicts.strip_prefixes(state, own)
     try:
-        state_dicts.check_fit({key: tuple(value.shape) for key, value in state.items()}, own)
+        state_dicts.check_fit(*({key: tuple(value.shape) for key, value in one.items()} for one in (state, own)))
     except ValueError as error:
         raise ValueError(f"{error}; were model, features_list or method others when it was trained?") from None
     for key, value in state.items():
-        if not value.is_floating_point():
-            raise ValueError(
-                f"'{key}' holds {str(value.dtype).removeprefix('torch.')} numbers, not floating-point ones"
-            )
+        if value.is_floating_point() != own[key].is_floating_point():
+            kind = "floating-point" if own[key].is_floating_point() else "whole"
+            raise ValueError(f"'{key}' holds {str(value.dtype).removeprefix('torch.')} numbers, not {kind} ones")
         if not value.isfinite().all():
             raise ValueError(f"'{key}' holds NaN or infinity; take an earlier checkpoint or train again")
     module.load_state_dict(state)

@@ -65,23 +65,55 @@ def gaussian(maps: Tensor, sigma: float) -> Tensor:
     4 sigma, edges reflected), for a batch and on the device.
 
     Args:
-        maps: (B, S, S) float32.
+        maps: (B, H, W) float32.
         sigma: standard deviation in pixels; 0 changes nothing.
     """
     if sigma == 0:
         return maps
-    kernel = _gaussian_matrix(maps.shape[-1], sigma).to(maps)  # (S, S)
-    return kernel @ maps @ kernel.T
+    rows, columns = (_gaussian_matrix(size, sigma).to(maps) for size in maps.shape[-2:])  # (H, H), (W, W)
+    return rows @ maps @ columns.T
+
+
+def upsample_smoothly(values: Tensor, grid: tuple[int, int], size: tuple[int, int], sigma: float) -> Tensor:
+    """`upsample` with align_corners=False to any size, and `gaussian` after it, at a small part of the cost: both are
+    linear, along the rows and along the columns, so that one thin matrix an axis does both.
+
+    Args:
+        values: at patches, (B, N).
+        grid: (g_h, g_w), with N = g_h * g_w.
+        size: (H, W) of the maps.
+        sigma: standard deviation in pixels.
+
+    Returns:
+        (B, H, W) float32
+    """
+    pairs = zip(size, grid, strict=True)
+    rows, columns = (_smooth_upsampling(pixels, patches, sigma).to(values) for pixels, patches in pairs)
+    return rows @ values.unflatten(1, grid) @ columns.T
+
+
+@functools.lru_cache(maxsize=64)
+def _smooth_upsampling(size: int, patches: int, sigma: float) -> Tensor:
+    """Along one axis as a matrix, (size, patches)."""
+    each = torch.eye(patches, dtype=torch.float64)[None]  # (1, patches, patches)
+    matrix = F.interpolate(each, size=size, mode="linear", align_corners=False)[0].T  # (size, patches)
+    place, weights = _taps(size, sigma)
+    return torch.einsum("itp,t->ip", matrix[place], weights).float()
 
 
 @functools.lru_cache(maxsize=8)
 def _gaussian_matrix(size: int, sigma: float) -> Tensor:
     """The filter along one axis as a matrix, (size, size): row i holds the weights of pixel i, those beyond an edge
     folded back into the picture as often as it takes."""
+    place, weights = _taps(size, sigma)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, place, weights.expand(size, -1).contiguous()).float()
+
+
+def _taps(size: int, sigma: float) -> tuple[Tensor, Tensor]:
+    """Of the filter along one axis: the pixels that each pixel looks at, (size, taps), and their weights, (taps,)."""
     radius = int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1)
     weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     place = (torch.arange(size)[:, None] + offsets) % (2 * size)  # reflected pictures repeat after 2 * size
-    place = torch.where(place < size, place, 2 * size - 1 - place)  # (size, 2 * radius + 1)
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    return matrix.scatter_add_(1, place, (weights / weights.sum()).expand(size, -1).contiguous()).float()
+    return torch.where(place < size, place, 2 * size - 1 - place), weights / weights.sum()

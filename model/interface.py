@@ -80,6 +80,7 @@ class LabeledBatch(NamedTuple):
 
     images: Tensor  # (B, 3, S, S) uint8 RGB
     masks: Tensor  # (B, S, S) uint8, 1 = defect
+    labels: Tensor  # (B,) int64, 1 = anomalous
     names: Sequence[str]  # the B class names
 
 
@@ -325,7 +326,12 @@ class ScoringDetector(ZeroShotDetector, FewShotDetector, BatchedDetector, TextDe
 
 
 class TrainableDetector(ScoringDetector, Protocol):
-    """A method with parts to train."""
+    """A method with parts to train.
+
+    A method whose options show in the shapes of its checkpoints may have a static `options_of(state)`: what
+    `load_trainable_state` takes -> the values of these options, by name. It is then built with them where no flag says
+    otherwise.
+    """
 
     LOSSES: ClassVar[tuple[str, ...]]  # names of the parts of `loss`, in the order of losses.csv
 

@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ Memories = dict[tuple[int, str], Memory]  # (number of the few-shot setting, cla
 # the CPU, and to 256 MiB on a GPU, which wants large products.
 _CHUNK = {"cpu": 1 << 22, "": 1 << 26}
 _BANK = 1 << 16  # bank tokens compared at once
+_SIDE = 1 << 10  # on the CPU, where only the nearest counts: a square of similarities that the caches hold
 
 
 def build_bank(tokens: Tensor) -> Tensor:
@@ -55,6 +56,71 @@ def nearest_distance(
     return torch.unflatten((1 - best).clamp_min(0), 0, tokens.shape[:2])
 
 
+def neighbour_distance(
+    tokens: Tensor,
+    references: Tensor,
+    metric: Literal["cosine", "l2"],
+    neighbours: int,
+    *,
+    allowed: Tensor | None = None,
+    images: Sequence[str] = (),
+    found: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """Distance of each token to its nearest reference tokens: "cosine", the mean of 1 - cosine similarity over the
+    nearest ones; "l2", the root of their mean squared Euclidean distance.
+
+    Args:
+        tokens: (B, N, W), any length.
+        references: (M, W); for "cosine" of unit length.
+        neighbours: how many nearest ones; infinity where there are fewer.
+        allowed: (M,) bool, the references that count; None: all.
+        images, found: as for `nearest_distance`, but found holds the smallest distances ("l2": squared ones) to the
+            patches of each image, (n, B * N).
+
+    Returns:
+        (B, N), 0 or more
+    """
+    queries = _unit(tokens) if metric == "cosine" else tokens.flatten(0, 1).float()
+    search = _cosine_distances if metric == "cosine" else _squared_distances
+    if found is None or not images:
+        nearest = search(queries, references, neighbours, allowed)  # (neighbours, B * N)
+    else:
+        size = len(references) // len(images)
+        for number, image in enumerate(images):
+            if image not in found:
+                own = slice(number * size, (number + 1) * size)
+                found[image] = search(queries, references[own], neighbours, None if allowed is None else allowed[own])
+        nearest = torch.cat([found[image] for image in images])
+        nearest = nearest.topk(min(neighbours, len(nearest)), dim=0, largest=False).values
+    if len(nearest) < neighbours:
+        nearest = nearest.new_full(nearest.shape[1:], torch.inf)[None]
+    mean = nearest.mean(0)
+    return torch.unflatten(mean if metric == "cosine" else mean.sqrt(), 0, tokens.shape[:2])
+
+
+def mutual_distance(queries: Tensor, references: Sequence[Tensor], count: int) -> Tensor:
+    """Mean of the distances, 1 - cosine similarity, that are strictly below the count-th smallest of each query.
+
+    Where none is (equal distances), it is the smallest one.
+
+    Args:
+        queries: (Q, W), unit length.
+        references: pieces, each (m, W), unit length; count or more vectors in all.
+        count: 2 or more.
+
+    Returns:
+        (Q,)
+    """
+    best = queries.new_empty(len(queries), 0)
+    for some in references:
+        best = torch.cat([best, _largest(queries, some, count)[0]], dim=1)
+        best = best.topk(min(count, best.shape[1]), dim=1).values
+    distances = 1 - best  # (Q, count), ascending
+    below = distances < distances[:, -1:]
+    total = below.sum(1)
+    return torch.where(total > 0, (distances * below).sum(1) / total.clamp_min(1), distances[:, 0])
+
+
 def cached_similarities(found: SimilarityCache | None, name: str, key: str) -> dict[str, Tensor] | None:
     """The part of `SimilarityCache` that belongs to one bank of one class."""
     return None if found is None else found.setdefault((name, key), {})
@@ -67,11 +133,26 @@ def _unit(tokens: Tensor) -> Tensor:
 
 def _nearest(queries: Tensor, references: Tensor) -> Tensor:
     """Largest similarity of each query, (Q, W), to references, (M, W): (Q,)."""
+    if queries.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _nearest_in_squares(queries, references)
     best = [
         torch.cat([(part @ some.T).amax(1) for part in parts(queries, _at_once(queries) // len(some))])
         for some in parts(references, _BANK)
     ]
     return functools.reduce(torch.maximum, best)
+
+
+def _nearest_in_squares(queries: Tensor, references: Tensor) -> Tensor:
+    """The same in squares that are written to one place again and again, which takes a tenth less time on a CPU."""
+    best = []
+    products = queries.new_empty(min(_SIDE, len(queries)) * min(_SIDE, len(references)))
+    for part in queries.split(_SIDE):
+        nearest = part.new_full((len(part),), -torch.inf)
+        for some in references.split(_SIDE):
+            here = products[: len(part) * len(some)].view(len(part), len(some))
+            nearest = torch.maximum(nearest, torch.mm(part, some.T, out=here).amax(1))
+        best.append(nearest)
+    return torch.cat(best)
 
 
 def _nearest_in_each(queries: Tensor, references: Tensor) -> Tensor:
@@ -85,6 +166,48 @@ def _nearest_in_each(queries: Tensor, references: Tensor) -> Tensor:
         products = (part @ flat.T for part in parts(queries, _at_once(queries) // len(flat)))
         best.append(torch.cat([product.unflatten(1, some.shape[:2]).amax(2) for product in products]).T)
     return torch.cat(best)
+
+
+def _cosine_distances(queries: Tensor, references: Tensor, count: int, allowed: Tensor | None) -> Tensor:
+    """The smallest distances, 1 - cosine similarity, of unit vectors: (Q, W), (M, W) -> (at most count, Q)."""
+    if count == 1 and allowed is None and len(references):
+        return (1 - _nearest(queries, references)).clamp_min(0)[None]
+    bias = None if allowed is None else torch.where(allowed, 0.0, -torch.inf)
+    return (1 - _largest(queries, references, count, bias)[0]).clamp_min(0).T
+
+
+def _squared_distances(queries: Tensor, references: Tensor, count: int, allowed: Tensor | None) -> Tensor:
+    """The smallest squared Euclidean distances: (Q, W), (M, W) -> (at most count, Q).
+
+    Products find the nearest ones, and their distances are taken from the differences: |q|^2 - 2 q r + |r|^2 would lose
+    the digits of a small distance between long vectors.
+    """
+    bias = references.square().sum(1) / -2  # q r - |r|^2 / 2 is largest where the distance is smallest
+    if allowed is not None:
+        bias = bias.masked_fill(~allowed, -torch.inf)
+    values, places = _largest(queries, references, count, bias)
+    rows = _at_once(queries) // max(1, places.shape[1] * references.shape[1])
+    squares = [
+        (some[:, None] - references[at]).square().sum(-1)  # (q, n, W) -> (q, n)
+        for some, at in zip(parts(queries, rows), parts(places, rows), strict=True)
+    ]
+    return torch.where(values == -torch.inf, torch.inf, torch.cat(squares)).T
+
+
+def _largest(queries: Tensor, references: Tensor, count: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The largest products of each query, (Q, W), with references, (M, W), plus bias, (M,): values and places, each
+    (Q, min(count, M)), descending."""
+    values, places = [], []
+    for number, some in enumerate(parts(references, _BANK)):
+        first = number * _BANK
+        best = []
+        for part in parts(queries, _at_once(queries) // max(1, len(some))):
+            products = part @ some.T if bias is None else torch.addmm(bias[first : first + len(some)], part, some.T)
+            best.append(products.topk(min(count, len(some)), dim=1))
+        values.append(torch.cat([one.values for one in best]))
+        places.append(torch.cat([one.indices for one in best]) + first)
+    top = torch.cat(values, 1).topk(min(count, len(references)), dim=1)
+    return top.values, torch.cat(places, 1).gather(1, top.indices)
 
 
 def _at_once(queries: Tensor) -> int:

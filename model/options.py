@@ -1,7 +1,7 @@
 """What a method says of itself as data: its own settings and its published ones. Needs no PyTorch."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -40,6 +40,7 @@ class Option:
     nargs, metavar: as argparse takes them.
     trained: what a method is trained with must be what it scores with; checkpoints are checked for it.
     scripts: "train" and "test" (which stands for all scripts that score images) have the flag.
+    aliases: further names of the flag, such as the published program's.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Option:
     metavar: str | tuple[str, ...] | None = None
     trained: bool = False
     scripts: tuple[str, ...] = ("train", "test")
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,28 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
+def one_of(*names: str) -> Callable[[str], str]:
+    """The type of an option that takes one of some words."""
+
+    def word(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(names[:-1])} or {names[-1]}")
+        return text
+
+    return word
+
+
 def probability(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a probability from 0 to 1")
     return float(text)
+
+
+def check_known(flag: str, values: Sequence[str], known: Collection[str]) -> None:
+    """Raises ValueError for a value that is not one of those known."""
+    for value in values:
+        if value not in known:
+            raise ValueError(f"{flag} {value}: unknown; known: {', '.join(known)}")
 
 
 FEATURES_LIST = Option(

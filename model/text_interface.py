@@ -34,6 +34,10 @@ class PromptableTextTower(TextTower, Protocol):
     def check_learned_tokens(self, method: str) -> None:
         """Raises ValueError where learned tokens cannot be put into this text tower."""
 
+    def tokens(self, sentence: str) -> tuple[Tensor, Tensor]:
+        """Numbers of all tokens of a whole sentence, padding included, (context length,), and their embeddings without
+        positions, (context length, width)."""
+
     def embed(self, text: str, *, start: bool = False, end: bool = False) -> Tensor:
         """Embeddings of the tokens of a piece of text, (n, width), without positions.
 

@@ -1,7 +1,7 @@
 """The anomaly maps of a test: each is written to one file, and all pictures of a class are drawn from these files."""
 
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
 from report.gallery import Gallery, SelectedImages, choose, pictures_per_list, settings_with_pictures
 from report.heatmap import HeatScale, sample_pixels
-from report.pictures import MIN_PICTURES, PictureJob, draw, shrink_map
+from report.pictures import MIN_PICTURES, Drawn, PictureJob, draw, shrink_map
 from report.predictions import ClassScores, scored_images
 from utils.files import atomic_write, save_array
 from utils.helpers import Helpers
@@ -25,6 +25,7 @@ from utils.launch import worker_count
 OVERLAYS, MAPS = "imgs", "maps"  # folders of the results
 SPOOL = ".maps-"  # beginning of the name of the folder of waiting maps
 _THREADS = 2  # that draw a few pictures
+_WAITING = 32  # maps in memory that are to be written
 
 
 def save_map(folder: Path, name: str, one: NDArray[Any]) -> None:
@@ -42,15 +43,16 @@ def setting_folder(k_shot: int, seed: int | None) -> str:
     return f"k{k_shot}_seed{seed}" if k_shot else "zero_shot"
 
 
-class _Drawing(NamedTuple):
-    """The pictures of a class under one setting that are being drawn.
+class _Class(NamedTuple):
+    """A class whose maps have come, under some settings or all of them.
 
-    page: what the page shows of it; None: nothing. jobs: path of the image -> its thumbnail, where it has one.
+    pages: setting -> what the page shows of it. maps: index of an image -> what is to be drawn of it. drawing: index of
+    an image -> its thumbnails, in the order of its maps.
     """
 
-    setting: int
-    page: SelectedImages | None
-    jobs: list[tuple[str, Future[bytes | None]]]
+    pages: dict[int, SelectedImages]
+    maps: dict[int, list[tuple[int, Drawn]]]
+    drawing: dict[int, Future[list[bytes | None]]]
 
 
 class MapFiles:
@@ -104,8 +106,9 @@ class MapFiles:
         self._in_page = in_page if self._per_list else []
         self._counts = Counter(sample.cls_name for sample in samples)
         self._own: dict[tuple[int, int], NDArray[np.float32]] = {}  # (setting, index) of waiting maps -> some pixels
-        self._drawings: dict[str, list[_Drawing]] = {}  # by class
+        self._classes: dict[str, _Class] = {}
         self._errors: list[BaseException] = []
+        self._writing: deque[Future[None]] = deque()
         thumbnails = 3 * self._per_list * len(self._counts) * len(self._in_page)
         self.beside = (len(samples) * len(settings) if overlays else thumbnails) >= MIN_PICTURES
 
@@ -114,6 +117,7 @@ class MapFiles:
             (self._save_path / OVERLAYS).mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self._spool = stack.enter_context(tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._save_path))
+            self._writer = stack.enter_context(ThreadPoolExecutor(1))
             if self.beside:
                 self._helpers = stack.enter_context(Helpers(worker_count()))
             else:
@@ -123,7 +127,7 @@ class MapFiles:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._stack:
-            for name in list(self._drawings) if kind is None else ():
+            for name in list(self._classes) if kind is None else ():
                 self.settle(name)
 
     def expected_files(self) -> dict[str, list[Path]]:
@@ -139,7 +143,20 @@ class MapFiles:
     def keep(
         self, setting: int, index: int, one: NDArray[np.float32], foreground: NDArray[np.bool_] | None = None
     ) -> None:
-        """Take one map, (H, W) float32."""
+        """Take one map, (H, W) float32, which must not be changed any more. A thread writes it, so that a GPU need not
+        wait for the disk; an error of that is raised with one of the next maps, or by `finish`."""
+        self._writing.append(self._writer.submit(self._write, setting, index, one))
+        while len(self._writing) > _WAITING or (self._writing and self._writing[0].done()):
+            self._writing.popleft().result()
+        if self._errors:
+            raise self._errors[0]
+
+    def written(self) -> None:
+        """Wait until all maps that have come are on the disk."""
+        while self._writing:
+            self._writing.popleft().result()
+
+    def _write(self, setting: int, index: int, one: NDArray[np.float32]) -> None:
         waiting = one if self._overlays or self._maps else shrink_map(one)
         if self._maps:
             _write_map(self._file(setting, index), one)
@@ -148,40 +165,56 @@ class MapFiles:
         if self._draws(setting):
             some = sample_pixels(waiting, self._counts[self._samples[index].cls_name])
             self._own[setting, index] = some.astype(np.float16).astype(np.float32)  # however the map is kept
-        if self._errors:
-            raise self._errors[0]
 
     def finish(self, result: ClassScores) -> None:
-        """Have a class drawn, whose maps have all come."""
-        if not self._draws(result.setting):
-            return
-        setting, page = result.setting, None
+        """All maps of a class under a setting have come. With the last setting it is drawn: each image with all its
+        maps, since reading it takes as long as drawing."""
+        self.written()
+        one = self._classes.setdefault(result.name, _Class({}, {}, {}))
+        if self._draws(result.setting):
+            self._add_maps(one, result)
+        if result.setting == len(self._settings) - 1:
+            for index, maps in one.maps.items():
+                one.drawing[index] = self._draw(self._samples[index], [drawn for _, drawn in maps])
+            if not self.beside:
+                self.settle(result.name)
+
+    def _add_maps(self, one: _Class, result: ClassScores) -> None:
+        setting, in_page = result.setting, set()
         if setting in self._in_page:
             images = scored_images(result, self._settings[setting], self._samples)
-            page = choose(images, self._per_list, self._per_list, self._per_list)
-        in_page = {image.img_path for chosen in page or () for image in chosen}
+            page = one.pages[setting] = choose(images, self._per_list, self._per_list, self._per_list)
+            in_page = {image.img_path for chosen in page for image in chosen}
         own = {index: score for index, score in zip(result.indices, result.scores, strict=True)
                if (setting, index) in self._own}  # fmt: skip
         ends = self._ends([self._own.pop((setting, index)) for index in own], len(result.indices))
-        jobs = [self._job(setting, index, score, ends, in_page) for index, score in own.items()]
-        drawing = _Drawing(setting, page, [(job.sample.img_path, self._draw(job)) for job in jobs])
-        self._drawings.setdefault(result.name, []).append(drawing)
-        if not self.beside:
-            self.settle(result.name)
+        for index, score in own.items():
+            drawn = self._drawn(setting, index, score, ends, in_page)
+            if drawn.overlay or drawn.thumbnail:
+                one.maps.setdefault(index, []).append((setting, drawn))
+            elif drawn.discard:
+                drawn.map_file.unlink()
 
     def is_drawn(self, name: str, within: float) -> bool:
         """Whether all pictures of a class that has been finished are there, or come within some seconds."""
-        futures = [future for drawing in self._drawings.get(name, ()) for _, future in drawing.jobs]
-        drawn, others = wait(futures, within)
+        drawn, others = wait(self._classes[name].drawing.values() if name in self._classes else (), within)
         return not others and not any(future.exception() for future in drawn)
 
     def settle(self, name: str) -> None:
         """Wait for the pictures of a class that has been finished. Of several processes each must call it."""
-        for setting, page, jobs in self._drawings.pop(name, ()):
-            thumbnails = [(path, one) for path, future in jobs if (one := future.result())]
-            thumbnails = self._gather(thumbnails)
-            if page:
-                self.galleries[setting, name] = Gallery(page, dict(thumbnails))
+        one = self._classes.pop(name, None)
+        if one is None:
+            return
+        own = [
+            (setting, self._samples[index].img_path, picture)
+            for index, future in one.drawing.items()
+            for (setting, _), picture in zip(one.maps[index], future.result(), strict=True)
+            if picture
+        ]
+        thumbnails = self._gather(own)
+        for setting, page in one.pages.items():
+            of_setting = {path: picture for number, path, picture in thumbnails if number == setting}
+            self.galleries[setting, name] = Gallery(page, of_setting)
 
     def page_values(self, name: str) -> dict[int, Any]:
         """Setting -> what report.html needs of a class, as JSON can hold it; `restore` takes it back."""
@@ -202,31 +235,23 @@ class MapFiles:
             scale.add(pixels)
         return scale.ends()
 
-    def _job(
+    def _drawn(
         self, setting: int, index: int, score: float, ends: tuple[float, float], in_page: Collection[str]
-    ) -> PictureJob:
+    ) -> Drawn:
         sample = self._samples[index]
         overlay = self._result(OVERLAYS, setting, sample, ".png") if self._overlays else None
         thumbnail = sample.img_path in in_page
-        return PictureJob(
-            self._file(setting, index), self._root, sample, score, ends, overlay, thumbnail, self._pixels,
-            discard=not self._maps,
-        )  # fmt: skip
+        return Drawn(self._file(setting, index), score, ends, overlay, thumbnail, discard=not self._maps)
 
-    def _draw(self, job: PictureJob) -> Future[bytes | None]:
-        if not (job.overlay or job.thumbnail):
-            if job.discard:
-                job.map_file.unlink()
-            nothing: Future[bytes | None] = Future()
-            nothing.set_result(None)
-            return nothing
+    def _draw(self, sample: Sample, maps: Sequence[Drawn]) -> Future[list[bytes | None]]:
+        job = PictureJob(self._root, sample, maps, self._pixels)
         if not self.beside:
             return self._threads.submit(draw, job)
-        future = self._helpers.submit(job.sample.img_path, draw, job)
+        future = self._helpers.submit(sample.img_path, draw, job)
         future.add_done_callback(self._note_error)
         return future
 
-    def _note_error(self, future: Future[bytes | None]) -> None:
+    def _note_error(self, future: Future[list[bytes | None]]) -> None:
         if not future.cancelled() and (error := future.exception()):
             self._errors.append(error)
 

@@ -5,6 +5,7 @@ not imported, so that it begins soon.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -23,43 +24,57 @@ THUMBNAIL_SIDE = 176  # the longer side of a thumbnail's panel, in pixels
 _GAP = 3  # between the panels of a thumbnail, in pixels
 
 
-class PictureJob(NamedTuple):
-    """What is to be drawn of one image.
+class Drawn(NamedTuple):
+    """One map of an image, and what is to be drawn of it.
 
     Args:
         map_file: the map, (S, S) as .npy in single or half precision.
-        root: the dataset's root.
-        sample: the image, its mask and what they show.
         score: of the image.
         ends: of the colour scale, in the map's values.
         overlay: the file to write; None draws none.
         thumbnail: whether the picture for report.html is wanted.
-        pixels: how image and mask are read.
         discard: whether the map's file is removed when all is drawn.
     """
 
     map_file: Path
-    root: Path
-    sample: Sample
     score: float
     ends: tuple[float, float]
     overlay: Path | None
     thumbnail: bool
-    pixels: PixelSettings = PixelSettings()
     discard: bool = False
 
 
-def draw(job: PictureJob) -> bytes | None:
-    """Write the overlay, and return the thumbnail as a WebP file; each where the job wants it. Image and mask are read
+class PictureJob(NamedTuple):
+    """What is to be drawn of one image.
+
+    Args:
+        root: the dataset's root.
+        sample: the image, its mask and what they show.
+        maps: its maps, one under each few-shot setting.
+        pixels: how image and mask are read.
+    """
+
+    root: Path
+    sample: Sample
+    maps: Sequence[Drawn]
+    pixels: PixelSettings = PixelSettings()
+
+
+def draw(job: PictureJob) -> list[bytes | None]:
+    """Write the overlays, and return the thumbnails as WebP files; each where the job wants it. Image and mask are read
     once."""
-    low, high = job.ends
-    heat = (load_map(job.map_file).astype(np.float32) - low) / (high - low)
     image, mask = _load(job.root / job.sample.img_path, job.pixels), _mask(job)
-    if job.overlay:
-        save_picture(job.overlay, overlay(image, heat, mask, _captions(job, mask is not None)))
-    thumbnail = _thumbnail(image, heat, mask) if job.thumbnail else None
-    if job.discard:
-        job.map_file.unlink()
+    return [_draw_map(one, image, mask, job.sample) for one in job.maps]
+
+
+def _draw_map(one: Drawn, image: Image.Image, mask: NDArray[np.uint8] | None, sample: Sample) -> bytes | None:
+    low, high = one.ends
+    heat = (load_map(one.map_file).astype(np.float32) - low) / (high - low)
+    if one.overlay:
+        save_picture(one.overlay, overlay(image, heat, mask, _captions(sample, one.score, mask is not None)))
+    thumbnail = _thumbnail(image, heat, mask) if one.thumbnail else None
+    if one.discard:
+        one.map_file.unlink()
     return thumbnail
 
 
@@ -105,11 +120,10 @@ def _mask(job: PictureJob) -> NDArray[np.uint8] | None:
     return np.asarray(load_mask(job.root / path, upright=job.pixels.exif)) if path else None
 
 
-def _captions(job: PictureJob, has_mask: bool) -> tuple[str, str, str]:
-    sample = job.sample
+def _captions(sample: Sample, score: float, has_mask: bool) -> tuple[str, str, str]:
     truth = sample.specie_name or ("defect" if sample.anomaly else "good")
     truth += "" if has_mask else " (no mask)"
-    return PurePosixPath(sample.img_path).name, f"anomaly map, score {job.score:.3f}", f"ground truth: {truth}"
+    return PurePosixPath(sample.img_path).name, f"anomaly map, score {score:.3f}", f"ground truth: {truth}"
 
 
 def _thumbnail(image: Image.Image, heat: NDArray[np.float32], mask: NDArray[np.uint8] | None) -> bytes:

@@ -73,7 +73,7 @@ def assert_maps(maps, case: Case) -> None:
 
 
 def reference_images(case: Case, paths: list[str], masks: list[str] | None = None, *, size: int | None = None) -> dict:
-    """A batch of a case's dataset, as the engine takes it: image (N, 3, S, S), mask (N, S, S), cls_name."""
+    """A batch of a case's dataset, as the engine takes it: image (N, 3, S, S), mask (N, S, S), label (N,), cls_name."""
     from dataset import AnomalyDataset, Sample
 
     masks = masks or [""] * len(paths)
@@ -85,6 +85,7 @@ def reference_images(case: Case, paths: list[str], masks: list[str] | None = Non
     return {
         "image": torch.stack([item["image"] for item in items]),
         "mask": torch.stack([item["mask"] for item in items]),
+        "label": torch.tensor([item["label"] for item in items]),
         "cls_name": [item["cls_name"] for item in items],
     }
 
@@ -104,6 +105,12 @@ def tiny_a(tmp_path_factory) -> Weights:
 
 
 @pytest.fixture(scope="session")
+def tiny_aclip(tmp_path_factory) -> Weights:
+    """ViT of 8 blocks, width 64, patch 14, made for 56 pixels, QuickGELU; text tower of 5 blocks."""
+    return unpack_weights("tiny-aclip", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
 def tiny_b(tmp_path_factory) -> Weights:
     """ViT of 6 blocks, width 96, patch 14, made for 70 pixels, QuickGELU."""
     return unpack_weights("tiny-b", tmp_path_factory.mktemp("weights"))
@@ -113,6 +120,18 @@ def tiny_b(tmp_path_factory) -> Weights:
 def tiny_c(tmp_path_factory) -> Weights:
     """As tiny_a, made for 240 pixels."""
     return unpack_weights("tiny-c", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def learned_prompts(tiny_a, tmp_path_factory) -> Path:
+    """A checkpoint of AnomalyCLIP on tiny_a, as a training begins."""
+    from engine import checkpoint
+    from model import build
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("prompts") / "start.pth"
+    checkpoint.save(path, build("anomaly_clip", **tiny_a._asdict()).trainable_state(), {})
+    return path
 
 
 def copy_dataset(name: str, script: str, folder: Path) -> Path:

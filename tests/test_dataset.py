@@ -191,6 +191,19 @@ def test_mosaic_rate_zero_is_none(kinds):
         np.testing.assert_array_equal(plain[index]["image"], other[index]["image"])
 
 
+def test_labels_are_those_of_the_samples_and_of_any_part_of_a_mosaic(kinds):
+    root, samples = kinds
+    plain = AnomalyDataset(root, samples, 16)
+    assert [plain[index]["label"] for index in range(len(samples))] == [one.anomaly for one in samples]
+    mosaics = AnomalyDataset(root, samples, 32, mosaic_rate=1.0)
+    labels = set()
+    for mosaics.epoch in range(20):
+        one = mosaics[0]
+        labels.add(one["label"])
+        assert one["label"] == int((one["image"] > 100).any())  # of the anomalous ones
+    assert labels == {0, 1}
+
+
 def test_mosaics_of_anomalies_alone(kinds):
     root, samples = kinds
     dataset = AnomalyDataset(root, samples, 32, mosaic_rate=1.0, mosaic_of="anomalies")

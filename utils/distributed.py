@@ -53,6 +53,12 @@ class DistributedBatchSampler(Sampler[list[int]]):
             yield length, start, stop
 
 
+def readers(wanted: int, batches: int) -> int:
+    """How many processes are to read so many batches: no more than there are, and none for a single one, which nothing
+    could be done beside."""
+    return min(wanted, batches) if batches > 1 else 0
+
+
 def isolate_signals(_: int) -> None:
     """worker_init_fn of a DataLoader: signals to the process group, such as Ctrl-C, are for the main process alone."""
     os.setpgid(0, 0)

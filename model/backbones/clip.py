@@ -17,7 +17,7 @@ from model.backbones.frozen import FrozenTower, least_bytes, named
 from model.backbones.taps import ResNetTaps, ViTTaps
 from model.backbones.text_tower import TextTower
 from model.backbones.weights import Weights, fingerprint
-from model.interface import DualTokens
+from model.interface import DualTokens, Tokens
 from model.options import PositionRules
 
 
@@ -108,14 +108,21 @@ class Backbone(FrozenTower):
         raise TypeError(f"{self.name} gives no attention")
 
     def _described(self) -> dict[str, Any]:
-        rule = {} if self.position_rule == PositionRules().clip else {"position_rule": self.position_rule}
+        rule = {"position_rule": self.position_rule} if isinstance(self.taps, ViTTaps) else {}
         return {"quick_gelu": self.quick_gelu, **rule}
 
     def _library(self) -> str:
         return f"open_clip {open_clip.__version__}"
 
+    def _positions(self, size: tuple[int, int]) -> dict[str, str]:
+        # Square images by the usual rule have the table that `_vision` has, so that older caches stay of use.
+        square = size == (self.image_size, self.image_size) and self.position_rule == PositionRules().clip
+        if square or not isinstance(self.taps, ViTTaps):
+            return {}
+        return {"positions": f"{self.position_rule} {self.taps.table.digest}"}
+
     def _vision(self) -> tuple[Any, Mapping[str, Tensor]]:
-        settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size]
+        settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size, self.position_rule]
         return settings, self.clip.visual.state_dict()
 
     @torch.no_grad()
@@ -169,3 +176,24 @@ class Backbone(FrozenTower):
             {layer: found[f"{path} {layer}"] for layer in layers} for path in ("second path", "first path")
         )
         return DualTokens(values, patches, grids)
+
+    @torch.no_grad()
+    def value_path(self, images: Tensor, layers: Collection[int], replaced: int) -> Tokens:
+        """The image tower of AnomalyCLIP, of a ViT whose last `replaced` blocks have a second path.
+
+        images: (B, 3, S, S) uint8 RGB.
+
+        Returns:
+            Tokens in the joint embedding, not normalised: pooled (B, D), without ln_post; patches per layer (B, N, D).
+        """
+        path = f"value path of {replaced} blocks,"
+
+        def encode(some: Tensor) -> dict[str, Tensor]:
+            pooled, patches = self._vit.value_path(self.embed(some), layers, replaced)
+            return {f"{path} class token": pooled, **named(path, patches)}
+
+        grids = {layer: self.grid_of(layer, (images.shape[2], images.shape[3])) for layer in layers}
+        shapes = {f"{path} {layer}": (height * width, self.embed_dim) for layer, (height, width) in grids.items()}
+        found = self.features(images, {f"{path} class token": (self.embed_dim,), **shapes}, encode)
+        patches = {layer: found[f"{path} {layer}"] for layer in layers}
+        return Tokens(found[f"{path} class token"], patches, grids)

@@ -165,7 +165,7 @@ class FrozenTower(nn.Module):
         shapes |= {f"{field} {layer}": (h * w, self.width(layer)) for layer, (h, w) in grids.items()}
         found = self.features(images, shapes, encode)
         patches = {layer: found[f"{field} {layer}"] for layer in layers}
-        embedding = found["pooled"] if pooled else images.new_empty((len(images), 0), dtype=self.mean.dtype)
+        embedding = found["pooled"] if pooled else images.new_empty((images.shape[0], 0), dtype=self.mean.dtype)
         return Tokens(embedding, patches, grids)
 
     def features(self, images: Tensor, shapes: Mapping[str, tuple[int, ...]], encode: Encoder) -> Mapping[str, Tensor]:
@@ -178,7 +178,8 @@ class FrozenTower(nn.Module):
         """
         if self.cache is None or not shapes:
             return encode(images)
-        return self.cache(images, self.identity(images.device), shapes, encode)
+        identity = {**self.identity(images.device), **self._positions((images.shape[2], images.shape[3]))}
+        return self.cache(images, identity, shapes, encode)
 
     def compile_encoder(self) -> None:
         """Compile the image tower with torch.compile, when it first runs: block by block, since alike blocks share what
@@ -222,6 +223,10 @@ class FrozenTower(nn.Module):
             raw: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             digest.update(raw)
         return digest.hexdigest()
+
+    def _positions(self, size: tuple[int, int]) -> dict[str, str]:
+        """What the features of images of (H, W) pixels depend on that `_vision` does not have."""
+        return {}
 
     @abstractmethod
     def _described(self) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Position tables of ViTs at other grids than their own, by the rules of the published programs."""
 
+import hashlib
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +77,12 @@ class PositionTable(nn.Module):
         self.prefix, self.grid, self.rule = prefix, grid, rule
         self._tables: OrderedDict[tuple[tuple[int, int], torch.device], Tensor] = OrderedDict()
         self.at(grid)  # refuses an unknown rule now
+
+    @property
+    def digest(self) -> str:
+        """Identity of the stored table."""
+        raw: Any = self.stored.cpu().float().contiguous().numpy()
+        return hashlib.sha256(raw).hexdigest()
 
     @torch.no_grad()
     def at(self, grid: tuple[int, int]) -> Tensor:

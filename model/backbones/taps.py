@@ -45,7 +45,7 @@ class ViTTaps(nn.Module):
     def compile_blocks(self) -> None:
         for block in self.visual.transformer.resblocks:
             block.compile()
-            block.mlp.compile()  # which the path of CLIP-AD calls by itself
+            block.mlp.compile()  # which the second paths of CLIP-AD and AnomalyCLIP call by themselves
         self.dual_attention = torch.compile(_dual_attention)
 
     def width(self, layer: int) -> int:
@@ -134,9 +134,39 @@ class ViTTaps(nn.Module):
         values = {}
         for layer in layers:
             both = torch.cat([ordinary[layer][:, :1], segments[segment_of[layer]][:, 1:]], dim=1)  # (B, 1 + N, W)
-            both = visual.ln_post(both)
-            values[layer] = both if visual.proj is None else both @ visual.proj
+            values[layer] = self._embedded(visual.ln_post(both))
         return values, {layer: ordinary[layer][:, 1:] for layer in layers}
+
+    def value_path(self, tokens: Tensor, layers: Collection[int], replaced: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """AnomalyCLIP's image tower (arXiv 2310.18961, section 3.4, DPAM), as the published program computes it.
+
+        x_i is the output of block i. The second path leaves it before the first replaced block f and adds up what
+        value-to-value attention makes of the ordinary path: y_(f-1) = x_(f-1), y_i = y_(i-1) + v_i, where v_i is the
+        residual of block i with the values of ln_1(x_(i-1)) in the place of queries and keys. No MLP, no feedback.
+
+        Args:
+            replaced: how many of the last blocks have a second path.
+
+        Returns:
+            The class token of the last x, projected without ln_post, (B, D); and per layer the patch tokens of y_i,
+            or of x_i before block f, through ln_post and the projection, (B, N, D).
+        """
+        visual, blocks, features = self.visual, self.visual.transformer.resblocks, {}
+        x = y = visual.ln_pre(tokens)
+        for layer, block in enumerate(blocks, start=1):
+            if layer <= len(blocks) - replaced:
+                x = y = block(x)
+            else:
+                residual, value_residual = self.dual_attention(block, block.ln_1(x))
+                x, y = x + residual, y + value_residual
+                x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            if layer in layers:
+                features[layer] = self._embedded(visual.ln_post(y[:, 1:]))
+        return self._embedded(x[:, 0]), features
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """(..., W) -> (..., D), where there is a projection."""
+        return tokens if self.visual.proj is None else project(tokens, self.visual.proj)
 
     def forward(
         self, images: Tensor, layers: Collection[int], *, normed: bool = False, pooled: bool = True
@@ -146,7 +176,7 @@ class ViTTaps(nn.Module):
         if pooled:
             embedding, outputs = self.encode(tokens, layers)
         else:
-            embedding = tokens.new_empty(len(tokens), 0)
+            embedding = tokens.new_empty(tokens.shape[0], 0)
             outputs = self._run(tokens, layers, max(layers, default=0))[1]
         norm = self.visual.ln_post if normed else nn.Identity()
         return embedding, {layer: norm(x)[:, 1:] for layer, x in outputs.items()}
@@ -205,7 +235,7 @@ class ResNetTaps(nn.Module):
             for layer, x in enumerate(outputs, start=1)
             if layer in layers
         }
-        return (self._pool(outputs[-1]) if pooled else images.new_empty(len(images), 0)), patches
+        return (self._pool(outputs[-1]) if pooled else images.new_empty(images.shape[0], 0)), patches
 
     def _pool(self, x: Tensor) -> Tensor:
         """(B, W, g_h, g_w) -> (B, D)"""

@@ -99,6 +99,12 @@ class TextTower:
         """Number of its blocks."""
         return len(self.clip.transformer.resblocks)
 
+    def tokens(self, sentence: str) -> tuple[Tensor, Tensor]:
+        """Numbers of all tokens of a whole sentence, padding included, (context length,), and their embeddings without
+        positions, (context length, width)."""
+        (ids,) = self._ids([sentence], self.context_length).to(self._device)
+        return ids, self.clip.token_embedding(ids)
+
     def embed(self, text: str, *, start: bool = False, end: bool = False) -> Tensor:
         """Embeddings of the tokens of a piece of text, (n, width), without positions.
 

@@ -57,12 +57,9 @@ class TimmBackbone(FrozenTower):
         source = TimmWeights.find(architecture, pretrained, mean, std)
         source.log()
         draft = timm_models.draft(architecture)
-        own = int(draft.pretrained_cfg["input_size"][-1])
-        embed: Any = getattr(draft, "patch_embed", None)
-        if getattr(embed, "img_size", None):
-            own = int(embed.img_size[-1])
+        own = _own_size(architecture, draft)
         strides = [int(one["reduction"]) for one in draft.feature_info]
-        super().__init__(architecture.name, pretrained, image_size or own, max(strides), source.normalization)
+        super().__init__(architecture.name, pretrained, image_size or min(own), max(strides), source.normalization)
         self._architecture = architecture
         self._least_bytes = least_bytes(self.image_size, self.patch, int(draft.feature_info[-1]["num_chs"]))
         self.check_room(1, "cpu", f"--image_size {self.image_size}", "take a smaller one")
@@ -84,28 +81,19 @@ class TimmBackbone(FrozenTower):
 
     def _stages(self, model: Any, draft: Any) -> StageTaps:
         """Taps of what is no plain ViT; where a model takes images of one size, it is brought to that of the images."""
-        fixed = None
+        fixed, own = None, _own_size(self._architecture, model)
         if model.pretrained_cfg.get("fixed_input_size") and not getattr(model, "dynamic_img_size", False):
             fixed = (self.image_size, self.image_size)
-            for one in (model, draft):
-                self._resize(one, fixed)
+            for one in (model, draft) if fixed != own else ():
+                if not hasattr(one, "set_input_size"):
+                    sides = " x ".join(map(str, own[::-1]))
+                    raise ValueError(
+                        f"--image_size {self.image_size}: {self.name} takes images of {sides} pixels alone"
+                    )
+                one.set_input_size(img_size=fixed)
         taps = StageTaps(model, draft, fixed)
-        try:
-            taps.shape(taps.depth, (self.image_size, self.image_size))
-        except Exception as error:  # whatever stops it, the user needs to know that it is the model
-            raise ValueError(
-                f"model '{self.name}': timm gives no feature maps of {self.image_size} x {self.image_size} pixels "
-                f"({str(error)[:120]})"
-            ) from None
+        taps.grid(taps.depth, (self.image_size, self.image_size))  # refuses what the model cannot take
         return taps
-
-    def _resize(self, model: Any, size: tuple[int, int]) -> None:
-        own = tuple(model.pretrained_cfg["input_size"][1:])
-        if size == own and not self._architecture.kwargs:
-            return
-        if not hasattr(model, "set_input_size"):
-            raise ValueError(f"--image_size {size[0]}: {self.name} takes images of {own[0]} x {own[1]} pixels alone")
-        model.set_input_size(img_size=size)
 
     @property
     def grid(self) -> int | None:
@@ -148,3 +136,11 @@ class TimmBackbone(FrozenTower):
         fixed = self.taps.fixed if isinstance(self.taps, StageTaps) else None
         settings = [self._architecture.timm_name, dict(self._architecture.kwargs), self.position_rule, fixed]
         return settings, model.state_dict()
+
+
+def _own_size(architecture: timm_models.TimmArchitecture, model: Any) -> tuple[int, int]:
+    """(H, W) of the images that a model is made for, in pixels."""
+    said = architecture.kwargs.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
+    size = said or model.pretrained_cfg["input_size"][1:]
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

@@ -88,7 +88,7 @@ def _check_kwarg(key: str, value: Any, where: str) -> None:
         if one is not None and not isinstance(one, bool | int | float | str):
             raise ValueError(f"{where}: {key} of timm_kwargs must be a number, a text or a list, not {value!r:.80}")
         if isinstance(one, int | float) and not abs(one) <= (_MOST_LAYERS if key in _DEPTHS else _LARGEST):
-            raise ValueError(f"{where}: {key} of timm_kwargs is {value!r:.80}, which is too large")
+            raise ValueError(f"{where}: {key} of timm_kwargs is {one!r:.80}, which is too large")
     if key == "in_chans" and value != 3:
         raise ValueError(f"{where}: in_chans of timm_kwargs must be 3, since images are RGB, not {value!r:.80}")
 
@@ -122,7 +122,7 @@ def draft(architecture: TimmArchitecture, *, img_size: int | tuple[int, int] | N
         ValueError: what timm cannot build.
     """
     with torch.device("meta"):
-        return _create(architecture, img_size, head)
+        return _create(architecture, img_size, head).eval()
 
 
 def create(architecture: TimmArchitecture, *, img_size: int | tuple[int, int] | None = None) -> Any:

@@ -1,5 +1,6 @@
 """Token streams of timm's image towers: ViTs block by block, anything else by the feature maps that timm gives out."""
 
+import textwrap
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -10,6 +11,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from model.backbones.positions import PositionTable
+from utils.errors import first_line
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -71,7 +73,7 @@ class PlainTaps(nn.Module):
         grid = (patches.shape[1], patches.shape[2])
         x = patches.flatten(1, 2)  # (B, N, W)
         table = None if self.table is None else self.table.at(grid).to(x.dtype)
-        prefix = [token.expand(len(x), -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
         if table is not None and model.no_embed_class:
             x = x + table
         x = torch.cat([*prefix, x], dim=1) if prefix else x
@@ -101,7 +103,7 @@ class PlainTaps(nn.Module):
         prefix: int = self.model.num_prefix_tokens
         patches = {layer: self.norm(tokens) if normed else tokens for layer, tokens in outputs.items()}
         patches = {layer: tokens[:, prefix:] for layer, tokens in patches.items()}
-        return (self._pool(x) if pooled else x.new_empty(len(x), 0)), patches
+        return (self._pool(x) if pooled else x.new_empty(x.shape[0], 0)), patches
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.model.cls_token is not None:
@@ -183,7 +185,14 @@ class StageTaps(nn.Module):
             )
         if size not in self._shapes:
             every = list(range(self._skipped + self.depth))
-            maps = _maps(self._draft[0], torch.empty(1, 3, *size, device="meta"), every)
+            try:
+                maps = _maps(self._draft[0], torch.empty(1, 3, *size, device="meta"), every)
+            except Exception as error:  # whatever stops a model, the user needs to know which images do
+                reason = textwrap.shorten(first_line(error), 100) or type(error).__name__
+                raise ValueError(
+                    f"images of {size[1]} x {size[0]} pixels: timm gives no feature maps of this model ({reason}); "
+                    "choose another --model or --image_size"
+                ) from None
             self._shapes[size] = [(one.shape[1], one.shape[2], one.shape[3]) for one in maps]
         return self._shapes[size][self._index(layer)]
 
@@ -208,7 +217,7 @@ class StageTaps(nn.Module):
         if normed and self._norm is not None:
             shape = self._norm.normalized_shape
             patches = {layer: self._norm(x) if x.shape[2:] == shape else x for layer, x in patches.items()}
-        return (maps[self.depth].mean((2, 3)) if pooled else images.new_empty(len(images), 0)), patches
+        return (maps[self.depth].mean((2, 3)) if pooled else images.new_empty(images.shape[0], 0)), patches
 
 
 def _maps(model: Any, images: Tensor, indices: list[int]) -> list[Tensor]:

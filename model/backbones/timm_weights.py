@@ -141,16 +141,19 @@ def _known(architecture: TimmArchitecture) -> tuple[Normalization, str]:
 
 
 def _stored_size(state: Mapping[str, Tensor], draft: Any) -> tuple[int, int] | None:
-    """(H, W) in pixels that a file's position table is for, where the model's is for another."""
+    """(H, W) in pixels that a file's position table is for, where the model's is for another. Raises ValueError where
+    it is for no square."""
     table, own = state.get("pos_embed"), getattr(draft, "pos_embed", None)
     if table is None or own is None or table.ndim != 3 or not hasattr(draft.patch_embed, "patch_size"):
         return None
     official = any(key in state for key in _OFFICIAL)
     prefix = 1 if official else 0 if draft.no_embed_class else draft.num_prefix_tokens
     patches = table.shape[1] - prefix
-    side = math.isqrt(max(patches, 0))
-    if patches == draft.patch_embed.num_patches or side**2 != patches or not side:
+    if patches == draft.patch_embed.num_patches:
         return None
+    side = math.isqrt(max(patches, 0))
+    if side**2 != patches or not side:
+        raise ValueError(f"'pos_embed' is {tuple(table.shape)} in the file, which is no square grid of patches")
     height, width = draft.patch_embed.patch_size
     return side * height, side * width
 

@@ -2,8 +2,17 @@
 
 import pytest
 
+from config.flags import predict_parser
 from config.flags import test_parser as parser_of_test
+from config.resolve import resolve_predict, resolve_test
 from utils.errors import MESSAGE_LIMIT
+from utils.launch import worker_count
+
+
+def test_the_published_name_of_an_option_is_the_same_flag():
+    parser = parser_of_test()
+    assert parser.parse_args(["--sigma", "2"]).smoothing == parser.parse_args(["--smoothing", "2"]).smoothing == 2.0
+    assert "sigma" not in vars(parser.parse_args([]))
 
 
 @pytest.mark.parametrize(
@@ -27,3 +36,22 @@ def test_many_unknown_flags_are_one_short_line(capsys):
         parser_of_test().parse_args([f"--unknown_{number}\x1b" for number in range(100)])
     line = capsys.readouterr().err
     assert len(line) == MESSAGE_LIMIT + 1 and line[:-1].isprintable() and line.endswith("; --help lists the flags\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "source"), [([], None, "auto"), (["auto"], None, "auto"), (["0"], 0, "flag")]
+)
+def test_as_many_readers_as_cores(words, count, source):
+    flags = [*(["--num_workers", *words] if words else []), "--mode", "zero_shot"]
+    settings, sources = resolve_test(parser_of_test().parse_args([*flags, "--method", "winclip"]))
+    assert (settings.num_workers, sources["num_workers"]) == (worker_count() if count is None else count, source)
+    own, sources = resolve_predict(
+        predict_parser().parse_intermixed_args(["a.png", "--class_name", "nut", *flags[:-2]])
+    )
+    assert (own.num_workers, sources["num_workers"]) == (settings.num_workers, source)
+
+
+def test_workers_that_are_no_number(capsys):
+    with pytest.raises(SystemExit):
+        parser_of_test().parse_args(["--num_workers", "-1"])
+    assert "argument --num_workers: -1: must be 0 or more" in capsys.readouterr().err

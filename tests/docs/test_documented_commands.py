@@ -103,12 +103,16 @@ def test_shell_defaults_are_the_published_settings():
         ("vcp_clip", "mvtec", {"learning_rate": 2e-5, "betas": (0.5, 0.999), "epoch": 10, "batch_size": 32, "seed": 333,
                                "aug_rate": 0.2, "mosaic_of": "anomalies", "augment": True, "no_shuffle": False}, {}),
         ("vcp_clip", "visa", {"learning_rate": 4e-5, "aug_rate": 0.0}, {"smoothing": None}),
+        ("anomaly_clip", "mvtec", {"learning_rate": 1e-3, "betas": (0.5, 0.999), "epoch": 15, "batch_size": 8,
+                                   "seed": 111, "aug_rate": 0.0, "augment": False, "no_shuffle": False},
+         {"batch_size": 8, "features_list": None, "n_ctx": None, "smoothing": 4.0, "prompts": None}),
         ("april_gan", "isic", {"augment": False, "mosaic_of": "all"}, {"prompts": "isic"}),
     ],
 )  # fmt: skip
 def test_presets_are_the_published_settings(method, dataset, train, test):
     """Literal values: a slip of the keyboard in a preset would train or test something else."""
-    backbones = {"vcp_clip": ("ViT-L-14-336", "openai", 518), "april_gan": ("ViT-L-14-336", "openai", 518)}
+    backbones = {"vcp_clip": ("ViT-L-14-336", "openai", 518), "april_gan": ("ViT-L-14-336", "openai", 518),
+                 "anomaly_clip": ("ViT-L-14-336-quickgelu", "openai", 518)}  # fmt: skip
     for script, wanted in (("train.sh", train), ("test_zero_shot.sh", test)):
         if wanted is not None:
             settings = settings_of(*printed(script, METHOD=method, DATASET=dataset))

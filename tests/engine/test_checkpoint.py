@@ -68,6 +68,21 @@ def test_another_normalisation_than_in_training_is_refused(tiny_a, detector, tmp
         restore(tmp_path / "c.pth", other)
 
 
+def test_another_position_rule_than_in_training_is_refused(tiny_a, detector, tmp_path):
+    saved = checkpoint.describe(detector, "april_gan", "mvtec")
+    assert saved["position_rule"] == "size_antialias"
+    older = {key: value for key, value in saved.items() if key != "position_rule"}
+    other = build("april_gan", **tiny_a._asdict(), image_size=96, position_rule="size")
+    for header in (saved, older):
+        checkpoint.save(tmp_path / "c.pth", detector.trainable_state(), header)
+        restore(tmp_path / "c.pth", detector)
+        with pytest.raises(ValueError, match=r"trained with position_rule size_antialias but this run has size"):
+            restore(tmp_path / "c.pth", other)
+    checkpoint.save(tmp_path / "c.pth", detector.trainable_state(), {**saved, "position_rule": "size"})
+    with pytest.raises(ValueError, match=r"trained with position_rule size but this run has size_antialias"):
+        restore(tmp_path / "c.pth", detector)
+
+
 @pytest.mark.parametrize(
     ("pretrained", "normalization"),
     [("openai", [0.5] * 6), ("w.pt", [0.48145466, 0.4578275, 0.40821073, 0.26862954, 0.26130258, 0.27577711])],
@@ -75,7 +90,9 @@ def test_another_normalisation_than_in_training_is_refused(tiny_a, detector, tmp
 def test_what_earlier_versions_did_not_write_down(pretrained, normalization):
     """They normalised by the tag, which has not changed; and files of weights as OpenAI's."""
     made_with = checkpoint.complete({"pretrained": pretrained, "model": "a"}, {"normalization": [0.5] * 6})
-    assert made_with == {"bits": None, "normalization": normalization, "pretrained": pretrained, "model": "a"}
+    rule = "size_antialias"  # the one that they had
+    told = {"bits": None, "normalization": normalization, "position_rule": rule}
+    assert made_with == {**told, "pretrained": pretrained, "model": "a"}
     assert checkpoint.complete({"normalization": [1.0] * 6}, {"normalization": [0.5] * 6})["normalization"] == [1.0] * 6
 
 

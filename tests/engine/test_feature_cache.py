@@ -225,6 +225,9 @@ def test_methods_share_what_they_have_in_common(encoded, tmp_path):
     assert encoded() == 3
     build_on(backbone, "sdp_plus").encode(images)
     assert encoded() == 0
+    for blocks, count in ((3, 3), (3, 0), (2, 3)):
+        build_on(backbone, "anomaly_clip", dpam_blocks=blocks).encode(images)
+        assert encoded() == count
 
 
 def test_other_weights_sizes_and_layers_are_not_found(tiny_a, encoded, tmp_path):
@@ -243,6 +246,7 @@ def test_other_weights_sizes_and_layers_are_not_found(tiny_a, encoded, tmp_path)
     assert changed.fingerprint == own.fingerprint and encode(changed) == 2
     assert encode(Backbone(tiny_a.model, tiny_a.pretrained, quick_gelu="on")) == 2
     assert encode(Backbone(tiny_a.model, tiny_a.pretrained, image_size=80)) == 2
+    assert encode(Backbone(tiny_a.model, tiny_a.pretrained, image_size=80, position_rule="bilinear")) == 2
     assert encode(own, (1, 3)) == 2
     assert encode(own, (3, 4)) == 0  # each layer is kept by itself
 

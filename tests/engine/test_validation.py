@@ -30,7 +30,7 @@ def rows_of(path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module", params=["april_gan", "sdp_plus", "vcp_clip"])
+@pytest.fixture(scope="module", params=["april_gan", "sdp_plus", "vcp_clip", "anomaly_clip"])
 def trained(request, tiny_a, mini_mvtec, mini_visa, tmp_path_factory):
     """(method, flags of the training, its folder): three epochs on one dataset, scored on the other after each."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -233,7 +233,7 @@ def test_own_prompts_change_the_scores(tiny_a, mini_visa, tmp_path):
 def test_refusals(fails, tiny_a, mini_visa):
     flags = ["--method", "sdp", *tiny_a.flags, *FAST, "--dataset", "visa", "--data_path", mini_visa]
     line = fails(test_script.main, *flags, "--k_shot", 4)
-    assert line == "error: sdp takes no references; these methods do: april_gan, winclip"
+    assert line == "error: sdp takes no references; these methods do: april_gan, winclip, subspace_ad"
     assert "--prompts words.json: no such file" in fails(test_script.main, *flags, "--prompts", "words.json")
     assert "sdp has nothing to train" in fails(train_script.main, "--method", "sdp", *tiny_a.flags)
     assert "sdp_plus requires --checkpoint_path" in fails(test_script.main, *flags, "--method", "sdp_plus")

@@ -165,6 +165,7 @@ def batch_of(paths: list[str]) -> dict:
     return {
         "image": images("mini_mvtec", paths),
         "mask": images("mini_mvtec", paths, masks, "mask"),
+        "label": torch.tensor([int(bool(mask)) for mask in masks]),
         "cls_name": [path.split("/")[0] for path in paths],
     }
 

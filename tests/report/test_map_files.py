@@ -156,6 +156,7 @@ def test_without_overlays_small_maps_wait(tmp_path, root):
     with files:
         for setting in range(3):
             files.keep(setting, 0, map_of(setting, 0))
+        files.written()
         waiting = [np.load(path) for path in tmp_path.rglob("*.npy")]
         assert [(one.shape, one.dtype) for one in waiting] == [((176, 176), np.float16)] * 2  # of the first of each k
     assert list(tmp_path.iterdir()) == []
@@ -247,6 +248,7 @@ def test_too_many_classes_for_a_page_have_no_pictures(tmp_path, root):
     many = [Sample(sample.img_path, "", f"{number}", "", 1) for number in range(200) for sample in SAMPLES[:1]]
     with MapFiles(tmp_path, root, many, SETTINGS[:1], overlays=False) as files:
         files.keep(0, 0, map_of(0, 0))
+        files.written()
         assert not list(tmp_path.rglob("*.npy"))
         files.finish(ClassScores(0, "0", {}, [0], [1.0], {}, {}))
     assert files.galleries == {}

@@ -37,15 +37,18 @@ FLAGS = {
     "sdp": ["--features_list", 2, 4],
     "sdp_plus": ["--checkpoint_path", CASES / "sdpplus_mvtec_to_visa/checkpoint.pth"],
     "vcp_clip": ["--checkpoint_path", CASES / "vcp_four_steps_mvtec/after4.pth", "--calibrate", GOOD],
+    "anomaly_clip": ["--features_list", 2, 3, 4, "--feature_map_layer", 1, "--sigma", 3, "--calibrate", GOOD],
 }
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_a, tmp_path_factory):
+def flags(tiny_a, learned_prompts, tmp_path_factory):
     """Case -> its detector's flags."""
 
     def of(case: str) -> list[str]:
         own = [*tiny_a.flags, "--image_size", 96, *FLAGS[case]]
+        if case == "anomaly_clip":
+            own += ["--checkpoint_path", learned_prompts]
         if "resnet" in case:
             own = [*resnet(tmp_path_factory.mktemp("resnet"), tiny_a), *FLAGS[case]]
         own = [str(flag) for flag in ["--class_name", "brick", "--method", case.split()[0], "--num_workers", 0, *own]]

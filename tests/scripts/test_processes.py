@@ -166,8 +166,9 @@ def stopped(script: str, seen, number: signal.Signals, *argv) -> str:
     return errors
 
 
-def test_an_interrupted_training_of_two_goes_on(tiny_a, mini_mvtec, tmp_path):
-    flags = [*tiny_a.flags, *FAST, "--method", "vcp_clip", "--dataset", "mvtec", "--train_data_path", mini_mvtec,
+@pytest.mark.parametrize("method", ["vcp_clip", "anomaly_clip"])
+def test_an_interrupted_training_of_two_goes_on(method, tiny_a, mini_mvtec, tmp_path):
+    flags = [*tiny_a.flags, *FAST, "--method", method, "--dataset", "mvtec", "--train_data_path", mini_mvtec,
              "--batch_size", 3, "--epoch", 6, "--save_freq", 2]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finished(together("train.py", *flags, "--save_path", whole))

@@ -23,6 +23,7 @@ METHODS = {
     "sdp": [],
     "sdp_plus": ["--checkpoint_path", CASES / "sdpplus_mvtec_to_visa/checkpoint.pth"],
     "vcp_clip": ["--checkpoint_path", CASES / "vcp_four_steps_mvtec/after4.pth"],
+    "anomaly_clip": ["--features_list", 2, 4],
 }
 
 
@@ -46,9 +47,11 @@ def scores(out) -> dict[tuple, float]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_any_batch_size_worker_count_and_order(method, tiny_a, mini_visa, shuffled, tmp_path):
+def test_any_batch_size_worker_count_and_order(method, tiny_a, learned_prompts, mini_visa, shuffled, tmp_path):
+    trained = ["--checkpoint_path", learned_prompts] if method == "anomaly_clip" else []
+
     def run(name: str, root, *flags) -> dict[str, np.ndarray]:
-        argv = ["--method", method, *METHODS[method], *tiny_a.flags, "--image_size", 96, "--dataset", "visa",
+        argv = ["--method", method, *METHODS[method], *trained, *tiny_a.flags, "--image_size", 96, "--dataset", "visa",
                 "--data_path", root, "--no_images", "--save_maps", "--save_path", tmp_path / name, *flags]  # fmt: skip
         test_script.main([str(word) for word in argv])
         maps = (tmp_path / name / "maps").rglob("*.npy")

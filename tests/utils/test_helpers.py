@@ -81,7 +81,8 @@ def test_submitting_waits_where_enough_waits():
 
 
 RUN = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
 sys.path.insert(0, {root!r})
 from utils.helpers import Helpers
 with Helpers(1) as helpers:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from utils.launch import is_first_process, process_label, process_timeout
+from utils.distributed import readers
+from utils.launch import is_first_process, process_label, process_timeout, worker_count
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "soon", "nan", "1e300"])
@@ -23,3 +24,13 @@ def test_which_process_this_is(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert not is_first_process() and process_label() == " (process 1 of 2)"
+
+
+def test_processes_that_are_worth_having(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert worker_count() == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert worker_count() == 1
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    assert worker_count() == 8
+    assert [readers(8, batches) for batches in (0, 1, 2, 100)] == [0, 0, 2, 8] and readers(0, 9) == 0

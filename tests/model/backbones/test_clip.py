@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 from model.backbones import torchscript
 from model.backbones import weights as module
 from model.backbones.architectures import register_architecture
+from model.backbones.choose import build_backbone
 from model.backbones.clip import Backbone
+from model.backbones.positions import resample
 from model.backbones.weights import _LOG, Weights
+from model.options import POSITION_RULES
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 VIT = {"image_size": 32, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8}
@@ -246,3 +249,66 @@ def test_compiled_and_not(tiny_a):
     backbone.compile_encoder()
     compiled = [backbone(images[:1], {2, 4}), backbone(images, {2, 4}), backbone.dual_path(images, {2, 4})]
     torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=1e-4)
+
+
+# --- position tables --------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_and_grid_is_served_from_the_stored_table(tiny_a):
+    """tiny-a was made for 4 x 4 patches; today's methods get the table that open_clip resamples at loading."""
+    stored = torch.load(tiny_a.pretrained, weights_only=True)["visual.positional_embedding"].float()
+    batch = torch.randint(256, (1, 3, 96, 128), dtype=torch.uint8)
+    for rule in POSITION_RULES:
+        own = build_backbone(
+            tiny_a.model, tiny_a.pretrained, config_path=tiny_a.config_path, image_size=96, position_rule=rule
+        )
+        wide, square = own.embed(batch), own.embed(batch[..., :96])
+        with torch.no_grad():
+            patches = own.clip.visual.conv1(own.normalize(batch)).flatten(2).transpose(1, 2)
+            class_token = own.clip.visual.class_embedding[None, None]
+        expected = torch.cat([class_token, patches], dim=1) + resample(stored, 1, (6, 8), rule)
+        torch.testing.assert_close(wide, expected, atol=1e-6, rtol=0)
+        table = square[0, 0] - own.clip.visual.class_embedding
+        torch.testing.assert_close(table, stored[0], atol=1e-6, rtol=0)
+        if rule == "size_antialias":
+            assert torch.equal(square, own.embed(batch[..., :96]))
+            assert torch.equal(own.taps._positions((6, 6)), own.clip.visual.positional_embedding)
+        else:
+            assert torch.equal(own.taps._positions((6, 6)), resample(stored, 1, (6, 6), rule))
+        assert own.fingerprint == Backbone(tiny_a.model, tiny_a.pretrained).fingerprint
+        assert own.description()["position_rule"] == rule
+
+
+def test_wide_images_of_a_vit_and_a_resnet(vit, resnet):
+    for model, layers in ((vit, [0, 1, 2]), (resnet, [1, 2, 3, 4])):
+        own = Backbone(model)
+        height, width = own.patch * 2, own.patch * 3
+        found = own(torch.randint(256, (2, 3, height, width), dtype=torch.uint8), layers)
+        assert found.pooled.shape == (2, own.embed_dim)
+        for layer in layers:
+            rows, columns = found.grids[layer]
+            assert rows * 3 == columns * 2 and found.patches[layer].shape == (2, rows * columns, own.width(layer or 1))
+
+
+def test_final_norm_of_every_layer_and_layers_left_out(vit):
+    own = Backbone(vit)
+    batch = torch.randint(256, (2, 3, own.image_size, own.image_size), dtype=torch.uint8)
+    raw, normed = own(batch, [0, 1]), own(batch, [0, 1], normed=True, pooled=False)
+    assert normed.pooled.shape == (2, 0)
+    for layer in (0, 1):
+        torch.testing.assert_close(normed.patches[layer], own.clip.visual.ln_post(raw.patches[layer]))
+    assert own.number_layers("--features_list", [-1, 0]) == [own.depth, 0]
+    with pytest.raises(
+        ValueError, match=r"^--background dino_saliency: needs a ViT of timm, .* is a CLIP of open_clip"
+    ):
+        own.check_saliency("--background dino_saliency", 0)
+
+
+def test_a_rule_is_part_of_what_cached_features_are_known_by(tiny_a):
+    def known(rule, height):
+        own = Backbone(tiny_a.model, tiny_a.pretrained, image_size=96, position_rule=rule)
+        return own.identity(torch.device("cpu")) | own._positions((height, 96))
+
+    assert "positions" not in known("size_antialias", 96)  # as older versions wrote them
+    assert "positions" in known("size_antialias", 112)
+    assert known("size", 96) != known("offset", 96) != known("size_antialias", 96)
