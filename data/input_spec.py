@@ -13,6 +13,8 @@ from torch import Tensor
 _MOST_PIXELS = 1 << 26  # of a resized picture
 
 Resizer = Literal["bicubic", "bilinear", "torchvision"]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as parts of a picture's width and height
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 class InputSpec(Protocol):
@@ -26,6 +28,10 @@ class InputSpec(Protocol):
     def keeps_shape(self) -> bool:
         """Whether inputs have the shapes of their pictures, and maps their sizes. `Detector.encode` takes `map_size`
         then; else all inputs and maps are S x S."""
+
+    @property
+    def shown(self) -> Box:
+        """The part of a picture that its map shows."""
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) of a picture -> (H, W) of its map and mask."""
@@ -57,6 +63,11 @@ class SquareInput:
     def keeps_shape(self) -> bool:
         return False
 
+    @property
+    def shown(self) -> Box:
+        start, end = self._start / self._stretched, (self._start + self.side) / self._stretched
+        return (start, start, end, end)
+
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self.side, self.side
 
@@ -76,9 +87,13 @@ class SquareInput:
     def _stretched(self) -> int:
         return int(self.side / 0.875) if self.center_crop else self.side
 
+    @property
+    def _start(self) -> int:
+        return round((self._stretched - self.side) / 2)
+
     def _cropped(self, image: Tensor) -> Tensor:
-        start = round((image.shape[-1] - self.side) / 2)
-        return image[..., start : start + self.side, start : start + self.side]
+        end = self._start + self.side
+        return image[..., self._start : end, self._start : end]
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,10 @@ class ShorterEdgeInput:
     @property
     def keeps_shape(self) -> bool:
         return True
+
+    @property
+    def shown(self) -> Box:
+        return WHOLE
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[1], size[0]
@@ -143,6 +162,10 @@ class FixedShapeInput:
     def keeps_shape(self) -> bool:
         return True
 
+    @property
+    def shown(self) -> Box:
+        return self.spec.shown
+
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self.size
 
@@ -174,14 +197,18 @@ def describe(spec: InputSpec) -> dict[str, Any]:
 def from_description(values: Mapping[str, Any]) -> InputSpec:
     """What `describe` was given. Raises ValueError for anything else."""
     own = dict(values)
-    cls = _KINDS.get(own.pop("kind", ""))
-    known = {"side": int, "resizer": str, "center_crop": bool, "multiple": int}
-    sound = all(type(value) is known.get(name) and value != 0 or value is False for name, value in own.items())
-    if cls is None or not sound or own.get("resizer", "bicubic") not in _RESIZERS:
+    cls = _KINDS.get(str(own.pop("kind", "")))
+    sizes = [own[name] for name in ("side", "multiple") if name in own]
+    if (
+        cls is None
+        or not all(type(size) is int and size > 0 for size in sizes)
+        or own.get("resizer", "bicubic") not in list(_RESIZERS)
+        or type(own.get("center_crop", False)) is not bool
+    ):
         raise ValueError(f"no input specification: {dict(values)!r:.200}")
     try:
         return cls(**own)
-    except TypeError:
+    except TypeError:  # a setting too many, or too few
         raise ValueError(f"no input specification: {dict(values)!r:.200}") from None
 
 

@@ -115,6 +115,7 @@ class OnnxDetector:
         if (
             named != set(self.outputs)
             or not {"map", "score"} <= named
+            or self.input_spec.side != self.image_size
             or inputs != [("images", "tensor(uint8)", [3, *self.shape])]
         ):
             raise ValueError(

@@ -314,7 +314,7 @@ def test_readme_table_says_what_each_method_can_do():
             rows[cells[1].strip("`")] = cells
     assert list(rows) == list(METHODS)
     for method, (_, _, _, few_shot, trains, backbone, _, _) in rows.items():
-        able, default = capabilities(method), settings_of("test.py", ["--method", method]).model
+        able, default = capabilities(method), METHODS[method].PRESET.model
         assert (few_shot != "no", trains != "no") == (able.few_shot, able.trains), method
         assert f"({default})" in backbone, method
 

@@ -147,7 +147,9 @@ def test_what_is_written(exported):
     assert max(card["difference"].values()) < 1e-4
     assert card["calibration"]["normal_images"] == 8 and card["made_with"]["features_list"] == [1, 2, 3, 4]
     assert card["sha256"] == {"detector.onnx": sha256((folder / "detector.onnx").read_bytes()).hexdigest()}
-    assert "bicubic" in card["preprocessing"] and torch.__version__.startswith(card["versions"]["torch"])
+    assert card["input_spec"] == {"kind": "square", "side": 96, "resizer": "bicubic", "center_crop": False}
+    assert card["input_shape"] == card["map_size"] == [96, 96] and "bicubic" in card["preprocessing"]
+    assert torch.__version__.startswith(card["versions"]["torch"])
 
 
 def test_an_export_of_an_earlier_version_runs(exported, tmp_path):
