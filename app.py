@@ -62,15 +62,20 @@ def main(argv: list[str] | None = None) -> None:
     log_to(None)
     log_settings(settings.as_dict(), sources)
     service = InferenceService(settings)
-    can = capabilities(settings.method)
     with UploadFolder(settings.max_total_megabytes * 10**6) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = str(uploads.path)
-        if can.zero_shot or can.few_shot:
-            blocks = build_page(service, settings, examples(DEMO), uploads, [DEMO])
-        else:
+        if takes_sets(settings.method):
             blocks = build_set_page(service, settings, uploads)
+        else:
+            blocks = build_page(service, settings, examples(DEMO), uploads, [DEMO])
         LOG.info("open %s (Ctrl+C ends)", launch(blocks, settings, uploads))
         blocks.block_thread()
+
+
+def takes_sets(method: str) -> bool:
+    """Whether a method scores images together, and none by itself."""
+    can = capabilities(method)
+    return not (can.zero_shot or can.few_shot)
 
 
 def examples(root: Path) -> list[Example]:
@@ -106,9 +111,10 @@ def check_address(host: str, port: int | None) -> None:
 
 def launch(blocks: gr.Blocks, settings: AppSettings, uploads: UploadFolder) -> str:
     """Serve the page in the background; returns its address."""
+    files = settings.max_set if takes_sets(settings.method) else max(1, settings.max_references)
     guard = Middleware(
         RequestGuard, host=settings.host, allowed=settings.allow_host, folder=uploads,
-        upload_bytes=max(settings.max_set, settings.max_references) * settings.max_megabytes * 10**6 + 10**6,
+        upload_bytes=files * settings.max_megabytes * 10**6 + 10**6,
     )  # fmt: skip
     try:
         _, address, _ = blocks.queue(max_size=_WAITING, api_open=False).launch(

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     files = MapFiles(
         save_path, root, data.samples, shots, overlays=not settings.no_images, maps=settings.save_maps,
-        pixels=data.pixels, gather=lambda own: flatten(gather(own, accelerator)),
+        pixels=data.pixels, shown=built.detector.input_spec.shown, gather=lambda own: flatten(gather(own, accelerator)),
     )  # fmt: skip
     finished = FinishedClasses(save_path, identity, data.classes)
     folder = TestFolder(

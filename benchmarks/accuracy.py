@@ -20,7 +20,7 @@ def measure(quick: bool) -> Iterator[Row]:
     images, size = (10, 128) if quick else (400, 518)
     for kind in KINDS:
         merged, exact = PixelMetrics(), PixelMetrics()
-        exact._normal.capacity = exact._defect.capacity = sys.maxsize
+        exact._normal.table.capacity = exact._defect.table.capacity = sys.maxsize
         for maps, masks in stream(images, size, kind):
             regions = np.stack([label_regions(mask) for mask in masks])
             merged.update(maps, regions)
@@ -28,6 +28,6 @@ def measure(quick: bool) -> Iterator[Row]:
         row, truth = merged.compute(), exact.compute()
         differences = {name: abs(row[name] - truth[name]) for name in NAMES if truth[name] is not None}
         worst = max(differences, key=differences.get)
-        kept = [pixels._normal.keys.size + pixels._defect.keys.size for pixels in (merged, exact)]
+        kept = [len(one._normal.table.keys) + len(one._defect.table.keys) for one in (merged, exact)]
         what = f"{kind}: largest distance of a metric from the exact one, {images} maps of {size} x {size}"
         yield Row(what, f"{differences[worst]:.1e} ({worst})", f"{kept[0]} of {kept[1]} values kept", "<= 1e-5")

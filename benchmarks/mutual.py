@@ -1,7 +1,8 @@
 """MuSc: comparing the images of a set, beside the published loop on the same features.
 
 The features are random, with what all images share and what they have of their own; no backbone runs. Each side is a
-process of its own; its peak memory is what it takes beyond the imports, the features included.
+process of its own, with one thread; its time is that of the processor, and its peak memory what it takes beyond the
+imports, the features included.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def measure(quick: bool) -> Iterator[Row]:
         result = Path(folder, "scores.npy")
         for _ in range(turns):
             for side, size in [(side, size) for size in (preset, small) for side in SIDES] + [("ours", half)]:
-                _, printed = finish(["-m", "benchmarks.mutual", side, *size, result])
+                _, printed = finish(["-m", "benchmarks.mutual", side, *size, result], OMP_NUM_THREADS="1")
                 taken, memory[side, size] = map(float, printed.split())
                 seconds.setdefault((side, size), []).append(taken)
                 scores[side, size] = np.load(result)
@@ -105,10 +106,10 @@ def main() -> None:
     args = parser.parse_args()
     before = peak()
     images = list(features(args.grid, args.width, args.count))
-    start = time.perf_counter()
+    start = time.process_time()
     side = {"ours": ours, "published": published}[args.side]
     scores = side(images, (args.grid, args.grid), int(LOWEST * (args.count - 1)))
-    taken = time.perf_counter() - start
+    taken = time.process_time() - start
     print(taken, peak() - before)
     np.save(args.result, scores.numpy())
 

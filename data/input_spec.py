@@ -13,6 +13,8 @@ from torch import Tensor
 _MOST_PIXELS = 1 << 26  # of a resized picture
 
 Resizer = Literal["bicubic", "bilinear", "torchvision"]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as parts of a picture's width and height
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 class InputSpec(Protocol):
@@ -26,6 +28,10 @@ class InputSpec(Protocol):
     def keeps_shape(self) -> bool:
         """Whether inputs have the shapes of their pictures, and maps their sizes. `Detector.encode` takes `map_size`
         then; else all inputs and maps are S x S."""
+
+    @property
+    def shown(self) -> Box:
+        """The part of a picture that its map shows."""
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) of a picture -> (H, W) of its map and mask."""
@@ -57,6 +63,11 @@ class SquareInput:
     def keeps_shape(self) -> bool:
         return False
 
+    @property
+    def shown(self) -> Box:
+        start, end = self._start / self._stretched, (self._start + self.side) / self._stretched
+        return (start, start, end, end)
+
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self.side, self.side
 
@@ -76,9 +87,13 @@ class SquareInput:
     def _stretched(self) -> int:
         return int(self.side / 0.875) if self.center_crop else self.side
 
+    @property
+    def _start(self) -> int:
+        return round((self._stretched - self.side) / 2)
+
     def _cropped(self, image: Tensor) -> Tensor:
-        start = round((image.shape[-1] - self.side) / 2)
-        return image[..., start : start + self.side, start : start + self.side]
+        end = self._start + self.side
+        return image[..., self._start : end, self._start : end]
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,10 @@ class ShorterEdgeInput:
     @property
     def keeps_shape(self) -> bool:
         return True
+
+    @property
+    def shown(self) -> Box:
+        return WHOLE
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[1], size[0]
@@ -142,6 +161,10 @@ class FixedShapeInput:
     @property
     def keeps_shape(self) -> bool:
         return True
+
+    @property
+    def shown(self) -> Box:
+        return self.spec.shown
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self.size

@@ -1,7 +1,7 @@
 """A test run: what is scored, where an interrupted one resumes, every class scored once and kept until all are done."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
@@ -174,29 +174,41 @@ def score_classes(
     results = [result for one in known.values() for result in one.scores]
     for name, one in known.items():
         files.restore(name, one.page)
-    lagging: list[str] = []  # classes whose pictures may lag: one at most, which bounds what waits
-    settle = functools.partial(_settle, results, files, folder, accelerator)
     with files:
-        try:
-            for result in scored:
-                files.finish(result)
-                results.append(result)
-                if result.setting == len(shots) - 1:  # the last of its class
-                    lagging.append(result.name)
-                    while len(lagging) > files.beside:
-                        settle(lagging.pop(0))
-        except KeyboardInterrupt:
-            for name in lagging if accelerator.num_processes == 1 else ():
-                if files.is_drawn(name, PATIENCE):
-                    settle(name)
-            raise
-        for name in lagging:
-            settle(name)
+        _collect(scored, results, len(shots), files, folder, accelerator)
     if first < len(samples):
         LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples) - first, *timer.seconds())
     if built.detector.backbone.cache:
         built.detector.backbone.cache.log()
     return results
+
+
+def _collect(
+    scored: Iterator[ClassScores],
+    results: list[ClassScores],
+    settings: int,
+    files: MapSink,
+    folder: TestFolder,
+    accelerator: Accelerator,
+) -> None:
+    """Add what is scored to the results, and keep each class as soon as its pictures are there."""
+    lagging: list[str] = []  # classes whose pictures may lag: one at most, which bounds what waits
+    settle = functools.partial(_settle, results, files, folder, accelerator)
+    try:
+        for result in scored:
+            files.finish(result)
+            results.append(result)
+            if result.setting == settings - 1:  # the last of its class
+                lagging.append(result.name)
+                while len(lagging) > files.beside:
+                    settle(lagging.pop(0))
+    except KeyboardInterrupt:
+        for name in lagging if accelerator.num_processes == 1 else ():
+            if files.is_drawn(name, PATIENCE):
+                settle(name)
+        raise
+    for name in lagging:
+        settle(name)
 
 
 def _settle(

@@ -37,6 +37,7 @@ class ImageResult(NamedTuple):
     score: float
     verdict: str | None  # "anomalous" or "normal"; None where there is no threshold
     score_components: dict[str, float]  # what the score is made of
+    foreground: np.ndarray | None = None  # (G, G) bool, of a method that masks the background
 
     @property
     def values(self) -> dict[str, float | str]:
@@ -227,12 +228,14 @@ class Predictor:
             raise ValueError(f"the calibration has no limits of {', '.join(sorted(absent))}; calibrate again")
         scores = self.detector.image_scores(components, limits).tolist()
         maps = prediction.maps.float().cpu().numpy()
+        foreground = None if prediction.foreground is None else prediction.foreground.cpu().numpy()
         return [
             ImageResult(
                 maps[row],
                 score,
                 calibration.verdict(score) if calibration else None,
                 {key: term[row].item() for key, term in components.items()},
+                None if foreground is None else foreground[row],
             )
             for row, score in enumerate(scores)
         ]

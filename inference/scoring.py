@@ -38,12 +38,12 @@ Skipped = list[tuple[str, str]]  # (name, why it could not be read)
 class ScoringOptions:
     """How images are read, and what is written of them.
 
-    input_spec: of the detector, or its side. bits: that images of 16 bits really use. draw: whether to write overlays.
+    input_spec: of the detector. bits: that images of 16 bits really use. draw: whether to write overlays.
     """
 
     save_path: Path
     class_name: str
-    input_spec: InputSpec | int
+    input_spec: InputSpec
     batch_size: int
     num_workers: int
     bits: int | None
@@ -177,7 +177,9 @@ class Pictures(ExitStack):
         self._overlays: StreamedOverlays | None = None
         if options.draw:
             ends, pixels = calibration.heat if calibration else None, PixelSettings(exif=True, bits=options.bits)
-            self._overlays = self.enter_context(StreamedOverlays(options.save_path / "imgs", pixels, ends, len(images)))
+            self._overlays = self.enter_context(
+                StreamedOverlays(options.save_path / "imgs", pixels, ends, len(images), options.input_spec.shown)
+            )
 
     def sample(self, results: Sequence[tuple[int, ImageResult]]) -> list[np.ndarray]:
         """Pixels of maps, for `learn`, while the colour scale is not known."""
@@ -197,7 +199,7 @@ class Pictures(ExitStack):
                 save_map(self._maps, self._names[name], result.map)
             if self._overlays:
                 caption = f"score {result.score:.3f} {result.verdict or ''}"
-                self._overlays.keep(path, self._names[name], result.map, caption)
+                self._overlays.keep(path, self._names[name], result.map, caption, result.foreground)
 
 
 def _write_skipped(path: Path, skipped: Skipped) -> None:

@@ -23,7 +23,7 @@ from inference.inputs import distinct
 from inference.predictor import OWN_IMAGES, EncodedReferences, ImageResult, Predictor, check_finite, readable
 from inference.uploads import UploadLimits
 from model import capabilities
-from report.heatmap import HeatScale, blend_heatmap, on_scale, resize_longest_side
+from report.heatmap import HeatScale, blend_heatmap, crop, on_scale, resize_longest_side
 from utils.devices import make_accelerator
 from utils.text import escape_controls
 
@@ -127,8 +127,12 @@ class InferenceService:
         return RankedSet(found, notes, time.perf_counter() - start)
 
     def _coloured(self, file: str, one: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
-        picture = resize_longest_side(load_image(Path(file), upright=True, bits=self._bits), _SET_SIDE)
-        return blend_heatmap(picture, on_scale(one, *ends))
+        return blend_heatmap(self._picture(Path(file), _SET_SIDE), on_scale(one, *ends))
+
+    def _picture(self, file: Path, side: int) -> np.ndarray:
+        """What a map shows of an image, the longer side as given, (H, W, 3) uint8 RGB."""
+        whole = load_image(file, upright=True, bits=self._bits)
+        return resize_longest_side(crop(whole, self._predictor.detector.input_spec.shown), side)
 
     def _inspect(self, name: str, image: str, references: Sequence[str]) -> Answer:
         start = time.perf_counter()
@@ -136,7 +140,7 @@ class InferenceService:
         encoded = self._encode(name, first) if first else None
         memory, calibration = (encoded.memory, encoded.calibration) if encoded else (None, None)
         (group,) = readable(batches(self._images(Path(image)), 1, 0, self._predictor.accelerator, shared=False))
-        picture = resize_longest_side(load_image(Path(image), upright=True, bits=self._bits), _SIDE)
+        picture = self._picture(Path(image), _SIDE)
         results = self._predictor.predict(group["image"], name, memory, calibration, group["map_size"])
         check_finite(results, [Path(image).name])
         (result,) = results

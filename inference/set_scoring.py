@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
@@ -15,6 +16,7 @@ from engine.encoding import Timer
 from engine.evaluation import batches
 from inference.predictor import Predictor, check_finite
 from inference.scoring import Pictures, ScoringOptions, Skipped, Table, report_end
+from report.heatmap import crop
 from report.ranking import Ranking
 from utils.distributed import isolate_signals
 from utils.logs import LOG
@@ -70,7 +72,7 @@ def score_set_and_report(
     loader = batches(Subset(dataset, own), options.batch_size, options.num_workers, accelerator, shared=False)
     names = [images[index][1] for index in own]
     passes = SetPasses(predictor.detector, loader, names, accelerator, Timer())
-    ranking, rows = Ranking(functools.partial(load_image, upright=True, bits=options.bits)), []
+    ranking, rows = Ranking(functools.partial(_load, options)), []
     with Pictures(options, images, None) as pictures:
         for number, results in enumerate(predictor.predict_set(passes, options.class_name)):
             indices = passes.groups[number].indices
@@ -85,6 +87,11 @@ def score_set_and_report(
         table.write(sorted(rows, key=lambda row: -float(row[1]["score"])))
     ranking.write(options.save_path / "report.html", scored_by)
     return report_end(options.save_path, skipped, len(images), accelerator)
+
+
+def _load(options: ScoringOptions, path: Path) -> Image.Image:
+    """A picture, the part that its map shows."""
+    return crop(load_image(path, upright=True, bits=options.bits), options.input_spec.shown)
 
 
 def _read(dataset: UnlabeledImages, num_workers: int) -> list[str]:

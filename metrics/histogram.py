@@ -96,7 +96,7 @@ class KeyTable:
         counts = edges.diff()
         grown = self.mass + (counts if mass is None else running_sums(mass)[:, edges].diff())
         room = _spans(grown) <= 2 * self.cell * RESOLUTION
-        self.mass = torch.where(room, grown, self.mass)
+        self.mass = torch.where(room, grown, self.mass, out=grown)
         full = (~room & (counts > 0)).nonzero()[:, 0]
         lengths = counts[full]
         ends = lengths.cumsum(0)
@@ -177,7 +177,9 @@ def _depth(mass: Tensor) -> Tensor:
 
 def _spans(mass: Tensor) -> Tensor:
     """(C, K) -> (K,) times RESOLUTION, the depth that each key spans, and a little more: log(1 + x) without the log."""
-    spans = mass[0] / (running_sums(mass[:1])[0, :-1] + 1)
+    spans = running_sums(mass[:1])[0, :-1]
+    spans += 1
+    torch.div(mass[0], spans, out=spans)  # in the same memory: here is the peak
     for weight in mass[1:]:
         spans += weight / weight.sum()
     return spans

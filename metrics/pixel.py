@@ -24,7 +24,7 @@ from metrics.histogram import NO_KEY, KeyTable, search, sort_in_place, split_pix
 from metrics.image import as_array
 from metrics.names import PIXEL
 
-NORMAL_CAPACITY = 1_000_000  # keys, 12 bytes each
+NORMAL_CAPACITY = 750_000  # keys, 12 bytes each
 DEFECT_CAPACITY = 500_000  # keys, 20 bytes each
 BUFFER_BYTES = 16_000_000  # normal pixels that wait to be sorted together; half of them while the table is exact
 DEFECT_BUFFER_BYTES = 4_000_000

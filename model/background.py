@@ -4,11 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.foreground import by_component
 from model.subspace import exact
-
-_NORMALITY = 10.0  # score on the first principal component above which a patch is foreground
-_CENTRE = (0.2, 0.8)  # share of the grid's sides where the object is expected
-_LEAST = (7, 20)  # of the centre, as a fraction: with no more foreground than that, the sign is taken to be wrong
 
 
 def above_quantile(saliency: Tensor, share: float) -> Tensor:
@@ -43,29 +40,15 @@ def above_otsu(saliency: Tensor) -> Tensor:
 
 
 def above_normality(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Foreground of each image, (B, N) bool, from the first principal component of its own tokens: AnomalyDINO's mask
-    (its section 3.3), with a closing on the grid.
+    """Foreground of each image, (B, N) bool, from the first principal component of its own tokens: AnomalyDINO's mask,
+    with dilation and closing on the grid.
 
     Args:
         tokens: (B, N, W).
         grid: (rows, columns) of the N patches.
     """
-    scores = torch.stack([_first_component(one) for one in tokens]).unflatten(1, grid)  # (B, G, G)
-    foreground = scores > _NORMALITY
-    (top, bottom), (left, right) = (tuple(int(share * side) for share in _CENTRE) for side in grid)
-    centre = foreground[:, top:bottom, left:right].flatten(1)
-    wrong = centre.sum(1) * _LEAST[1] <= _LEAST[0] * centre.shape[1]  # (B,)
-    foreground = torch.where(wrong[:, None, None], -scores > _NORMALITY, foreground)
-    return _erode(_dilate(_dilate(foreground))).flatten(1)
-
-
-def _first_component(tokens: Tensor) -> Tensor:
-    """Scores (N,) of an image's tokens (N, W) on their first principal component, whose largest loading is positive."""
-    centred = exact(tokens)
-    centred = centred - centred.mean(0)
-    direction = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]  # (W,)
-    direction = direction * direction[direction.abs().argmax()].sign()
-    return (centred @ direction).float().to(tokens.device)
+    dilated = _dilate(by_component(tokens, grid).unflatten(1, grid))  # (B, G, G)
+    return _erode(_dilate(dilated)).flatten(1)
 
 
 def _dilate(mask: Tensor) -> Tensor:

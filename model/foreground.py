@@ -12,21 +12,25 @@ _SQUARINGS, _STEPS = 8, 64
 
 
 def foreground(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The patches of the object, (B, N) bool; may be none.
-
-    Patches whose first component is above a threshold; where these cover little of the centre, those below minus the
-    threshold. Then dilation and closing, in raster order (see `_dilate`).
+    """The patches of the object, (B, N) bool; may be none: those of `by_component`, then dilation and closing, in
+    raster order (see `_dilate`).
 
     Args:
         features: (B, N, W), not normalised.
         grid: (g_h, g_w), with N = g_h * g_w.
     """
+    return _close(_dilate(by_component(features, grid)))
+
+
+def by_component(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patches whose first component is above a threshold; where these cover little of the centre, those below minus the
+    threshold. As `foreground`, without morphology."""
     component = first_component(features)
     mask = component > _THRESHOLD
     rows, columns = (slice(*(int(share * side) for share in _CENTRE)) for side in grid)
     centre = mask.unflatten(1, grid)[:, rows, columns].flatten(1)
     few = centre.sum(1, keepdim=True) <= centre.shape[1] * _LEAST  # (B, 1)
-    return _close(_dilate((few & (-component > _THRESHOLD)) | (~few & mask)))  # onnxruntime has no choice of bools
+    return (few & (-component > _THRESHOLD)) | (~few & mask)  # onnxruntime has no choice of bools
 
 
 def first_component(features: Tensor) -> Tensor:

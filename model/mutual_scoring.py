@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Bytes of the features of a block of images: few on the CPU, which cost little time; on a GPU a share of what is free.
-_BLOCK = 1 << 25
+# Bytes of the features of a block of images: on a GPU a share of what is free, else a part of what all images take,
+# at most 32 MiB.
 _SHARE = 0.2
-# Products held at once: 8 MiB on the CPU, 256 MiB elsewhere, which wants large products.
-_CHUNK = {"cpu": 1 << 21, "": 1 << 26}
+_PART, _BLOCK = 8, 1 << 25
+# Products held at once: 2 MiB on the CPU, near its caches; 256 MiB elsewhere, which wants large products.
+_CHUNK = {"cpu": 1 << 19, "": 1 << 26}
 # Below this distance of unit vectors the product of single precision says too little of it: it is computed again.
 _NEAR = 0.05
 
@@ -63,7 +64,7 @@ def mutual_scores(
         compared: is told, now and then, how many further pairs of images have been compared.
     """
     patches, width = images[0].shape
-    at_once = _images_at_once(4 * patches * width, device)
+    at_once = _images_at_once(len(images), 4 * patches * width, device)
     blocks = [slice(start, min(start + at_once, len(images))) for start in range(0, len(images), at_once)]
     pairs = _Pairs(grid, sides, device)
     smallest = torch.full((len(sides), len(images), patches, count), torch.inf, device=device)
@@ -90,10 +91,10 @@ def mutual_scores(
     return smallest.mean(3)
 
 
-def _images_at_once(size: int, device: torch.device) -> int:
-    """Images of a block; size: bytes of the features of one."""
+def _images_at_once(images: int, size: int, device: torch.device) -> int:
+    """Images of a block, of so many; size: bytes of the features of one."""
     if device.type != "cuda":
-        return max(1, _BLOCK // size)
+        return max(1, min(images // _PART, _BLOCK // size))
     return max(1, int(_SHARE * torch.cuda.mem_get_info(device)[0]) // size)
 
 

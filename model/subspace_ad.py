@@ -21,7 +21,7 @@ from model import anomaly_map, subspace
 from model import background as masks
 from model.image_scores import IMAGE_SCORES
 from model.interface import ImageTower, Memory, Prediction, ScoreRange, SimilarityCache, TokenPasses
-from model.layers import aggregate, layer_groups
+from model.layer_features import aggregate, layer_groups
 from model.memory_bank import rows_by_name
 from model.options import Option, PositionRules, Preset, boolean, check_known, natural, positive, probability
 from model.subspace import Subspace, TokenStatistics

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.input_spec import WHOLE, Box
+
 _SAMPLED = 4096  # pixels of a map that are kept for the ends of the colour scale
 SCALE_IMAGES = 64  # images whose maps give these ends, where there are no normal ones
 _GREYS = np.arange(256, dtype=np.uint8).reshape(256, 1)
@@ -19,6 +21,14 @@ def resize_longest_side(image: Image.Image, side: int) -> NDArray[np.uint8]:
     width, height = (max(16, round(length * side / max(image.size))) for length in image.size)
     # A large picture is halved first: half the time, and hardly a pixel differs by more than two levels of 255.
     return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, reducing_gap=1.5))
+
+
+def crop(image: Image.Image, box: Box) -> Image.Image:
+    """A part of a picture."""
+    if box == WHOLE:
+        return image
+    left, top, right, bottom = (round(part * side) for part, side in zip(box, image.size * 2, strict=True))
+    return image.crop((left, top, right, bottom))
 
 
 def blend_heatmap(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.images import result_names
+from data.input_spec import WHOLE, Box
 from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
 from report.gallery import Gallery, SelectedImages, choose, pictures_per_list, settings_with_pictures
@@ -60,7 +61,7 @@ class MapFiles:
     scale serves the whole class.
 
     Until then the maps wait on disk, so that memory does not grow with the number of images: as the files of
-    --save_maps where these are wanted, else in half precision in a temporary folder, which is removed at the end and on
+    --save_maps where these are wanted, else in a temporary folder, which is removed at the end and on
     an interruption. Of several processes each draws the images whose maps it has.
 
     Many pictures are drawn in processes beside the pass, which goes on: a class is done when it is settled. A few are
@@ -75,6 +76,7 @@ class MapFiles:
         overlays: whether imgs/ is wanted.
         maps: whether maps/ is wanted.
         pixels: how images and masks are read.
+        shown: the part of a picture that its map shows.
         gather: a list -> the lists of all processes, one after the other.
 
     Attributes:
@@ -92,12 +94,13 @@ class MapFiles:
         overlays: bool = True,
         maps: bool = False,
         pixels: PixelSettings | None = None,
+        shown: Box = WHOLE,
         gather: Callable[[list[Any]], list[Any]] = list,
     ):
         self.galleries: dict[tuple[int, str], Gallery] = {}
         self._save_path, self._root, self._samples, self._settings = save_path, Path(root), samples, settings
         self._overlays, self._maps, self._gather = overlays, maps, gather
-        self._pixels = pixels or PixelSettings()
+        self._pixels, self._shown = pixels or PixelSettings(), shown
         self._names = result_names([sample.img_path for sample in samples])
         several = len(settings) > 1
         self._folders = [setting_folder(one.k_shot, one.seed) if several else "" for one in settings]
@@ -106,6 +109,7 @@ class MapFiles:
         self._in_page = in_page if self._per_list else []
         self._counts = Counter(sample.cls_name for sample in samples)
         self._own: dict[tuple[int, int], NDArray[np.float32]] = {}  # (setting, index) of waiting maps -> some pixels
+        self._foreground: dict[tuple[int, int], NDArray[np.bool_]] = {}  # of the maps that wait, of a method that masks
         self._classes: dict[str, _Class] = {}
         self._errors: list[BaseException] = []
         self._writing: deque[Future[None]] = deque()
@@ -145,6 +149,8 @@ class MapFiles:
     ) -> None:
         """Take one map, (H, W) float32, which must not be changed any more. A thread writes it, so that a GPU need not
         wait for the disk; an error of that is raised with one of the next maps, or by `finish`."""
+        if foreground is not None and self._overlays:
+            self._foreground[setting, index] = foreground
         self._writing.append(self._writer.submit(self._write, setting, index, one))
         while len(self._writing) > _WAITING or (self._writing and self._writing[0].done()):
             self._writing.popleft().result()
@@ -161,10 +167,9 @@ class MapFiles:
         if self._maps:
             _write_map(self._file(setting, index), one)
         elif self._draws(setting):
-            save_array(self._file(setting, index), waiting.astype(np.float16))
+            save_array(self._file(setting, index), waiting)
         if self._draws(setting):
-            some = sample_pixels(waiting, self._counts[self._samples[index].cls_name])
-            self._own[setting, index] = some.astype(np.float16).astype(np.float32)  # however the map is kept
+            self._own[setting, index] = sample_pixels(waiting, self._counts[self._samples[index].cls_name])
 
     def finish(self, result: ClassScores) -> None:
         """All maps of a class under a setting have come. With the last setting it is drawn: each image with all its
@@ -241,10 +246,11 @@ class MapFiles:
         sample = self._samples[index]
         overlay = self._result(OVERLAYS, setting, sample, ".png") if self._overlays else None
         thumbnail = sample.img_path in in_page
-        return Drawn(self._file(setting, index), score, ends, overlay, thumbnail, discard=not self._maps)
+        foreground = self._foreground.pop((setting, index), None)
+        return Drawn(self._file(setting, index), score, ends, overlay, thumbnail, not self._maps, foreground)
 
     def _draw(self, sample: Sample, maps: Sequence[Drawn]) -> Future[list[bytes | None]]:
-        job = PictureJob(self._root, sample, maps, self._pixels)
+        job = PictureJob(self._root, sample, maps, self._pixels, self._shown)
         if not self.beside:
             return self._threads.submit(draw, job)
         future = self._helpers.submit(sample.img_path, draw, job)

@@ -22,7 +22,11 @@ _GREEN = (60, 220, 60)
 
 
 def overlay(
-    image: Image.Image, heat: NDArray[Any], mask: NDArray[Any] | None, captions: Sequence[str]
+    image: Image.Image,
+    heat: NDArray[Any],
+    mask: NDArray[Any] | None,
+    captions: Sequence[str],
+    foreground: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
     """Three panels side by side, at the image's own aspect ratio: original, anomaly map, ground truth.
 
@@ -31,20 +35,28 @@ def overlay(
         heat: (S, S) in [0, 1], the colour scale's ends.
         mask: (S, S), non-zero = defect; None where it is not known.
         captions: one per panel; two leave the ground truth out.
+        foreground: (G, G), the patches that the method has looked at; the others are darkened on the anomaly map.
 
     Returns:
         (H, W, 3) uint8 RGB
     """
-    panels = draw_panels(image, heat, mask, PANEL_SIDE)[: len(captions)]
+    panels = draw_panels(image, heat, mask, PANEL_SIDE, foreground)[: len(captions)]
     return np.hstack([_captioned(panel, text) for panel, text in zip(panels, captions, strict=True)])
 
 
 def draw_panels(
-    image: Image.Image, heat: NDArray[Any], mask: NDArray[Any] | None, side: int
+    image: Image.Image,
+    heat: NDArray[Any],
+    mask: NDArray[Any] | None,
+    side: int,
+    foreground: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
     """Original, anomaly map, ground truth, each (H, W, 3) uint8 RGB, the longer side as given; else as `overlay`."""
     picture = resize_longest_side(image, side)
     blended, truth = blend_heatmap(picture, heat), picture.copy()
+    if foreground is not None:
+        seen = cv2.resize(foreground.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+        blended[~seen] = blended[~seen] // 3
     if mask is not None:
         shape = cv2.resize((mask > 0).astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         contours, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.images import load_image, load_mask
+from data.input_spec import WHOLE, Box
 from data.meta import PixelSettings, Sample
-from report.heatmap import on_scale, resize_longest_side
+from report.heatmap import crop, on_scale, resize_longest_side
 from report.overlays import PANEL_SIDE, draw_panels, overlay, save_picture
 
 MIN_PICTURES = 48  # of a run that are worth the start of processes that draw, a few tenths of a second of a core each
@@ -28,12 +29,13 @@ class Drawn(NamedTuple):
     """One map of an image, and what is to be drawn of it.
 
     Args:
-        map_file: the map, (S, S) as .npy in single or half precision.
+        map_file: the map, (H, W) as .npy.
         score: of the image.
         ends: of the colour scale, in the map's values.
         overlay: the file to write; None draws none.
         thumbnail: whether the picture for report.html is wanted.
         discard: whether the map's file is removed when all is drawn.
+        foreground: the patches that are not masked, (G, G); None where none are.
     """
 
     map_file: Path
@@ -42,6 +44,7 @@ class Drawn(NamedTuple):
     overlay: Path | None
     thumbnail: bool
     discard: bool = False
+    foreground: NDArray[np.bool_] | None = None
 
 
 class PictureJob(NamedTuple):
@@ -52,26 +55,29 @@ class PictureJob(NamedTuple):
         sample: the image, its mask and what they show.
         maps: its maps, one under each few-shot setting.
         pixels: how image and mask are read.
+        shown: the part of the picture that the maps show.
     """
 
     root: Path
     sample: Sample
     maps: Sequence[Drawn]
     pixels: PixelSettings = PixelSettings()
+    shown: Box = WHOLE
 
 
 def draw(job: PictureJob) -> list[bytes | None]:
     """Write the overlays, and return the thumbnails as WebP files; each where the job wants it. Image and mask are read
     once."""
-    image, mask = _load(job.root / job.sample.img_path, job.pixels), _mask(job)
+    image, mask = _load(job.root / job.sample.img_path, job.pixels, job.shown), _mask(job)
     return [_draw_map(one, image, mask, job.sample) for one in job.maps]
 
 
 def _draw_map(one: Drawn, image: Image.Image, mask: NDArray[np.uint8] | None, sample: Sample) -> bytes | None:
     low, high = one.ends
-    heat = (load_map(one.map_file).astype(np.float32) - low) / (high - low)
+    heat = (np.load(one.map_file) - low) / (high - low)
     if one.overlay:
-        save_picture(one.overlay, overlay(image, heat, mask, _captions(sample, one.score, mask is not None)))
+        captions = _captions(sample, one.score, mask is not None)
+        save_picture(one.overlay, overlay(image, heat, mask, captions, one.foreground))
     thumbnail = _thumbnail(image, heat, mask) if one.thumbnail else None
     if one.discard:
         one.map_file.unlink()
@@ -79,34 +85,38 @@ def _draw_map(one: Drawn, image: Image.Image, mask: NDArray[np.uint8] | None, sa
 
 
 def draw_unlabelled(
-    path: Path, one: NDArray[np.float32], ends: tuple[float, float], caption: str, file: Path, pixels: PixelSettings
+    path: Path,
+    one: NDArray[np.float32],
+    ends: tuple[float, float],
+    caption: str,
+    file: Path,
+    pixels: PixelSettings,
+    shown: Box = WHOLE,
+    foreground: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write the overlay of an image without ground truth.
 
     Args:
         path: the image; pixels: how it is read.
-        one: its map, (S, S).
+        one: its map, (H, W).
         ends: of the colour scale, in the map's values.
         caption: of the map.
         file: to write.
+        shown: the part of the picture that the map shows.
+        foreground: see `Drawn`.
     """
-    picture = overlay(_load(path, pixels), on_scale(one, *ends), None, (path.name, caption))
+    picture = overlay(_load(path, pixels, shown), on_scale(one, *ends), None, (path.name, caption), foreground)
     save_picture(file, picture)
 
 
-def _load(path: Path, pixels: PixelSettings) -> Image.Image:
+def _load(path: Path, pixels: PixelSettings, shown: Box) -> Image.Image:
     """A picture as large as a panel, whatever it is drawn for, so that all pictures of an image show the same."""
     image = load_image(path, upright=pixels.exif, bits=pixels.bits, shown=PANEL_SIDE)
-    return Image.fromarray(resize_longest_side(image, PANEL_SIDE))
-
-
-def load_map(path: Path) -> NDArray[np.float16]:
-    """A map, (S, S), in half precision however it is kept, so that pictures do not depend on that."""
-    return np.load(path).astype(np.float16)  # type: ignore[no-any-return]
+    return Image.fromarray(resize_longest_side(crop(image, shown), PANEL_SIDE))
 
 
 def shrink_map(one: NDArray[Any]) -> NDArray[Any]:
-    """A map, (S, S), no larger than thumbnails need it."""
+    """A map, (H, W), no larger than thumbnails need it."""
     if one.shape[0] <= THUMBNAIL_SIDE:
         return one
     return cv2.resize(one, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
@@ -117,7 +127,7 @@ def _mask(job: PictureJob) -> NDArray[np.uint8] | None:
     if not job.sample.anomaly:
         return np.zeros((1, 1), np.uint8)
     path = job.sample.mask_path
-    return np.asarray(load_mask(job.root / path, upright=job.pixels.exif)) if path else None
+    return np.asarray(crop(load_mask(job.root / path, upright=job.pixels.exif), job.shown)) if path else None
 
 
 def _captions(sample: Sample, score: float, has_mask: bool) -> tuple[str, str, str]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.input_spec import WHOLE, Box
 from data.meta import PixelSettings
 from report.heatmap import SCALE_IMAGES, HeatScale
 from report.pictures import MIN_PICTURES, draw_unlabelled
@@ -28,9 +29,16 @@ class StreamedOverlays(ExitStack):
         count: of the images; a few are drawn in this process.
     """
 
-    def __init__(self, folder: Path, pixels: PixelSettings, ends: tuple[float, float] | None, count: int):
+    def __init__(
+        self,
+        folder: Path,
+        pixels: PixelSettings,
+        ends: tuple[float, float] | None,
+        count: int,
+        shown: Box = WHOLE,
+    ):
         super().__init__()
-        self._folder, self._pixels, self._ends = folder, pixels, ends
+        self._folder, self._pixels, self._ends, self._shown = folder, pixels, ends, shown
         self._scale = HeatScale(SCALE_IMAGES)
         self._waiting: list[_Waiting] = []
         self._helpers: Helpers | None = None
@@ -52,9 +60,17 @@ class StreamedOverlays(ExitStack):
             if self.learning:
                 self._scale.add(one)
 
-    def keep(self, path: Path, name: str, one: NDArray[np.float32], caption: str) -> None:
-        """Take one map, (S, S) float32, of the image at `path`; name: of the picture, whose suffix becomes .png."""
-        self._waiting.append(_Waiting(path, name, one, caption))
+    def keep(
+        self,
+        path: Path,
+        name: str,
+        one: NDArray[np.float32],
+        caption: str,
+        foreground: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Take one map, (H, W) float32, of the image at `path`; name: of the picture, whose suffix becomes .png;
+        foreground: see `pictures.Drawn`."""
+        self._waiting.append(_Waiting(path, name, one, caption, foreground))
         if not self.learning:
             self._draw_waiting()
 
@@ -66,12 +82,12 @@ class StreamedOverlays(ExitStack):
 
     def _draw_waiting(self) -> None:
         ends = self._ends = self._ends or self._scale.ends()
-        for path, name, one, caption in self._waiting:
+        for path, name, one, caption, foreground in self._waiting:
             file = self._folder / PurePosixPath(name).with_suffix(".png")
+            job = path, one, ends, caption, file, self._pixels, self._shown, foreground
             if self._helpers is None:
-                draw_unlabelled(path, one, ends, caption, file, self._pixels)
+                draw_unlabelled(*job)
             else:
-                job = path, one, ends, caption, file, self._pixels
                 self._drawn.append(self._helpers.submit(str(path), draw_unlabelled, *job))
         self._waiting.clear()
         while self._drawn and self._drawn[0].done():
@@ -83,3 +99,4 @@ class _Waiting(NamedTuple):
     name: str
     map: NDArray[np.float32]
     caption: str
+    foreground: NDArray[np.bool_] | None

@@ -233,7 +233,7 @@ def test_own_prompts_change_the_scores(tiny_a, mini_visa, tmp_path):
 def test_refusals(fails, tiny_a, mini_visa):
     flags = ["--method", "sdp", *tiny_a.flags, *FAST, "--dataset", "visa", "--data_path", mini_visa]
     line = fails(test_script.main, *flags, "--k_shot", 4)
-    assert line == "error: sdp takes no references; these methods do: april_gan, winclip, subspace_ad"
+    assert line == "error: sdp takes no references; these methods do: april_gan, winclip, anomaly_dino, subspace_ad"
     assert "--prompts words.json: no such file" in fails(test_script.main, *flags, "--prompts", "words.json")
     assert "sdp has nothing to train" in fails(train_script.main, "--method", "sdp", *tiny_a.flags)
     assert "sdp_plus requires --checkpoint_path" in fails(test_script.main, *flags, "--method", "sdp_plus")

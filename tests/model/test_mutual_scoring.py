@@ -46,6 +46,7 @@ def test_every_distance(at_once, monkeypatch):
     """In blocks of any size, with products in pieces of any size, on a grid that is no square."""
     torch.manual_seed(0)
     images = torch.randn(11, 12, 8)
+    monkeypatch.setattr(mutual_scoring, "_PART", 1)
     monkeypatch.setattr(mutual_scoring, "_BLOCK", at_once * 4 * 12 * 8)
     monkeypatch.setattr(mutual_scoring, "_CHUNK", {"cpu": 2 * 12 * 12, "": 1})
     told = []

@@ -8,7 +8,7 @@ from scipy.ndimage import correlate1d
 from conftest import load_case
 from model import anomaly_map
 from model.interface import Tokens
-from model.layers import aggregate, layer_groups
+from model.layer_features import aggregate, layer_groups
 from model.subspace_ad import SubspaceAd, SubspaceTokens, smooth
 
 

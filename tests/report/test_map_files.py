@@ -158,7 +158,7 @@ def test_without_overlays_small_maps_wait(tmp_path, root):
             files.keep(setting, 0, map_of(setting, 0))
         files.written()
         waiting = [np.load(path) for path in tmp_path.rglob("*.npy")]
-        assert [(one.shape, one.dtype) for one in waiting] == [((176, 176), np.float16)] * 2  # of the first of each k
+        assert [(one.shape, one.dtype) for one in waiting] == [((176, 176), np.float32)] * 2  # of the first of each k
     assert list(tmp_path.iterdir()) == []
 
 
@@ -289,3 +289,13 @@ def test_pictures_show_what_was_scored(tmp_path, root):
     assert dark.getpixel((190, 150))[0] < 20 and bright.getpixel((190, 150)) == (255, 255, 255)
     stored, turned = (Image.open(tmp_path / f"nut_turned.jpg_{n}/imgs/nut/turned.png") for n in (0, 1))
     assert stored.width > 3 * stored.height and turned.width < 3 * turned.height
+
+
+def test_maps_beyond_half_precision_have_colours(tmp_path, root):
+    """Squared residuals of large backbones have no bound."""
+    with MapFiles(tmp_path, root, SAMPLES[:3], SETTINGS[:1]) as files:
+        for index in range(3):
+            files.keep(0, index, 1e6 * (3 + map_of(0, index)))
+        files.finish(ClassScores(0, "nut", {}, [0, 1, 2], [0.0, 1.0, 2.0], {}, {}))
+    pictures_of = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "imgs").rglob("*.png"))]
+    assert len(pictures_of) == 3 and all(len(np.unique(one.reshape(-1, 3), axis=0)) > 500 for one in pictures_of)

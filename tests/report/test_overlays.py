@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.input_spec import SquareInput
 from data.meta import PixelSettings
 from report.overlays import PANEL_SIDE, encode_png
 from report.pictures import draw_unlabelled
@@ -63,3 +64,30 @@ def test_an_image_that_cannot_be_drawn_is_named(tmp_path, count):
     ):
         overlays.keep(tmp_path / "gone.png", "gone.png", np.zeros((16, 16), np.float32), "")
     assert not list(tmp_path.rglob("*.png"))
+
+
+def panel_of(path, **shown) -> np.ndarray:
+    """The anomaly map of an overlay, without caption and frame."""
+    file = path.with_suffix(".out.png")
+    draw_unlabelled(path, np.zeros((8, 8), np.float32), (0, 1), "map", file, PixelSettings(), **shown)
+    both = np.asarray(Image.open(file))[22:]
+    return both[:, both.shape[1] // 2 + 1 : -1]
+
+
+def test_what_a_method_masks_is_darker(tmp_path):
+    Image.fromarray(np.full((80, 80, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    foreground = np.zeros((4, 4), bool)
+    foreground[:, 2:] = True
+    plain, masked = panel_of(tmp_path / "a.png"), panel_of(tmp_path / "a.png", foreground=foreground)
+    middle = plain.shape[1] // 2
+    assert np.array_equal(masked[:, middle:], plain[:, middle:])
+    assert masked[:, :middle].max() < plain[:, :middle].min()
+
+
+def test_a_map_of_the_middle_lies_over_the_middle(tmp_path):
+    pixels = np.zeros((160, 320, 3), np.uint8)
+    pixels[10:150, 20:300] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    shown = SquareInput(140, center_crop=True).shown
+    assert shown == (10 / 160, 10 / 160, 150 / 160, 150 / 160) and SquareInput(140).shown == (0, 0, 1, 1)
+    assert panel_of(tmp_path / "a.png").min() < 50 < 100 < panel_of(tmp_path / "a.png", shown=shown).min()
