@@ -188,7 +188,7 @@ class MuSc(nn.Module):
         turns = len(self.features_list)
         pairs = turns * sum(len(part) * (len(part) - 1) // 2 for part in parts)
         total = torch.zeros(())
-        with tqdm(total=pairs, desc="compare", unit="pair", leave=False) as bar:
+        with tqdm(total=pairs, desc="compare", unit="pair", leave=False, disable=None) as bar:
             for layer in self.features_list:
                 sizes, pooled, images = list[int](), list[Tensor](), list[Tensor]()
                 for bundle in tokens():
