@@ -133,7 +133,7 @@ def prepare(
         settings, settings.batch_size, settings.checkpoint_path, settings.dataset, accelerator, cache
     )
     if memory is None:
-        shots = with_views(built.detector, shots, settings.dataset, order)
+        shots = with_views(built.detector, settings.method, shots, settings.dataset, order)
     if settings.mode == "batched":
         check_sets(built.detector, settings.method, Counter(sample.cls_name for sample in data.samples))
     kept = len(data.classes) if settings.save_memory else 0

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from data.box import WHOLE, Box
+
 _MOST_PIXELS = 1 << 26  # of a resized picture
 
 Resizer = Literal["bicubic", "bilinear", "torchvision"]
-Box = tuple[float, float, float, float]  # left, top, right, bottom, as parts of a picture's width and height
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 class InputSpec(Protocol):

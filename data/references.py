@@ -21,11 +21,12 @@ class FewShotSetting(NamedTuple):
     seed: int | None
     references: Mapping[str, Sequence[str]]  # class name -> image paths, relative to the root
     views: Mapping[str, Sequence[ImageViews]] = MappingProxyType({})  # class name -> of each reference; none: as it is
+    views_of: str | None = None  # the method that drew them
 
     def as_dict(self) -> dict[str, Any]:
         """As files of settings have it."""
         own = self._asdict()
-        return own if self.views else {key: value for key, value in own.items() if key != "views"}
+        return own if self.views else {key: value for key, value in own.items() if not key.startswith("views")}
 
 
 ZERO_SHOT = FewShotSetting(0, None, {})
@@ -172,7 +173,7 @@ def _parse_shot(entry: Mapping[str, Any]) -> FewShotSetting:
     views = {name: parse_views(value, len(references[name])) for name, value in entry.get("views", {}).items()}
     if views and views.keys() != references.keys():
         raise ValueError("views must be given for every class, or for none")
-    return FewShotSetting(entry["k_shot"], entry["seed"], references, views)
+    return FewShotSetting(entry["k_shot"], entry["seed"], references, views, entry.get("views_of") if views else None)
 
 
 def _from_text(

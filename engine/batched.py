@@ -1,5 +1,6 @@
 """Scoring sets: the unlabelled images of a class are scored together, by methods that look at them all."""
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from utils import memory_check
 from utils.distributed import gather
 from utils.logs import LOG
 
-_SHARE = 0.5  # of the free memory that the tokens of a set may take
+_SHARE = 0.5  # of the free memory that the tokens of a set may take, in all processes of a machine together
 _SMALL = torch.iinfo(torch.int16).max  # regions that a mask kept in half the space may have
 
 
@@ -61,6 +62,8 @@ class SetPasses:
         self.groups, self._kept = [], []
         for batch in self._loader:
             for group in batch:
+                for error in filter(None, group.get("error", ())):  # of a file that could be read before
+                    raise ValueError(error)
                 self._timer.start()
                 tokens = encode(self._detector, group["image"], self._accelerator, self._timer, group["map_size"])
                 self.groups.append(ImageGroup(group["index"].tolist(), _small(group.get("regions"))))
@@ -72,7 +75,9 @@ class SetPasses:
         self._complete = bool(self._fits)
 
     def _room_for(self, tokens: Any, images: int) -> bool:
-        need = token_bytes(tokens) / images * len(self.paths)
+        regions = self.groups[-1].regions
+        own = token_bytes(tokens) + (0 if regions is None else token_bytes(regions))
+        need = own / images * len(self.paths) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         free = memory_check.free_bytes("cpu")
         if need > _SHARE * free:
             LOG.info(

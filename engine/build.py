@@ -175,7 +175,7 @@ def build_for_scoring(
     detector = build_detector(settings, accelerator, trained).eval()
     _compile(detector, settings, accelerator)
     if isinstance(batch_size, str):
-        batch_size = fitting_batch_size(detector, detector.backbone.image_size, accelerator)
+        batch_size = fitting_batch_size(detector, accelerator)
     detector.backbone.cache = feature_cache  # last: the images above are no images
     description = checkpoint.describe(detector, settings.method, dataset)
     if trained:
@@ -234,7 +234,7 @@ def check_room(
 
 
 @torch.no_grad()
-def fitting_batch_size(detector: ScoringDetector, image_size: int, accelerator: Accelerator) -> int:
+def fitting_batch_size(detector: ScoringDetector, accelerator: Accelerator) -> int:
     """How many images go through the backbone at a time: on a GPU the largest power of two, up to 128, whose pass takes
     no more than half of the memory that is free, which leaves the rest to references, distances and maps; on the CPU
     CPU_BATCH."""
@@ -242,11 +242,11 @@ def fitting_batch_size(detector: ScoringDetector, image_size: int, accelerator: 
     if device.type != "cuda":
         return CPU_BATCH
     free, _ = torch.cuda.mem_get_info(device)
-    size = 1
+    size, image, side = 1, detector.input_spec.blank(), detector.input_spec.side
     while size < _LARGEST_BATCH:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        encode(detector, torch.zeros(size, 3, image_size, image_size, dtype=torch.uint8), accelerator, Timer())
+        encode(detector, image.expand(size, *image.shape), accelerator, Timer(), (side, side))
         if 2 * (torch.cuda.max_memory_allocated(device) - before) > free / 2:  # what twice as many would take
             break
         size *= 2

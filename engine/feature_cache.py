@@ -88,7 +88,9 @@ class FeatureCache:
             shapes: name of each feature -> its shape of one image.
             encode: images (b, 3, S, S), those that lack a feature -> name -> (b, ...).
         """
-        pixels = [hashlib.sha256(image.numpy()).hexdigest() for image in images.cpu().contiguous()]
+        height, width = images.shape[-2:]
+        shape = b"" if height == width else f"{height} {width}".encode()
+        pixels = [hashlib.sha256(shape + image.numpy().tobytes()).hexdigest() for image in images.cpu().contiguous()]
         labels = [
             {
                 name: json.dumps({**identity, "vand_kit": VERSION, "feature": name, "image": one}, sort_keys=True)

@@ -130,21 +130,29 @@ class References:
 
 
 def with_views(
-    detector: ScoringDetector, settings: Sequence[FewShotSetting], dataset: str, classes: Sequence[str]
+    detector: ScoringDetector, method: str, settings: Sequence[FewShotSetting], dataset: str, classes: Sequence[str]
 ) -> list[FewShotSetting]:
-    """The settings with the views of their references: those that a file recorded, else drawn by the method."""
-    if not hasattr(detector, "draw_views"):
-        if any(setting.views for setting in settings):
-            LOG.warning("--references: its views are not used, since this method sees references as they are")
-        return [setting._replace(views={}) for setting in settings]
-    return [
-        setting
-        if setting.k_shot == 0 or setting.views
-        else setting._replace(
-            views=detector.draw_views({name: setting.references[name] for name in classes}, dataset, setting.seed)
-        )
-        for setting in settings
-    ]
+    """The settings for some classes, with the views of their references: those that a file recorded of this method,
+    else drawn by it."""
+    own = [one._replace(references={name: one.references[name] for name in classes}) if one.k_shot else one
+           for one in settings]  # fmt: skip
+    takes = hasattr(detector, "draw_views")
+    foreign = [one for one in own if one.views and not (takes and one.views_of in (None, method))]
+    if foreign:
+        instead = f"{method} draws its own" if takes else f"{method} sees references as they are"
+        LOG.warning("--references: the views of %s are not used; %s", foreign[0].views_of or "the file", instead)
+    return [_with_views(detector, method, one, dataset, takes and one.k_shot > 0, one in foreign) for one in own]
+
+
+def _with_views(
+    detector: Any, method: str, setting: FewShotSetting, dataset: str, takes: bool, foreign: bool
+) -> FewShotSetting:
+    if not takes:
+        return setting._replace(views={}, views_of=None)
+    if setting.views and not foreign:
+        return setting._replace(views={name: setting.views[name] for name in setting.references}, views_of=method)
+    views = detector.draw_views(setting.references, dataset, setting.seed)
+    return setting._replace(views=views, views_of=method)
 
 
 def few_shot_settings(

@@ -24,6 +24,7 @@ from inference.predictor import OWN_IMAGES, EncodedReferences, ImageResult, Pred
 from inference.uploads import UploadLimits
 from model import capabilities
 from report.heatmap import HeatScale, blend_heatmap, crop, on_scale, resize_longest_side
+from report.pictures import shrink_map
 from utils.devices import make_accelerator
 from utils.text import escape_controls
 
@@ -202,4 +203,5 @@ def _view(picture: np.ndarray, one: np.ndarray, calibration: Calibration | None)
     scale = HeatScale(1)
     scale.add(one)
     low, high = calibration.heat if calibration else scale.ends()
+    one = shrink_map(one, max(picture.shape))  # of an image that may be much larger
     return View(picture, on_scale(one, low, high).clip(0, 1).astype(np.float16))

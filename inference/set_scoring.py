@@ -35,8 +35,11 @@ class _Reasons(Dataset[str]):
         return str(self._images[index]["error"])
 
 
-def check_set(detector: object, method: str, images: int) -> None:
-    """Raises ValueError where so many images are too few for a method that scores them together."""
+def check_set(detector: object, method: str, images: int, processes: int = 1) -> None:
+    """Raises ValueError where so many images are too few for a method that scores them together, or where there are
+    several processes."""
+    if processes > 1:
+        raise ValueError("--mode batched: the images are one set, which one process scores; start without torchrun")
     least = getattr(detector, "SET_MINIMUM", 1)
     if images < least:
         raise ValueError(f"--method {method} scores images together and takes {least} or more; here are {images}")
@@ -59,10 +62,8 @@ def score_set_and_report(
         scored_by: method and model, for the page.
 
     Raises:
-        ValueError: several processes; fewer readable images than the method takes; a result that is no number.
+        ValueError: fewer readable images than the method takes; a result that is no number.
     """
-    if accelerator.num_processes > 1:
-        raise ValueError("--mode batched: the images are one set, which one process scores; start without torchrun")
     dataset = UnlabeledImages([path for path, _ in images], options.input_spec, bits=options.bits)
     errors = _read(dataset, options.num_workers)
     skipped: Skipped = [(images[index][1], error) for index, error in enumerate(errors) if error]

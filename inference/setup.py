@@ -118,6 +118,10 @@ def memory_of_class(
 ) -> Memory:
     """The one memory of a class in a file of memories. Raises ValueError where it holds none, or several."""
     found = [memory for (_, name), memory in memories.items() if name == class_name]
+    if not found:
+        raise ValueError(
+            f"memory {path}: holds no class '{class_name}'; name one by --class_name: {', '.join(classes)}"
+        )
     if len(found) != 1:
         raise ValueError(
             f"memory {path}: holds {len(found)} memories of class '{class_name}' (its classes: {', '.join(classes)}); "

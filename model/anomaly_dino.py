@@ -182,8 +182,6 @@ class AnomalyDino(nn.Module):
                     f"--seed {seed}: class '{name}' has {len(train[name])} normal training images, and the "
                     f"published draw begins at number {seed * k_shot + 1}; take a smaller seed"
                 )
-            if len(paths) < k_shot:
-                _LOG.warning("class '%s': %d references instead of %d, with seed %d", name, len(paths), k_shot, seed)
         return chosen
 
     def draw_views(

@@ -303,7 +303,7 @@ class TokenPasses(Protocol):
     """The images of a class, to be gone through more than once.
 
     Attributes:
-        paths: of the images, in the order of the passes.
+        paths: of the images, in the order of the dataset; images of several shapes may pass in another one.
     """
 
     paths: Sequence[str]

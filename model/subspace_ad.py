@@ -218,15 +218,14 @@ class SubspaceAd(nn.Module):
     @classmethod
     def draw_references(cls, train: Mapping[str, Sequence[str]], k_shot: int, seed: int) -> dict[str, list[str]]:
         """The published draw: one stream of random numbers shuffles class after class, so that it depends on which
-        classes come before. Of a class with fewer images all are taken, and nothing is drawn.
+        classes come before.
 
         train: class, in the order of the run -> its normal training images, sorted.
         """
         stream, drawn = random.Random(seed), {}
         for name, paths in train.items():
             order = list(paths)
-            if k_shot <= len(order):
-                stream.shuffle(order)
+            stream.shuffle(order)
             drawn[name] = order[:k_shot]
         return drawn
 

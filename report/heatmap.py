@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.input_spec import WHOLE, Box
+from data.box import WHOLE, Box
 
 _SAMPLED = 4096  # pixels of a map that are kept for the ends of the colour scale
 SCALE_IMAGES = 64  # images whose maps give these ends, where there are no normal ones

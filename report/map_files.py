@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.box import WHOLE, Box
 from data.images import result_names
-from data.input_spec import WHOLE, Box
 from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
 from report.gallery import Gallery, SelectedImages, choose, pictures_per_list, settings_with_pictures
 from report.heatmap import HeatScale, sample_pixels
+from report.overlays import PANEL_SIDE
 from report.pictures import MIN_PICTURES, Drawn, PictureJob, draw, shrink_map
 from report.predictions import ClassScores, scored_images
 from utils.files import atomic_write, save_array
@@ -163,13 +164,13 @@ class MapFiles:
             self._writing.popleft().result()
 
     def _write(self, setting: int, index: int, one: NDArray[np.float32]) -> None:
-        waiting = one if self._overlays or self._maps else shrink_map(one)
+        small = shrink_map(one, PANEL_SIDE)
         if self._maps:
             _write_map(self._file(setting, index), one)
         elif self._draws(setting):
-            save_array(self._file(setting, index), waiting)
+            save_array(self._file(setting, index), small)
         if self._draws(setting):
-            self._own[setting, index] = sample_pixels(waiting, self._counts[self._samples[index].cls_name])
+            self._own[setting, index] = sample_pixels(small, self._counts[self._samples[index].cls_name])
 
     def finish(self, result: ClassScores) -> None:
         """All maps of a class under a setting have come. With the last setting it is drawn: each image with all its

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.box import WHOLE, Box
 from data.images import load_image, load_mask
-from data.input_spec import WHOLE, Box
 from data.meta import PixelSettings, Sample
 from report.heatmap import crop, on_scale, resize_longest_side
 from report.overlays import PANEL_SIDE, draw_panels, overlay, save_picture
@@ -74,7 +74,7 @@ def draw(job: PictureJob) -> list[bytes | None]:
 
 def _draw_map(one: Drawn, image: Image.Image, mask: NDArray[np.uint8] | None, sample: Sample) -> bytes | None:
     low, high = one.ends
-    heat = (np.load(one.map_file) - low) / (high - low)
+    heat: NDArray[np.float32] = (shrink_map(np.load(one.map_file), PANEL_SIDE) - low) / (high - low)
     if one.overlay:
         captions = _captions(sample, one.score, mask is not None)
         save_picture(one.overlay, overlay(image, heat, mask, captions, one.foreground))
@@ -115,11 +115,13 @@ def _load(path: Path, pixels: PixelSettings, shown: Box) -> Image.Image:
     return Image.fromarray(resize_longest_side(crop(image, shown), PANEL_SIDE))
 
 
-def shrink_map(one: NDArray[Any]) -> NDArray[Any]:
-    """A map, (H, W), no larger than thumbnails need it."""
-    if one.shape[0] <= THUMBNAIL_SIDE:
+def shrink_map(one: NDArray[Any], side: int) -> NDArray[Any]:
+    """A map, (H, W), no larger than a panel of this side needs it."""
+    scale = side / max(one.shape)
+    if scale >= 1:
         return one
-    return cv2.resize(one, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    height, width = (max(1, round(scale * length)) for length in one.shape)
+    return cv2.resize(one, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _mask(job: PictureJob) -> NDArray[np.uint8] | None:
@@ -137,7 +139,7 @@ def _captions(sample: Sample, score: float, has_mask: bool) -> tuple[str, str, s
 
 
 def _thumbnail(image: Image.Image, heat: NDArray[np.float32], mask: NDArray[np.uint8] | None) -> bytes:
-    original, coloured, truth = draw_panels(image, shrink_map(heat), mask, THUMBNAIL_SIDE)
+    original, coloured, truth = draw_panels(image, shrink_map(heat, THUMBNAIL_SIDE), mask, THUMBNAIL_SIDE)
     gap = np.full((original.shape[0], _GAP, 3), 128, np.uint8)
     file = io.BytesIO()
     Image.fromarray(np.hstack([original, gap, coloured, gap, truth])).save(file, "WEBP", quality=70, method=2)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.input_spec import WHOLE, Box
+from data.box import WHOLE, Box
 from data.meta import PixelSettings
 from report.heatmap import SCALE_IMAGES, HeatScale
-from report.pictures import MIN_PICTURES, draw_unlabelled
+from report.overlays import PANEL_SIDE
+from report.pictures import MIN_PICTURES, draw_unlabelled, shrink_map
 from utils.helpers import Helpers
 from utils.launch import worker_count
 
@@ -70,7 +71,7 @@ class StreamedOverlays(ExitStack):
     ) -> None:
         """Take one map, (H, W) float32, of the image at `path`; name: of the picture, whose suffix becomes .png;
         foreground: see `pictures.Drawn`."""
-        self._waiting.append(_Waiting(path, name, one, caption, foreground))
+        self._waiting.append(_Waiting(path, name, shrink_map(one, PANEL_SIDE), caption, foreground))
         if not self.learning:
             self._draw_waiting()
 

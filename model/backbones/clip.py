@@ -115,14 +115,16 @@ class Backbone(FrozenTower):
         return f"open_clip {open_clip.__version__}"
 
     def _positions(self, size: tuple[int, int]) -> dict[str, str]:
-        # Square images by the usual rule have the table that `_vision` has, so that older caches stay of use.
+        # Square images by the usual rule have the table that `_vision` has.
         square = size == (self.image_size, self.image_size) and self.position_rule == PositionRules().clip
         if square or not isinstance(self.taps, ViTTaps):
             return {}
         return {"positions": f"{self.position_rule} {self.taps.table.digest}"}
 
     def _vision(self) -> tuple[Any, Mapping[str, Tensor]]:
-        settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size, self.position_rule]
+        usual = self.position_rule == PositionRules().clip  # not named, so that older caches stay of use
+        rule = [] if usual else [self.position_rule]
+        settings = [architecture(self.name)["vision_cfg"], self.quick_gelu, self.image_size, *rule]
         return settings, self.clip.visual.state_dict()
 
     @torch.no_grad()

@@ -133,13 +133,18 @@ def test_views_are_read_once_for_all_settings(folder):
 
 
 def test_views_are_drawn_where_no_file_has_them_and_dropped_by_other_methods(folder, caplog):
-    drawn = with_views(Colours(), [FewShotSetting(1, 3, {"cup": ["0.png"]})], "own", ["cup"])
-    assert drawn[0].views == {"cup": [(((),), ((), TURNED))]}
-    assert with_views(Colours(), drawn, "own", ["cup"]) == drawn
+    drawn = with_views(
+        Colours(), "colours", [FewShotSetting(1, 3, {"cup": ["0.png"], "cap": ["1.png"]})], "own", ["cup"]
+    )
+    assert drawn[0].views == {"cup": [(((),), ((), TURNED))]} and drawn[0].references == {"cup": ["0.png"]}
+    assert with_views(Colours(), "colours", drawn, "own", ["cup"]) == drawn and not caplog.messages
     again = parse_shots(json.loads(json.dumps([one.as_dict() for one in drawn])))
     assert again == [drawn[0]]
-    assert with_views(nn.Identity(), drawn, "own", ["cup"])[0].views == {}
-    assert "--references: its views are not used" in caplog.text
+    assert with_views(nn.Identity(), "winclip", drawn, "own", ["cup"])[0] == FewShotSetting(1, 3, {"cup": ["0.png"]})
+    assert "--references: the views of colours are not used; winclip sees references as they are" in caplog.text
+    other = [drawn[0]._replace(views={"cup": [PLAIN]}, views_of="dots")]
+    assert with_views(Colours(), "colours", other, "own", ["cup"]) == drawn
+    assert "--references: the views of dots are not used; colours draws its own" in caplog.text
 
 
 @pytest.mark.parametrize("views", [

@@ -151,14 +151,14 @@ def test_expected_files_are_those_that_are_written(tmp_path, root):
     )
 
 
-def test_without_overlays_small_maps_wait(tmp_path, root):
+def test_without_overlays_maps_of_the_page_alone_wait(tmp_path, root):
     files = MapFiles(tmp_path, root, SAMPLES, SETTINGS, overlays=False)
     with files:
         for setting in range(3):
             files.keep(setting, 0, map_of(setting, 0))
         files.written()
         waiting = [np.load(path) for path in tmp_path.rglob("*.npy")]
-        assert [(one.shape, one.dtype) for one in waiting] == [((176, 176), np.float32)] * 2  # of the first of each k
+        assert [(one.shape, one.dtype) for one in waiting] == [((SIDE, SIDE), np.float32)] * 2  # of the first of each k
     assert list(tmp_path.iterdir()) == []
 
 

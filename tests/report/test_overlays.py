@@ -1,12 +1,15 @@
 """Overlays as files: what is written is what was drawn."""
 
 import io
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import ROOT
 from data.input_spec import SquareInput
 from data.meta import PixelSettings
 from report.overlays import PANEL_SIDE, encode_png
@@ -91,3 +94,9 @@ def test_a_map_of_the_middle_lies_over_the_middle(tmp_path):
     shown = SquareInput(140, center_crop=True).shown
     assert shown == (10 / 160, 10 / 160, 150 / 160, 150 / 160) and SquareInput(140).shown == (0, 0, 1, 1)
     assert panel_of(tmp_path / "a.png").min() < 50 < 100 < panel_of(tmp_path / "a.png", shown=shown).min()
+
+
+def test_what_draws_needs_no_pytorch():
+    """So that processes which draw begin soon, and stay small."""
+    code = "import sys, report.pictures; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
