@@ -132,6 +132,8 @@ def score_sets(
         if sample.cls_name not in finished:
             indices.setdefault(sample.cls_name, []).append(index)
     names, ranks = list(indices), accelerator.num_processes
+    if ranks > 1:  # the classes of a round should take as long as each other, since the processes wait for them all
+        names.sort(key=lambda name: -len(indices[name]))
     for first in range(0, len(names), ranks):
         own = names[first + accelerator.process_index :][:1] if accelerator.process_index < len(names) - first else []
         results = [

@@ -74,7 +74,8 @@ def draw(job: PictureJob) -> list[bytes | None]:
 
 def _draw_map(one: Drawn, image: Image.Image, mask: NDArray[np.uint8] | None, sample: Sample) -> bytes | None:
     low, high = one.ends
-    heat: NDArray[np.float32] = (shrink_map(np.load(one.map_file), PANEL_SIDE) - low) / (high - low)
+    small: NDArray[np.float32] = shrink_map(np.load(one.map_file), PANEL_SIDE)
+    heat = (small - np.float32(low)) / np.float32(high - low)
     if one.overlay:
         captions = _captions(sample, one.score, mask is not None)
         save_picture(one.overlay, overlay(image, heat, mask, captions, one.foreground))
