@@ -54,34 +54,36 @@ class PublishedDraw(Protocol):
 def draw_as_published(
     draw: PublishedDraw, dataset: str, train: Sequence[Sample], classes: Sequence[str], k_shot: int, seed: int
 ) -> FewShotSetting:
-    """As `draw_shots`, by a published program's own draw. Raises ValueError where it gives fewer than k_shot."""
+    """As `draw_shots`, by a published program's own draw, which may give fewer references than k_shot: a line says so.
+    Raises ValueError where a class has none."""
     own = {name: _normal_paths(dataset, train, name, k_shot) for name in classes}
     drawn = draw(own, k_shot, seed)
     for name, paths in drawn.items():
-        if len(paths) != k_shot:
-            raise ValueError(
-                f"--k_shot {k_shot} --seed {seed}: the published draw takes {len(paths)} of the {len(own[name])} "
-                f"normal training images of class '{name}' of {dataset}; take a smaller k or seed"
-            )
+        if len(paths) < k_shot:
+            LOG.warning(
+                "--k_shot %d --seed %d: the published draw takes %d of the %d normal training images of class '%s'",
+                k_shot, seed, len(paths), len(own[name]), name,
+            )  # fmt: skip
     return FewShotSetting(k_shot, seed, drawn)
 
 
 def _draw(dataset: str, train: Sequence[Sample], name: str, k_shot: int, seed: int) -> list[str]:
     paths = _normal_paths(dataset, train, name, k_shot)
+    if k_shot > len(paths):
+        raise ValueError(
+            f"--k_shot {k_shot}: class '{name}' of {dataset} has {len(paths)} normal training images; take a smaller k"
+        )
     random.Random(f"{dataset}/{name}/{seed}").shuffle(paths)
     return paths[:k_shot]
 
 
 def _normal_paths(dataset: str, train: Sequence[Sample], name: str, k_shot: int) -> list[str]:
+    """Sorted. Raises ValueError where there are none."""
     paths = sorted({sample.img_path for sample in train if sample.cls_name == name and not sample.anomaly})
     if not paths:
         raise ValueError(
             f"--k_shot {k_shot}: {dataset} has no normal training images of class '{name}' to draw from; add some to "
             "its train split, or test zero-shot"
-        )
-    if k_shot > len(paths):
-        raise ValueError(
-            f"--k_shot {k_shot}: class '{name}' of {dataset} has {len(paths)} normal training images; take a smaller k"
         )
     return paths
 
@@ -205,7 +207,8 @@ def _check_references(
 ) -> None:
     for name in classes:
         paths = shot.references.get(name, ())
-        if len(paths) != shot.k_shot or not paths:
+        fewer = shot.views_of is not None and 0 < len(paths) < shot.k_shot  # as published programs draw
+        if (len(paths) != shot.k_shot and not fewer) or not paths:
             raise ValueError(
                 f"--references {path}: class '{name}' has {len(paths)} references where k_shot is {shot.k_shot}"
             )

@@ -51,7 +51,8 @@ class SetPasses:
         self.paths = paths
         self.groups: list[ImageGroup] = []
         self._kept: list[Any] = []
-        self._fits: bool | None = None  # known after the first bundle
+        # Known after the first bundle; a method that goes through them once holds itself what it needs.
+        self._fits: bool | None = False if detector.SET_PASSES == 1 else None
         self._complete = False  # whether all bundles are kept
 
     def __call__(self) -> Iterator[Any]:

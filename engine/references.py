@@ -150,6 +150,7 @@ def _with_views(
     if not takes:
         return setting._replace(views={}, views_of=None)
     if setting.views and not foreign:
+        LOG.info("views of references are those that the file recorded, whatever flags say of them")
         return setting._replace(views={name: setting.views[name] for name in setting.references}, views_of=method)
     views = detector.draw_views(setting.references, dataset, setting.seed)
     return setting._replace(views=views, views_of=method)

@@ -90,6 +90,7 @@ class AnomalyDino(nn.Module):
     )
     needs_text: ClassVar[bool] = False
     SET_MINIMUM: ClassVar[int] = 2
+    SET_PASSES: ClassVar[int] = 1
 
     def __init__(
         self,

@@ -316,6 +316,7 @@ class BatchedDetector(Detector, Protocol):
     """A method that scores unlabelled images of a class together."""
 
     SET_MINIMUM: ClassVar[int]  # images that it takes
+    SET_PASSES: ClassVar[int]  # how often it goes through them; of once, tokens are not kept
 
     def score_set(self, tokens: TokenPasses, name: str) -> Iterator[Prediction]:
         """A prediction for each bundle of a pass. name: of the class. Raises ValueError on a set that is too small."""

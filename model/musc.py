@@ -106,6 +106,7 @@ class MuSc(nn.Module):
     )
     needs_text: ClassVar[bool] = False
     SET_MINIMUM: ClassVar[int] = 5  # with fewer, 0.3 of the distances to the others are none
+    SET_PASSES: ClassVar[int] = 2  # one for each layer where not all fit into memory
 
     def __init__(
         self,

@@ -122,6 +122,6 @@ def components_for(eigenvalues: Tensor, explained_variance: float) -> int:
 
 def residual(tokens: Tensor, subspace: Subspace) -> Tensor:
     """Squared distance of each token to the subspace, in float32: (B, N, W) -> (B, N)."""
-    mean, components = subspace
+    mean, components = (one.to(tokens.device) for one in subspace)  # Apple's GPUs have no float64, in which it was made
     rebuilt = (tokens - mean) @ components.T @ components + mean
     return (tokens - rebuilt).square().sum(-1)

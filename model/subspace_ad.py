@@ -138,6 +138,7 @@ class SubspaceAd(nn.Module):
     )
     needs_text: ClassVar[bool] = False
     SET_MINIMUM: ClassVar[int] = 1
+    SET_PASSES: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -198,8 +199,7 @@ class SubspaceAd(nn.Module):
     # --- images -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, images: Tensor, map_size: tuple[int, int] | None = None) -> SubspaceTokens:
-        """map_size: not used, maps are S x S."""
+    def encode(self, images: Tensor) -> SubspaceTokens:
         tokens = self.backbone(images, {layer for group in self.groups for layer in group}, pooled=False)
         features, grid = aggregate(tokens, self.groups)  # (B, N, W)
         return SubspaceTokens(features, self._salient(images, features), grid)
@@ -218,14 +218,15 @@ class SubspaceAd(nn.Module):
     @classmethod
     def draw_references(cls, train: Mapping[str, Sequence[str]], k_shot: int, seed: int) -> dict[str, list[str]]:
         """The published draw: one stream of random numbers shuffles class after class, so that it depends on which
-        classes come before.
+        classes come before. Of a class with fewer images all are taken, and nothing is drawn.
 
         train: class, in the order of the run -> its normal training images, sorted.
         """
         stream, drawn = random.Random(seed), {}
         for name, paths in train.items():
             order = list(paths)
-            stream.shuffle(order)
+            if k_shot <= len(order):
+                stream.shuffle(order)
             drawn[name] = order[:k_shot]
         return drawn
 
