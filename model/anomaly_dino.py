@@ -202,7 +202,8 @@ class AnomalyDino(nn.Module):
         if self.metric == "cosine":
             found["patch"] = F.normalize(found["patch"], dim=-1)
         if self.mask_references and self.rules.masks_any:
-            found["foreground"] = self._foreground(tokens, "a reference").flatten()[:, None].float()
+            features = tokens.patches if tokens.last is None else tokens.last
+            found["foreground"] = foreground(features, tokens.grid).flatten()[:, None].float()
         return found
 
     def build_memory(self, references: Sequence[Mapping[str, Tensor]]) -> Memory:

@@ -131,9 +131,10 @@ class PlainTaps(nn.Module):
         )  # each (B, heads, prefix + N, W / heads)
         prefix, registers = self.model.num_prefix_tokens, self.model.num_reg_tokens
         rows = slice(prefix - registers, prefix) if registers else slice(0, 1)
-        queries, keys = attention.q_norm(queries)[:, :, rows], attention.k_norm(keys)
-        logits = (queries * attention.scale) @ keys.transpose(-2, -1)  # (B, heads, rows, prefix + N)
-        return logits.float().softmax(-1)[..., prefix:].mean((1, 2))
+        queries, keys = attention.q_norm(queries)[:, :, rows].float(), attention.k_norm(keys).float()
+        with torch.autocast(images.device.type, enabled=False):  # logits in half precision would shift the mask
+            logits = (queries * attention.scale) @ keys.transpose(-2, -1)  # (B, heads, rows, prefix + N)
+        return logits.softmax(-1)[..., prefix:].mean((1, 2))
 
 
 class StageTaps(nn.Module):

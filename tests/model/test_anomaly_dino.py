@@ -196,6 +196,12 @@ def test_references_without_foreground_are_refused(some, monkeypatch):
         predict(detector, some)
 
 
+def test_references_of_a_class_that_is_not_masked_need_no_foreground(some, monkeypatch, caplog):
+    detector = make(96, mask_references=True, masking=["other"])
+    monkeypatch.setattr(anomaly_dino, "foreground", lambda features, grid: torch.zeros(features.shape[:2]) > 0)
+    assert predict(detector, some).maps.any() and not caplog.records
+
+
 def test_an_image_without_foreground_scores_zero_and_the_log_says_so_once(some, monkeypatch, caplog):
     detector = make(96, masking=["all"])
     monkeypatch.setattr(anomaly_dino, "foreground", lambda features, grid: torch.zeros(features.shape[:2]) > 0)

@@ -264,6 +264,18 @@ def test_half_precision():
     assert 0 < (half - plain).abs().max() < 0.3
 
 
+def test_saliency_of_half_precision_tokens_is_computed_in_single():
+    own = tiny("tiny-r")
+    batch, attention, parts = images(own, 3, 4), own.taps.model.blocks[2].attn, []
+    attention.qkv.register_forward_hook(lambda module, inputs, output: parts.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = own.saliency(batch, 2)
+    assert parts[0].dtype == torch.bfloat16 and found.dtype == torch.float32
+    queries, keys, _ = (one.float().unflatten(-1, (attention.num_heads, -1)).mT for one in parts[0].chunk(3, dim=-1))
+    logits = torch.einsum("bqdh,bkdh->bhqk", queries[:, 1:5], keys) * attention.scale
+    torch.testing.assert_close(found, logits.softmax(-1)[..., 5:].mean((1, 2)), atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-d", "resnet10t"])
 def test_a_compiled_encoder_gives_the_same(name):
