@@ -142,10 +142,15 @@ def bytes_of(model: nn.Module) -> int:
 
 
 def load_tag(architecture: TimmArchitecture, tag: str) -> Any:
-    """The model with its classifier and a tag's weights, which timm downloads and caches. Raises what timm raises."""
-    return _call(
-        architecture.timm_name, {**_kwargs(architecture, None, True), "pretrained": True, "pretrained_cfg": tag}
-    )
+    """The model with its classifier and a tag's weights, which timm downloads and caches. Raises what timm raises.
+
+    A ViT comes at the size of its stored position table, whatever img_size a file says: timm would resample the table
+    by a rule of its own.
+    """
+    kwargs = _kwargs(architecture, None, True)
+    if getattr(draft(architecture), "dynamic_img_size", False):
+        kwargs.pop("img_size", None)
+    return _call(architecture.timm_name, {**kwargs, "pretrained": True, "pretrained_cfg": tag})
 
 
 def _create(architecture: TimmArchitecture, img_size: int | tuple[int, int] | None, head: bool) -> Any:

@@ -12,6 +12,7 @@ from model import build
 from model.backbones import choose, timm_models, timm_weights
 from model.backbones import weights as weights_module
 from model.backbones.choose import build_backbone, register
+from model.backbones.positions import resample
 from model.backbones.timm import TimmBackbone
 from utils import memory_check
 
@@ -265,6 +266,32 @@ def test_a_tag_is_downloaded_by_timm_and_its_licence_logged(caplog, monkeypatch)
     assert (own.name, own.pretrained) == ("resnet10t", "c3_in1k")
     assert "weights resnet10t.c3_in1k: licence apache-2.0" in caplog.text
     assert own(images(64), [4]).patches[4].shape == (2, 4, 512)
+
+
+def test_the_table_of_a_tag_is_not_resampled_by_timm(monkeypatch, tmp_path):
+    """A file may say img_size: that is the size of the images, not of the table."""
+    create = timm_models.timm.create_model
+    monkeypatch.setattr(timm_models.timm, "create_model", lambda name, **kwargs: create(name, **stored(kwargs)))
+    stored_table = torch.randn(1, 1 + 14 * 14, 32)
+
+    def stored(kwargs):
+        if kwargs.pop("pretrained", False):
+            assert kwargs.pop("pretrained_cfg") == "augreg_in21k_ft_in1k" and "img_size" not in kwargs
+        return kwargs
+
+    def download(architecture, tag):
+        model = load_tag(architecture, tag)
+        model.pos_embed.data.copy_(stored_table)
+        return model
+
+    load_tag = timm_models.load_tag
+    monkeypatch.setattr(timm_models, "load_tag", download)
+    path = tmp_path / "small.json"
+    kwargs = {"img_size": 96, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    path.write_text(json.dumps({"timm_model": "vit_tiny_patch16_224", "timm_kwargs": kwargs}))
+    own = build_backbone("small", "augreg_in21k_ft_in1k", config_path=str(path), position_rule="offset")
+    assert own.image_size == 96 and own.grid == 6
+    assert torch.equal(own.taps.table.at((6, 6)), resample(stored_table[0], 1, (6, 6), "offset"))
 
 
 def test_a_failed_download_says_what_was_tried(monkeypatch):
