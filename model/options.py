@@ -83,6 +83,14 @@ class Training:
 POSITION_RULES = ("offset", "size", "size_antialias", "bilinear")
 
 
+def check_no_position_rule(rule: str, model: str) -> None:
+    """Raises ValueError where --position_rule is given for a model that it means nothing for."""
+    if rule != "auto":
+        raise ValueError(
+            f"--position_rule {rule}: {model} has no position table that it could bring to another grid; drop it"
+        )
+
+
 @dataclass(frozen=True)
 class PositionRules:
     """The position rule that `--position_rule auto` means for a method.

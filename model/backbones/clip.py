@@ -18,7 +18,7 @@ from model.backbones.taps import ResNetTaps, ViTTaps
 from model.backbones.text_tower import TextTower
 from model.backbones.weights import Weights, fingerprint
 from model.interface import DualTokens, Tokens
-from model.options import PositionRules
+from model.options import PositionRules, check_no_position_rule
 
 
 class Backbone(FrozenTower):
@@ -39,8 +39,8 @@ class Backbone(FrozenTower):
             were trained with, as `Weights.find` knows them.
 
     Raises:
-        ValueError: unknown or unsupported architecture, unknown tag, an image size that memory cannot hold, weights
-            that do not fit; one line that says what to do.
+        ValueError: unknown or unsupported architecture, unknown tag, an image size that memory cannot hold, a
+            position rule for a ResNet, weights that do not fit; one line that says what to do.
         OSError: weights that can not be read or downloaded.
     """
 
@@ -64,6 +64,8 @@ class Backbone(FrozenTower):
         is_vit = isinstance(vision.get("layers", 12), int)
         patch: int = (vision.get("patch_size") or 16) if is_vit else 32
         gelu = {"on": True, "off": False, "auto": bool(config.get("quick_gelu", False))}[quick_gelu]
+        if not is_vit:
+            check_no_position_rule(position_rule, model)
         source = Weights.find(model, pretrained, mean, std)
         source.log(model, gelu, asked=quick_gelu != "auto")
         super().__init__(model, pretrained, image_size or vision.get("image_size", 224), patch, source.normalization)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones import timm_models
+from model.backbones.architectures import silent
 from model.backbones.frozen import FrozenTower, least_bytes
 from model.backbones.timm_taps import PlainTaps, StageTaps, is_plain
 from model.backbones.timm_weights import TimmWeights
 from model.backbones.weights import fingerprint
-from model.options import PositionRules
+from model.options import PositionRules, check_no_position_rule
 
 
 class TimmBackbone(FrozenTower):
@@ -34,8 +35,8 @@ class TimmBackbone(FrozenTower):
             were trained with, as `TimmWeights.find` knows them.
 
     Raises:
-        ValueError: unknown model, unknown tag, an image size that memory cannot hold, weights that do not fit; one line
-            that says what to do.
+        ValueError: unknown model, unknown tag, an image size that memory cannot hold, a position rule without a table
+            for it, weights that do not fit; one line that says what to do.
         OSError: weights that can not be read or downloaded.
     """
 
@@ -57,6 +58,8 @@ class TimmBackbone(FrozenTower):
         source = TimmWeights.find(architecture, pretrained, mean, std)
         source.log()
         draft = timm_models.draft(architecture)
+        if not is_plain(draft) or draft.pos_embed is None:
+            check_no_position_rule(position_rule, architecture.name)
         own = _own_size(architecture, draft)
         strides = [int(one["reduction"]) for one in draft.feature_info]
         super().__init__(architecture.name, pretrained, image_size or min(own), max(strides), source.normalization)
@@ -90,15 +93,21 @@ class TimmBackbone(FrozenTower):
                     raise ValueError(
                         f"--image_size {self.image_size}: {self.name} takes images of {sides} pixels alone"
                     )
-                one.set_input_size(img_size=fixed)
+                with silent():
+                    one.set_input_size(img_size=fixed)
         taps = StageTaps(model, draft, fixed)
         taps.grid(taps.depth, (self.image_size, self.image_size))  # refuses what the model cannot take
         return taps
 
     @property
     def grid(self) -> int | None:
-        """Patches a side, G, of a ViT; None where layers have grids of their own."""
-        return self.image_size // self.patch if isinstance(self.taps, PlainTaps) else None
+        """Places a side, G, where all layers share one square grid, as those of a ViT do; else None."""
+        if isinstance(self.taps, PlainTaps):
+            return self.image_size // self.patch
+        size = (self.image_size, self.image_size)
+        grids = {self.taps.grid(layer, size) for layer in range(self.taps.first, self.depth + 1)}
+        ((height, width), *others) = grids
+        return None if others or height != width else height
 
     def check_saliency(self, flag: str, index: int) -> None:
         """Raises ValueError, beginning with `flag`, where `saliency` of a block, counted from 0, cannot be had."""

@@ -163,6 +163,7 @@ class StageTaps(nn.Module):
         self.patch = max(strides)
         self._shapes: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
         norm = getattr(model, "norm", None)
+        norm = getattr(model, "fc_norm", None) if isinstance(norm, nn.Identity) else norm
         self._norm = norm if isinstance(norm, nn.LayerNorm) else None
         self.run: Callable[[Tensor, list[int]], list[Tensor]] = self._run
 

@@ -312,3 +312,8 @@ def test_a_rule_is_part_of_what_cached_features_are_known_by(tiny_a):
     assert "positions" not in known("size_antialias", 96)  # as older versions wrote them
     assert "positions" in known("size_antialias", 112)
     assert known("size", 96) != known("offset", 96) != known("size_antialias", 96)
+
+
+def test_a_position_rule_is_refused_for_a_resnet(resnet):
+    with pytest.raises(ValueError, match=r"^--position_rule size: test-resnet has no position table .*; drop it$"):
+        Backbone(resnet, position_rule="size")

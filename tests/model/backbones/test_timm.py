@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from conftest import REFERENCE
+from model import build_on
 from model.backbones.choose import build_backbone
 from model.backbones.positions import resample
+from model.backbones.timm_taps import StageTaps
 from model.options import PositionRules
 
 MODELS = REFERENCE / "models"
@@ -117,6 +119,13 @@ def test_each_method_has_its_rule():
     assert tiny("tiny-r", position_rules=rules, position_rule="bilinear").description()["position_rule"] == "bilinear"
 
 
+@pytest.mark.parametrize("model", ["resnet10t", "mixer_s32_224", "vit_small_patch16_dinov3"])
+def test_a_rule_without_a_table_is_refused(model):
+    said = f"^--position_rule offset: {model} has no position table that it could bring to another grid; drop it$"
+    with pytest.raises(ValueError, match=said):
+        build_backbone(model, position_rule="offset")
+
+
 def test_layers_above_the_asked_ones_are_left_out():
     own = tiny("tiny-d")
     calls = []
@@ -172,6 +181,7 @@ def small(tmp_path, timm_model: str, **kwargs):
     return build_backbone("small", config_path=str(path))
 
 
+METHODS = ("musc", "anomaly_dino", "subspace_ad")
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 
 
@@ -241,6 +251,29 @@ def test_windows_take_images_of_any_shape(tmp_path):
     found = own(batch, [1, 2], normed=True)
     assert found.grids == {1: (10, 16), 2: (5, 8)}
     torch.testing.assert_close(found.patches[2].mean(-1), torch.zeros(1, 40), atol=1e-5, rtol=0)  # a layer norm
+
+
+@pytest.mark.parametrize(
+    ("timm_model", "size", "normed"),
+    [
+        ("beit_base_patch16_224", 64, True),
+        ("beitv2_base_patch16_224", 64, True),
+        ("deit_tiny_distilled_patch16_224", 64, True),
+        ("samvit_base_patch16", 32, False),  # takes its own size alone, and has no norm
+    ],
+)
+def test_blocks_of_a_class_of_their_own_share_one_grid(timm_model, size, normed, tmp_path):
+    """Methods take them as ViTs: MuSc at all, the others at the layers of a ViT."""
+    kwargs = {**SIZES, "depth": 12, "embed_dim": 8}
+    own = small(tmp_path, timm_model, **kwargs)
+    own = build_backbone("small", image_size=size)
+    assert isinstance(own.taps, StageTaps) and own.depth == 12 and own.grid == size // 8
+    layers = {method: build_on(own, method).options["features_list"] for method in METHODS}
+    assert layers == {"musc": [3, 6, 9, 12], "anomaly_dino": [12], "subspace_ad": [9, 8]}
+    found = own(images(own, size // 8), [1, 12], normed=True)
+    assert found.grids == {1: (size // 8,) * 2, 12: (size // 8,) * 2} and found.pooled.shape == (2, 8)
+    length = found.patches[12].square().mean()
+    assert bool((length - 1).abs() < 0.1) == normed  # a layer norm
 
 
 def test_a_model_of_fixed_size(tmp_path):
