@@ -20,12 +20,13 @@ from model.class_rules import PREPROCESSING, ClassRules
 from model.foreground import foreground
 from model.interface import ImageTower, Memory, Prediction, ScoreRange, SimilarityCache, TokenPasses
 from model.layer_features import average, coarsest, join_layers
-from model.options import Option, PositionRules, Preset, boolean, one_of, positive
+from model.options import Option, PositionRules, Preset, boolean, check_known, check_read, positive
 
 _LOG = logging.getLogger("vand")
 _SIGMA = 4.0  # of the Gaussian filter over the maps, in pixels
 _TOP = 0.01  # share of the patches whose mean distance is the score of an image
 _MUTUAL = 0.001  # share of the other images' patches that a patch is compared with, where a set scores itself
+_METRICS = ("cosine", "l2")
 _ANGLES = (0, 45, 90, 135, 180, 225, 270, 315)  # of the views of a reference, in degrees
 
 
@@ -56,7 +57,8 @@ class AnomalyDino(nn.Module):
         neighbors: number of nearest reference patches that the distance of a patch is taken to.
 
     Raises:
-        ValueError: a layer that does not exist, "all" or "none" among class names.
+        ValueError: a layer that does not exist, an unknown name, a number out of range, "all" or "none" among class
+            names.
     """
 
     PRESET: ClassVar[Preset] = Preset(
@@ -78,14 +80,14 @@ class AnomalyDino(nn.Module):
         ),
         _option(
             "preprocess",
-            one_of(*PREPROCESSING),
+            str,
             f"which classes are masked, and whose references rotated: {', '.join(PREPROCESSING)} (default: agnostic)",
             default="agnostic",
         ),
         _option("masking", str, "classes to mask, all or none, instead of what --preprocess says", nargs="+"),
         _option("rotation", str, "classes with rotated references, all or none, likewise", nargs="+"),
         _option("mask_references", boolean, "mask references too, True or False (default)", default=False),
-        _option("metric", one_of("cosine", "l2"), "distance: cosine (default) or l2", default="cosine"),
+        _option("metric", str, "distance: cosine (default) or l2", default="cosine"),
         _option("neighbors", positive, "nearest reference patches that count (default: 1)", default=1),
     )
     needs_text: ClassVar[bool] = False
@@ -105,6 +107,9 @@ class AnomalyDino(nn.Module):
         neighbors: int = 1,
     ):
         super().__init__()
+        check_known("--preprocess", [preprocess], PREPROCESSING)
+        check_known("--metric", [metric], _METRICS)
+        check_read("--neighbors", [neighbors], positive)
         self.rules = ClassRules(preprocess, masking, rotation)
         self._said: set[str] = set()  # what the log has been told once
         self.backbone = backbone

@@ -21,7 +21,7 @@ from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map
 from model.interface import ImageTower, Prediction, ScoreRange, TokenPasses, Tokens
 from model.mutual_scoring import mutual_scores
-from model.options import ByDataset, Option, PositionRules, Preset, positive
+from model.options import ByDataset, Option, PositionRules, Preset, check_read, positive
 from utils import memory_check
 from utils.logs import LOG
 
@@ -55,7 +55,7 @@ class MuSc(nn.Module):
         divide_num: parts into which a class is divided; images are compared within a part.
 
     Raises:
-        ValueError: a backbone without one grid of patches, a layer that does not exist.
+        ValueError: a backbone without one grid of patches, a layer that does not exist, a number out of range.
     """
 
     PRESET: ClassVar[Preset] = Preset(
@@ -121,6 +121,10 @@ class MuSc(nn.Module):
         super().__init__()
         if backbone.grid is None:
             raise ValueError(f"musc needs a ViT: the stages of {backbone.name} have grids of their own")
+        check_read("--neighborhoods", neighborhoods, odd)
+        check_read("--lowest", [lowest], share)
+        check_read("--rescoring", rescoring, positive)
+        check_read("--divide_num", [divide_num], positive)
         self.backbone = backbone
         self.features_list = tuple(
             backbone.number_layers("--features_list", features_list or backbone.default_layers())

@@ -158,17 +158,6 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-def one_of(*names: str) -> Callable[[str], str]:
-    """The type of an option that takes one of some words."""
-
-    def word(text: str) -> str:
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(names[:-1])} or {names[-1]}")
-        return text
-
-    return word
-
-
 def probability(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a probability from 0 to 1")
@@ -180,6 +169,19 @@ def check_known(flag: str, values: Sequence[str], known: Collection[str]) -> Non
     for value in values:
         if value not in known:
             raise ValueError(f"{flag} {value}: unknown; known: {', '.join(known)}")
+
+
+def check_read(flag: str, values: Sequence[object], read: Callable[[str], object]) -> None:
+    """Raises ValueError for no value at all, and for one that the type of a flag would not read from its text."""
+    if not values:
+        raise ValueError(f"{flag}: give one or more values")
+    for value in values:
+        try:
+            read(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{flag} {error}") from None
+        except ValueError:
+            raise ValueError(f"{flag} {value}: is no number that it takes") from None
 
 
 FEATURES_LIST = Option(

@@ -215,6 +215,20 @@ def test_an_image_without_foreground_scores_zero_and_the_log_says_so_once(some, 
     ] == ["WARNING"]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"metric": "euclid"}, "--metric euclid: unknown; known: cosine, l2"),
+        ({"preprocess": "foo"}, "--preprocess foo: unknown; known: agnostic, informed, .*"),
+        ({"neighbors": 0}, "--neighbors 0: must be 1 or more"),
+        ({"neighbors": 1.5}, r"--neighbors 1\.5: is no number that it takes"),
+    ],
+)
+def test_options_out_of_range(options, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        make(96, **options)
+
+
 def test_more_neighbours_than_patches_are_refused(some):
     with pytest.raises(ValueError, match=r"--neighbors 1000: the references have \d+ patches in all"):
         predict(make(96, neighbors=1000), some)

@@ -47,6 +47,21 @@ def test_scores_rescored_by_neighbours(name):
         np.testing.assert_allclose(own, case.arrays["image_scores"][rows], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"neighborhoods": [1, 2]}, "--neighborhoods 2: must be odd, 1 or more"),
+        ({"neighborhoods": []}, "--neighborhoods: give one or more values"),
+        ({"lowest": 0}, "--lowest 0: must be above 0, at most 1"),
+        ({"rescoring": [0]}, "--rescoring 0: must be 1 or more"),
+        ({"divide_num": 0}, "--divide_num 0: must be 1 or more"),
+    ],
+)
+def test_options_out_of_range(tiny_a, options, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        musc(tiny_a, **options)
+
+
 def test_equal_scores_stay_equal():
     assert rescore(torch.full((6,), 0.7), torch.eye(6), (1, 2)).tolist() == [0] * 6
 
