@@ -160,6 +160,8 @@ def score_classes(
         batched: score the images of a class together.
         num_workers: processes that read images.
     """
+    if hasattr(built.detector, "check_classes"):
+        built.detector.check_classes(data.classes)
     samples, pixels = data.samples, data.pixels
     images = AnomalyDataset(root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif)
     first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))

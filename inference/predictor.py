@@ -117,6 +117,7 @@ class Predictor:
     def predict_set(self, tokens: TokenPasses, name: str) -> Iterator[list[ImageResult]]:
         """Map and score of images that are scored together, bundle by bundle of a pass; see
         `model.interface.BatchedDetector`. Each score is made of the image's own components."""
+        self._check_class(name)
         for prediction in self.detector.score_set(tokens, name):
             yield self._results(prediction, None)
 
@@ -136,6 +137,7 @@ class Predictor:
         Raises:
             ValueError: a file that cannot be read.
         """
+        self._check_class(name)
         count, pixels = len(files), PixelSettings(exif=True, bits=bits)
 
         def read(views: Sequence[ImageViews]) -> list[Any]:
@@ -162,6 +164,10 @@ class Predictor:
         bound = max(_ALL_BUT_ZERO, _NEAR_COPY * self._usual_distance(images, references, name))
         near = [row for row, distance in enumerate(distances) if distance < bound]
         return EncodedReferences(memory, calibration, near)
+
+    def _check_class(self, name: str) -> None:
+        if hasattr(self.detector, "check_classes"):
+            self.detector.check_classes([name])
 
     def _views(self, files: Sequence[Path], name: str) -> Sequence[ImageViews]:
         if not hasattr(self.detector, "draw_views"):

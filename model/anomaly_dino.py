@@ -117,6 +117,10 @@ class AnomalyDino(nn.Module):
         self.mask_references, self.metric, self.neighbors = mask_references, metric, neighbors
         self._preprocess, self._masking, self._rotation = preprocess, masking, rotation
 
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Log once the classes that --masking and --rotation name and a run, of these names, does not have."""
+        self.rules.check_names(names)
+
     @property
     def input_spec(self) -> InputSpec:
         return ShorterEdgeInput(self.backbone.image_size, self.backbone.patch)
@@ -194,7 +198,6 @@ class AnomalyDino(nn.Module):
         self, references: Mapping[str, Sequence[str]], dataset: str, seed: int | None
     ) -> Mapping[str, list[ImageViews]]:
         """Eight rotations of each reference, of the classes that are rotated."""
-        self.rules.check_names(list(references))
         turned = tuple((("rotate_reflected", float(angle)),) if angle else () for angle in _ANGLES)
         return {
             name: [(turned if self.rules.rotates(name) else ((),),)] * len(paths) for name, paths in references.items()

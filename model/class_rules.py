@@ -59,6 +59,7 @@ class ClassRules:
         # Only a list that is asked can lack a class.
         self._asks_lists = bool((masking is None and published.masked) or (rotation is None and published.rotated))
         self._logged: set[str] = set()
+        self._missed: set[tuple[str, str]] = set()  # flag and class
 
     @property
     def masks_any(self) -> bool:
@@ -74,11 +75,12 @@ class ClassRules:
         return self._has(self._rotated, name)
 
     def check_names(self, classes: Sequence[str]) -> None:
-        """Log the classes that a flag names and a run does not have."""
+        """Log, once each, the classes that a flag names and a run does not have."""
         known = {_plain(name) for name in classes} | {"all", "none"}
         for flag, names in self._named.items():
             for name in names:
-                if _plain(name) not in known:
+                if _plain(name) not in known and (flag, name) not in self._missed:
+                    self._missed.add((flag, name))
                     _LOG.warning("%s %s: this run has no such class", flag, name)
 
     def _has(self, classes: frozenset[str] | None, name: str) -> bool:

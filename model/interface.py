@@ -325,13 +325,14 @@ class BatchedDetector(Detector, Protocol):
 class ScoringDetector(ZeroShotDetector, FewShotDetector, BatchedDetector, TextDetector, Protocol):
     """What the engine scores images with: it asks whether a part is there before it calls what a method may lack."""
 
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Log once what the options name and a run, of these classes, does not have."""
+
 
 class TrainableDetector(ScoringDetector, Protocol):
-    """A method with parts to train.
-
-    A method whose options show in the shapes of its checkpoints may have a static `options_of(state)`: what
-    `load_trainable_state` takes -> the values of these options, by name. It is then built with them where no flag says
-    otherwise.
+    """A method with parts to train. Where options show in the shapes of its checkpoints, it may have a static
+    `options_of(state)`: what `load_trainable_state` takes -> the values of these options, by name. It is then built
+    with them where no flag says otherwise.
     """
 
     LOSSES: ClassVar[tuple[str, ...]]  # names of the parts of `loss`, in the order of losses.csv

@@ -354,12 +354,11 @@ def test_stages_of_a_cnn_meet_on_the_coarsest_grid():
     assert maps.shape == (2, 50, 70) and maps[0].abs().max() < 1e-5 < maps[1].max()
 
 
-def test_published_references(caplog):
+def test_published_references():
     train = {"a": [f"a{number}" for number in range(7)], "b": ["b0", "b1", "b2"]}
     draw = AnomalyDino.draw_references
-    assert draw(train, 2, 0) == {"a": ["a0", "a1"], "b": ["b0", "b1"]} and not caplog.records
+    assert draw(train, 2, 0) == {"a": ["a0", "a1"], "b": ["b0", "b1"]}
     assert draw(train, 2, 1) == {"a": ["a2", "a3"], "b": ["b2"]}
-    assert "class 'b': 1 references instead of 2, with seed 1" in caplog.text
     with pytest.raises(ValueError, match="--seed 2: class 'b' has 3 normal training images, .* begins at number 5"):
         draw(train, 2, 2)
 

@@ -142,6 +142,7 @@ def test_export(options, mini_mvtec, tmp_path, capfd):
     good, photos = mini_mvtec / "gravel/train/good", mini_mvtec / "gravel/test/missing"
     own = [*OWN, "--rotation", "none", *options]
     call(export_script.main, *own, "--references", good, "--save_path", tmp_path / "onnx")
+    assert "has no foreground" not in "".join(capfd.readouterr())  # of images that only the check looks at
     card = json.loads((tmp_path / "onnx/detector.json").read_text())
     assert (card["input_shape"], card["map_size"]) == ([98, 112], [128, 160])
     assert card["input_spec"] == {"kind": "shorter edge", "side": 98, "multiple": 14}
@@ -159,6 +160,21 @@ def test_export(options, mini_mvtec, tmp_path, capfd):
     assert code == 3
     reason = (tmp_path / "mixed/skipped.csv").read_text()
     assert "96 x 96 pixels become 98 x 98, and the exported detector takes 112 x 98" in reason
+
+
+@pytest.mark.parametrize("mode", ["batched", "drawn", "replayed"])
+def test_a_class_that_the_run_does_not_have_is_named_once(mode, mini_mvtec, tmp_path):
+    argv = ["--method", "anomaly_dino", "--dataset", "mvtec", "--data_path", mini_mvtec, *TINY, "--num_workers", 0,
+            "--no_images", "--class", "gravel", "coins", "--masking", "coins", "gravell"]  # fmt: skip
+    flags = ["--image_size", 98, "--k_shot", 1, "--seed", 0, 1]
+    if mode == "batched":
+        flags = ["--image_size", 224, "--mode", "batched"]
+    if mode == "replayed":
+        call(test_script.main, *argv, *flags, "--save_path", tmp_path / "first")
+        flags = ["--image_size", 98, "--references", tmp_path / "first/k_shot.json"]
+    call(test_script.main, *argv, *flags, "--save_path", tmp_path / "out")
+    log = (tmp_path / "out/log.txt").read_text()
+    assert log.count("no such class") == 1 and "--masking gravell: this run has no such class" in log
 
 
 def test_export_without_a_normal_image_to_show_the_shape(fails, mini_mvtec, tmp_path):
