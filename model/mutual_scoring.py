@@ -19,8 +19,9 @@ _SHARE = 0.2
 _PART, _BLOCK = 8, 1 << 25
 # Products held at once: 2 MiB on the CPU, near its caches; 256 MiB elsewhere, which wants large products.
 _CHUNK = {"cpu": 1 << 19, "": 1 << 26}
-# Below this distance of unit vectors the product of single precision says too little of it: it is computed again.
-_NEAR = 0.05
+# Below this distance of unit vectors the product of single precision says too little of it: it is computed again, from
+# the pairs whose cosine is nearly the largest, by more than what it is off by; in double where these are too many.
+_NEAR, _MARGIN, _CROWD = 0.05, 1e-5, 16
 
 Grid = tuple[int, int]
 
@@ -144,21 +145,21 @@ class _Pairs:
         backward = own.new_empty(len(self._sides), len(theirs), len(own), own.shape[1])
         for row, image in enumerate(own):
             self._compare(image, theirs, scales[:, row], their_scales, forward[:, row], backward[:, :, row])
-        return self._distances(forward, own, theirs), self._distances(backward, theirs, own)
+        return forward, backward
 
     def within(self, own: Tensor, scales: Tensor) -> Tensor:
         """The same within a block: (sides, a, a, N), infinite of an image to itself."""
-        found = own.new_full((len(self._sides), len(own), len(own), own.shape[1]), -torch.inf)
+        found = own.new_full((len(self._sides), len(own), len(own), own.shape[1]), torch.inf)
         for row, image in enumerate(own[:-1]):
             rest = slice(row + 1, None)
             self._compare(image, own[rest], scales[:, row], scales[:, rest], found[:, row, rest], found[:, rest, row])
-        return self._distances(found, own, own)
+        return found
 
     def _compare(
         self, image: Tensor, others: Tensor, scale: Tensor, scales: Tensor, forward: Tensor, backward: Tensor
     ) -> None:
-        """Fill in the largest cosines of one image, (N, W), with b others: of its patches and of theirs, both
-        (sides, b, N); scale: (sides, N), scales: (sides, b, N)."""
+        """Fill in the distances of one image, (N, W), to b others: of its patches and of theirs, both (sides, b, N);
+        scale: (sides, N), scales: (sides, b, N)."""
         patches = len(image)
         at_once = max(1, _CHUNK.get(image.device.type, _CHUNK[""]) // patches**2)
         for start in range(0, len(others), at_once):
@@ -168,8 +169,15 @@ class _Pairs:
             for number, side in enumerate(self._sides):
                 sums = products if side == 1 else self._summed(products, *self._bands[number])
                 cosines = (sums * scales[number, place]).mul_(scale[number][:, None, None])
-                forward[number, place] = cosines.amax(2).T
-                backward[number, place] = cosines.amax(0)
+                largest = cosines.amax(2), cosines.amax(0)  # (N, c), (c, N)
+                ours, theirs = ((2 - 2 * one).clamp_min_(0).sqrt_() for one in largest)
+                if min(ours.min(), theirs.min()) < _NEAR:
+                    own, other = (
+                        _neighborhood_sums(one, self._grid, side) * lengths[..., None]
+                        for one, lengths in ((image[None], scale[number, None]), (some, scales[number, place]))
+                    )
+                    _correct(cosines, *largest, own[0], other, ours, theirs)
+                forward[number, place], backward[number, place] = ours.T, theirs
 
     def _summed(self, products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Products of sums over neighbourhoods from those of patches, (N, c, N): sums over the neighbours of both."""
@@ -179,20 +187,6 @@ class _Pairs:
         sums = columns @ sums.view(height, width, -1)  # (g_h, g_w, c * N)
         return (rows @ sums.view(height, -1)).view(products.shape)
 
-    def _distances(self, cosines: Tensor, own: Tensor, theirs: Tensor) -> Tensor:
-        """Euclidean distances of unit vectors, (sides, a, b, N), from their cosines; small ones are computed in double,
-        since a cosine of 1 is off by so much that equal patches would be 8e-4 apart."""
-        distances = (2 - 2 * cosines).clamp_min_(0).sqrt_()
-        near = distances < _NEAR
-        for number, row, column in near.any(3).nonzero().tolist():
-            patches = near[number, row, column].nonzero()[:, 0]
-            one, other = (
-                _neighborhood_sums(images[place : place + 1], self._grid, self._sides[number])[0]
-                for images, place in ((own, row), (theirs, column))
-            )
-            distances[number, row, column, patches] = _exact(one[patches], other).to(distances)
-        return distances
-
 
 def _band(length: int, side: int) -> Tensor:
     """What sums each place of a line with its neighbours, by a product: (length, length)."""
@@ -200,10 +194,33 @@ def _band(length: int, side: int) -> Tensor:
     return ((places[:, None] - places).abs() <= side // 2).float()
 
 
-def _exact(some: Tensor, others: Tensor) -> Tensor:
-    """Distance of the direction of each of some vectors, (m, W), to the nearest direction of others, (N, W): (m,) in
-    double precision."""
-    if some.device.type == "mps":  # which has none
-        some, others = some.cpu(), others.cpu()
-    some, others = (F.normalize(one.double(), dim=-1) for one in (some, others))
-    return (2 - 2 * (some @ others.T).amax(1)).clamp_min(0).sqrt()  # (m,)
+def _correct(
+    cosines: Tensor, largest: Tensor, their_largest: Tensor, own: Tensor, others: Tensor, ours: Tensor, theirs: Tensor
+) -> None:
+    """Put right the small ones of the distances to the nearest patch, since a cosine of 1 is off by so much that equal
+    patches would be 8e-4 apart.
+
+    Args:
+        cosines: of the patches of an image with those of others, (N, c, N), and the largest ones, (N, c) and (c, N).
+        own, others: unit vectors, (N, W), (c, N, W).
+        ours, theirs: distances of both, (N, c), (c, N).
+    """
+    near, their_near = ours < _NEAR, theirs < _NEAR
+    bound = torch.where(near, largest - _MARGIN, torch.inf)[..., None]  # (N, c, 1)
+    their_bound = torch.where(their_near, their_largest - _MARGIN, torch.inf)
+    pairs = (cosines >= bound) | (cosines >= their_bound)
+    if pairs.sum() > _CROWD * (near.sum() + their_near.sum()):  # an image of equal patches: a product costs less
+        double = [one.cpu() if one.device.type == "mps" else one for one in (own, others)]  # which has no double
+        units, their_units = (F.normalize(one.double(), dim=-1) for one in double)
+        products = (units @ their_units.flatten(0, 1).T).unflatten(1, others.shape[:2])  # (N, c, N)
+        found, their_found = ((2 - 2 * products.amax(dim)).clamp_min(0).sqrt().to(ours) for dim in (2, 0))
+    else:
+        patch, image, other = pairs.nonzero(as_tuple=True)
+        at_once = max(1, _CHUNK.get(own.device.type, _CHUNK[""]) // own.shape[1])
+        parts = zip(*(one.split(at_once) for one in (patch, image, other)), strict=True)
+        exact = torch.cat([(own[one] - others[two, three]).norm(dim=-1) for one, two, three in parts])
+        found, their_found = (torch.full_like(one, torch.inf).flatten() for one in (ours, theirs))
+        found.scatter_reduce_(0, patch * len(others) + image, exact, "amin")
+        their_found.scatter_reduce_(0, image * len(own) + other, exact, "amin")
+    ours.copy_(torch.where(near, found.view_as(ours), ours))
+    theirs.copy_(torch.where(their_near, their_found.view_as(theirs), theirs))

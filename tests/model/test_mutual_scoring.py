@@ -68,6 +68,33 @@ def test_equal_and_nearly_equal_patches():
     assert copies.max() < 1e-6
 
 
+@pytest.mark.parametrize("crowd", [0, 16, 10**6])
+def test_near_duplicates_by_pairs_or_in_double(crowd, monkeypatch):
+    """Images that differ by little, of different patches and of nearly equal ones; pairs in pieces."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(mutual_scoring, "_CROWD", crowd)
+    monkeypatch.setattr(mutual_scoring, "_CHUNK", {"cpu": 2 * 12 * 12, "": 1})
+    different = torch.randn(12, 64) + 0.01 * torch.randn(5, 12, 64)
+    alike = torch.randn(64) + 0.01 * torch.randn(5, 12, 64)
+    one_alike = torch.cat([different[:, :6], alike[:, 6:]], dim=1)
+    for images in (different, alike, one_alike, torch.cat([different, torch.randn(2, 12, 64)])):
+        for side, scores in zip((1, 3), mutual_scores(list(images), (3, 4), (1, 3), 2, CPU), strict=True):
+            np.testing.assert_allclose(scores, every_distance(images, (3, 4), side, 2), atol=1e-6)
+
+
+def test_near_duplicates_are_compared_again_in_few_pairs(monkeypatch):
+    torch.manual_seed(0)
+    counts = []
+    norm = torch.Tensor.norm
+    monkeypatch.setattr(mutual_scoring, "_neighborhood_sums", lambda tokens, grid, side: tokens)
+    images = list(torch.randn(30, 64) + 0.01 * torch.randn(4, 30, 64))
+    monkeypatch.setattr(
+        torch.Tensor, "norm", lambda own, **given: counts.append(own.numel() // 64) or norm(own, **given)
+    )
+    mutual_scores(images, (5, 6), (1,), 1, CPU)
+    assert sum(counts) == 4 * 30 + 6 * 30  # lengths, and of each of 6 pairs of images a pair for each patch
+
+
 def test_half_precision_is_taken_as_it_is():
     torch.manual_seed(0)
     images = torch.randn(6, 9, 16).bfloat16()
