@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +18,7 @@ from data.references import ZERO_SHOT
 from dataset import Sample
 from engine.encoding import Timer
 from engine.evaluation import score
+from metrics.pixel import label_regions
 from model import build
 from utils.devices import make_accelerator
 
@@ -61,10 +63,9 @@ def outside(detector: Any, images: torch.Tensor, count: int, accelerator: Accele
     masks = torch.zeros(batch, size, size, dtype=torch.uint8)
     masks[::2, size // 4 : size // 2, size // 4 : size // 2] = 1
     samples = [Sample("", "mask" if row % 2 == 0 else "", "nut", "", int(row % 2 == 0)) for row in range(batch)] * count
-    batches = [
-        {"image": images, "mask": masks, "cls_name": ["nut"] * batch, "index": torch.arange(batch) + batch * number}
-        for number in range(count)
-    ]
+    regions = torch.from_numpy(np.stack([label_regions(mask) for mask in masks]))
+    shared = {"image": images, "regions": regions, "map_size": (size, size), "cls_name": ["nut"] * batch}
+    batches = [[{**shared, "index": torch.arange(batch) + batch * number}] for number in range(count)]
     detector.encode_names(["nut"])
     shares = []
     for _ in range(4):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import engine.class_scores
 import engine.epoch
-import engine.evaluation
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
@@ -39,7 +39,7 @@ def kill(script: str, count: int, *argv) -> None:
 
 def interrupt(monkeypatch, place: str, call: int, number: int, main, *argv) -> tuple[int, str]:
     """Send a signal in the given call of a function of the engine; returns the exit code."""
-    module = engine.epoch if hasattr(engine.epoch, place) else engine.evaluation
+    module = engine.epoch if hasattr(engine.epoch, place) else engine.class_scores
     original, calls = getattr(module, place), []
 
     def counted(*args):
@@ -149,7 +149,7 @@ def test_a_killed_test_goes_on(testing, tmp_path):
 def test_pictures_that_are_gone_are_drawn_again(testing, monkeypatch, tmp_path):
     flags, whole = testing
     flags = [*flags, "--save_path", tmp_path, "--resume"]
-    interrupt(monkeypatch, "_finish", 9, signal.SIGTERM, test_script.main, *flags)
+    interrupt(monkeypatch, "finish", 9, signal.SIGTERM, test_script.main, *flags)
     assert finished_classes(tmp_path) == {"0.json", "1.json"}
     next((tmp_path / "maps").glob("*/brick/test/*/*.npy")).unlink()
     run_script(lambda: test_script.main(words(*flags)))
@@ -176,7 +176,7 @@ def test_a_test_that_has_ended_is_not_done_again(testing, tmp_path):
 def test_an_interrupted_test(testing, monkeypatch, tmp_path, capsys):
     """It keeps the finished classes for the same run alone."""
     flags, whole = testing
-    code = interrupt(monkeypatch, "_finish", 5, signal.SIGTERM, test_script.main, *flags, "--save_path", tmp_path)
+    code = interrupt(monkeypatch, "finish", 5, signal.SIGTERM, test_script.main, *flags, "--save_path", tmp_path)
     assert code == 143 and finished_classes(tmp_path) == {"0.json"}
     assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: ")
     place = flags.index("--k_shot")

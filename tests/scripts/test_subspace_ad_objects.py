@@ -43,7 +43,7 @@ def test_exported_detector_gives_the_same_scores(references, tmp_path):
     run(export_script, *flags, "--save_path", tmp_path / "onnx")
     card = json.loads((tmp_path / "onnx/detector.json").read_text())
     assert card["input_spec"]["resizer"] == "torchvision" and card["input_spec"]["center_crop"] is True
-    assert "as torch on uint8" in card["preprocessing"] and "0.875" in card["preprocessing"]
+    assert "interpolate on uint8" in card["preprocessing"] and "0.875" in card["preprocessing"]
     run(
         predict_script, IMAGES / "test/hole", *flags, "--device", "cpu", "--save_path", tmp_path / "here", "--no_images"
     )
