@@ -7,6 +7,10 @@
 # With real weights and data (DATA holds the folders mvtec and visa as published):
 #   MODEL=ViT-L-14-336 PRETRAINED=openai DATA=/path/to/datasets sh quickstart.sh
 set -eu
+if [ $# -gt 0 ]; then
+    echo "error: quickstart.sh takes no arguments; settings are given before it: METHOD=winclip sh quickstart.sh" >&2
+    exit 2
+fi
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/utils/venv.sh"
 set_up requirements.txt
@@ -46,7 +50,7 @@ last=${few_shot:+few} last=${last:-zero}
 
 cross() { # train on $1, test on $2; what the scripts print is in the log.txt of each folder
     if [ "$trains" ]; then
-        echo "training $METHOD on $1"
+        echo "training $METHOD on $1 (follow it: tail -f $SAVE/trained_on_$1/log.txt)"
         DATASET=$1 DATA=$DATA/$1 SAVE=$SAVE/trained_on_$1 sh "$here/train.sh" >/dev/null
     fi
     for mode in $modes; do

@@ -7,7 +7,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from metrics.names import VALIDATION_METRICS
 from model import METHODS
@@ -20,6 +20,15 @@ DATASETS = (
     "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri", "isic", "clinicdb", "folder",
     "demo_textures", "demo_objects",
 )  # fmt: skip
+
+
+class _Once(argparse.Action):
+    """A flag of which a second one would not add to the first, but replace it."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"argument {option_string}: given twice; name one folder that holds all of them")
+        setattr(namespace, self.dest, values)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -166,8 +175,10 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--class_name", help="what the images show, as it stands in the texts: screw, leather, ...")
     add("--checkpoint_path", help="trained parts, ours or published")
-    add("--references", metavar="PATH", help="normal images of the object: a folder, or a file of --save_memory")
-    add("--calibrate", metavar="FOLDER", help="normal images that fix scale and threshold (default: the references)")
+    text = "normal images of the object: a folder, or a file of --save_memory"
+    add("--references", metavar="PATH", action=_Once, help=text)
+    text = "normal images that fix scale and threshold (default: the references)"
+    add("--calibrate", metavar="FOLDER", action=_Once, help=text)
     add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
     _add_bits(parser)
     _add_fpr(parser)

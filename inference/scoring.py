@@ -59,7 +59,7 @@ def score_and_report(
     accelerator: Accelerator,
     no_verdict: str,
 ) -> int:
-    """Score images, (file, name) each; returns the exit code: 3 where some could not be read.
+    """Score images, (file, name) each; returns the exit code: 3 where some were left out.
 
     no_verdict: what to do to get a verdict, where there is no calibration.
     """
@@ -76,14 +76,15 @@ def score_and_report(
     return report_end(save_path, skipped, len(images), accelerator)
 
 
-def report_end(save_path: Path, skipped: Skipped, images: int, accelerator: Accelerator) -> int:
-    """Say what was scored and what was not, of so many images; returns the exit code."""
-    LOG.info("images scored: %d; results are in %s", images - len(skipped), save_path)
+def report_end(save_path: Path, skipped: Skipped, images: int, accelerator: Accelerator, page: str = "") -> int:
+    """Say what was scored and what was not, of so many images; returns the exit code. page: of the results, if any."""
+    look = f"; open {save_path / page}" if page else ""
+    LOG.info("images scored: %d; results are in %s%s", images - len(skipped), save_path, look)
     if skipped and accelerator.is_main_process:
         _write_skipped(save_path / "skipped.csv", skipped)
         for name, reason in skipped[:_NAMED]:
             LOG.warning("skipped %s: %s", name, reason)
-        LOG.warning("%d of %d files could not be read, see skipped.csv", len(skipped), images)
+        LOG.warning("%d of %d files were left out, see skipped.csv", len(skipped), images)
     return 3 if skipped else 0
 
 

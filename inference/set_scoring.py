@@ -87,7 +87,7 @@ def score_set_and_report(
     with Table.open(options.save_path / "scores.csv", options.class_name) as table:
         table.write(sorted(rows, key=lambda row: -float(row[1]["score"])))
     ranking.write(options.save_path / "report.html", scored_by)
-    return report_end(options.save_path, skipped, len(images), accelerator)
+    return report_end(options.save_path, skipped, len(images), accelerator, "report.html")
 
 
 def _load(options: ScoringOptions, path: Path) -> Image.Image:

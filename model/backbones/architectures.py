@@ -164,11 +164,13 @@ def _create(
 
 def suggest_models(model: str) -> str:
     """The nearest names that the libraries know, for a message."""
+    wanted = model.partition(".")[0]
     near = [
         name
         for names, cutoff in ((open_clip.list_models(), 0.5), (timm.list_models(), 0.7))
-        for name in difflib.get_close_matches(model.partition(".")[0], names, n=3, cutoff=cutoff)
+        for name in difflib.get_close_matches(wanted, names, n=3, cutoff=cutoff)
     ]
+    near.sort(key=lambda name: -difflib.SequenceMatcher(None, name, wanted).ratio())
     if near:
         return f" (did you mean {', '.join(dict.fromkeys(near))}?)"
     return " (open_clip.list_models() and timm.list_models() list the known ones)"

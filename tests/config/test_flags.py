@@ -55,3 +55,11 @@ def test_workers_that_are_no_number(capsys):
     with pytest.raises(SystemExit):
         parser_of_test().parse_args(["--num_workers", "-1"])
     assert "argument --num_workers: -1: must be 0 or more" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_named_twice_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        predict_parser().parse_intermixed_args(["a.png", "--references", "a", "--references", "b"])
+    assert capsys.readouterr().err.startswith(
+        "error: argument --references: given twice; name one folder that holds all of them"
+    )

@@ -173,7 +173,7 @@ def test_what_cannot_be_read_is_skipped_and_listed(call, tmp_path):
     assert code == 3 and len(rows) == 6
     skipped = rows_of(tmp_path / "out/skipped.csv")
     assert sorted(row["img_path"] for row in skipped) == ["empty.png", "half.png", "text.jpg"]
-    assert "3 of 9 files could not be read" in (tmp_path / "out/log.txt").read_text()
+    assert "3 of 9 files were left out" in (tmp_path / "out/log.txt").read_text()
 
 
 def test_images_of_one_name_keep_apart(call, fails, tiny_a, tmp_path):
