@@ -222,7 +222,7 @@ def whole_run(
         kept = TestFolder(save_path, FinishedClasses(save_path, "", names), {}, samples, len(shots), False, None)
         rows = score_classes(
             Built(detector, {}, batch, None), data, str(root), shots, source, accelerator, files, kept, {},
-            num_workers=worker_count(), timer=timer,
+            batched=False, num_workers=worker_count(), timer=timer,
         )  # fmt: skip
         write_results(save_path, rows, shots, samples, files.galleries, {})
         return Run(time.perf_counter() - start, timer.seconds()[1], rows)
