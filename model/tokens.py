@@ -1,7 +1,8 @@
 """Bundles of tokens: nested NamedTuples and dicts of tensors whose first axis is the image. Anything else in them, such
 as the sizes of grids, is the same for all images."""
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,30 +23,24 @@ def join_tokens(bundles: Sequence[Any]) -> Any:
     return first
 
 
-def select_tokens(bundle: Any, rows: Sequence[int] | slice) -> Any:
-    """The given images of a bundle."""
-    if isinstance(bundle, Tensor):
-        return bundle[rows]
-    if isinstance(bundle, Mapping):
-        return {key: select_tokens(value, rows) for key, value in bundle.items()}
-    if hasattr(bundle, "_fields"):
-        return type(bundle)(*(select_tokens(value, rows) for value in bundle))
-    return bundle
-
-
 def split_tokens(bundle: Any, count: int) -> list[Any]:
     """A bundle of so many images -> one for each image."""
-    return [select_tokens(bundle, slice(row, row + 1)) for row in range(count)]
+    return [_each_tensor(bundle, operator.itemgetter(slice(row, row + 1))) for row in range(count)]
 
 
 def to_device(bundle: Any, device: torch.device | str) -> Any:
     """The same on a device."""
+    return _each_tensor(bundle, lambda tensor: tensor.to(device))
+
+
+def _each_tensor(bundle: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The bundle with each of its tensors changed."""
     if isinstance(bundle, Tensor):
-        return bundle.to(device)
+        return change(bundle)
     if isinstance(bundle, Mapping):
-        return {key: to_device(value, device) for key, value in bundle.items()}
+        return {key: _each_tensor(value, change) for key, value in bundle.items()}
     if hasattr(bundle, "_fields"):
-        return type(bundle)(*(to_device(value, device) for value in bundle))
+        return type(bundle)(*(_each_tensor(value, change) for value in bundle))
     return bundle
 
 
