@@ -1,5 +1,6 @@
 """The engine with a method of a few lines: pictures of several sizes in a class, views, sets."""
 
+import io
 import json
 import math
 import shutil
@@ -224,8 +225,7 @@ def test_bundles_in_a_file(tmp_path, monkeypatch):
     for bundle, own in zip(bundles, in_file(iter(bundles), tmp_path), strict=True):
         assert torch.equal(own.colours[7], bundle.colours[7]) and own.colours[7].dtype == bundle.colours[7].dtype
         assert own[1:] == bundle[1:]
-    full = open("/dev/full", "w+b")
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: io.FileIO("/dev/full", "w"))
     with pytest.raises(NotWrittenError, match="a temporary file is not written .*; free some space"):
         in_file(bundles, tmp_path)
     assert not list(tmp_path.iterdir())
