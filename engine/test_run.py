@@ -168,7 +168,7 @@ def score_classes(
     if batched:
         scored = score_sets(
             built.detector, images, samples, accelerator, files.keep, batch_size=built.batch_size,
-            num_workers=num_workers, timer=timer, finished=known,
+            num_workers=num_workers, timer=timer, folder=folder.path, finished=known,
         )  # fmt: skip
     else:
         loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
