@@ -22,6 +22,8 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import NoReturn
 
+from torch.distributed import TCPStore
+
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("export", "predict", "test", "train", "open_clip", "timm", "torch.utils.tensorboard", "torch.distributed")
 
@@ -33,7 +35,8 @@ class Run:
         returncode: the first that is not 0; None while a process runs.
     """
 
-    def __init__(self, words: tuple, environments: list[dict[str, str]]):
+    def __init__(self, words: tuple, environments: list[dict[str, str]], store: TCPStore | None = None):
+        self._store = store  # is there as long as this
         self._files = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in "12"]  # noqa: SIM115
         self._codes: dict[int, int | None] = {}
         self.returncode: int | None = None
@@ -89,22 +92,13 @@ def run(*words, **environment: str) -> subprocess.CompletedProcess:
 
 
 def together(*words) -> Run:
-    """`start` in two processes that work together, as torchrun starts them. Their store is of this process."""
+    """`start` in two processes that work together, as torchrun starts them. Their store is in this process."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_store().port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(next(_ATTEMPTS)),
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
     }  # fmt: skip
-    return Run(words, [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
-
-
-_ATTEMPTS = iter(range(10**9))  # each finds keys of its own in the store
-
-
-@functools.cache
-def _store():
-    from torch.distributed import TCPStore
-
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return Run(words, [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"], store)
 
 
 # --- the server -----------------------------------------------------------------------------------------------------

@@ -164,8 +164,8 @@ def test_broken_and_foreign_files_are_replaced(run, encoded, tmp_path):
 def test_training_and_its_validation(tiny_a, mini_mvtec, mini_visa, encoded, tmp_path):
     def train(name: str, *flags) -> str:
         argv = [*tiny_a.flags, "--image_size", 96, "--num_workers", 0, "--dataset", "mvtec", "--train_data_path",
-                mini_mvtec, "--class", "brick", "--epoch", 2, "--aug_rate", 0, "--val_dataset", "visa", "--val_data_path",
-                mini_visa, "--save_path", tmp_path / name, *flags]  # fmt: skip
+                mini_mvtec, "--class", "brick", "--epoch", 2, "--aug_rate", 0, "--val_dataset", "visa",
+                "--val_data_path", mini_visa, "--save_path", tmp_path / name, *flags]  # fmt: skip
         train_script.main([str(flag) for flag in argv])
         return (tmp_path / name / "losses.csv").read_text()
 
