@@ -124,11 +124,13 @@ def serve() -> list[str]:
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(2, 1)
+    running: set[int] = set()
     for line in requests:
         request = json.loads(line)
         if "pid" in request:
             pid, status = os.waitpid(request["pid"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
+            running.discard(pid)
         else:
             answer = os.fork()
             if not answer:
@@ -139,7 +141,10 @@ def serve() -> list[str]:
                 os.environ.clear()
                 os.environ.update(request["environment"])
                 return request["words"]
+            running.add(answer)
         print(json.dumps(answer), file=answers, flush=True)
+    for pid in running:
+        os.kill(pid, SIGKILL)
     os._exit(0)
 
 

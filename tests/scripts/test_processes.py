@@ -1,6 +1,6 @@
 """Two processes (gloo) give what one gives: tables, rows and their order, pictures, losses.
 
-torchrun itself starts them once, for what they write depends on it least of all.
+torchrun itself starts those of one test; the others are forks, which cost no start of PyTorch.
 """
 
 import csv
