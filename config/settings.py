@@ -102,6 +102,9 @@ class TestSettings(DataSettings, DetectorSettings):
     reference_draw: str
     memory: str | None
     save_memory: str | None
+    measures: Sequence[str]
+    fpr_limits: Sequence[float]
+    metric_size: str
     save_maps: bool
     no_images: bool
 

@@ -14,6 +14,7 @@ from dataset import AnomalyDataset
 from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, finish, keep_maps
 from engine.encoding import Timer, encode
 from engine.evaluation import batches
+from engine.ground_truth import Measuring, Size
 from model.interface import Prediction, ScoringDetector
 from model.tokens import to_device, token_bytes
 from utils import memory_check
@@ -25,10 +26,11 @@ _SMALL = torch.iinfo(torch.int16).max  # regions that a mask kept in half the sp
 
 
 class ImageGroup(NamedTuple):
-    """Images of a set that are encoded together: their places in the dataset, and the regions of their masks."""
+    """Images of a set that are encoded together: their places in the dataset, and what is known of their masks."""
 
     indices: list[int]
     regions: Tensor | None  # (B, H, W) as `label_regions` gives them; None of images without masks
+    sizes: list[Size]  # of their pictures; [] of images without masks
 
 
 class SetPasses:
@@ -67,7 +69,9 @@ class SetPasses:
                     raise ValueError(error)
                 self._timer.start()
                 tokens = encode(self._detector, group["image"], self._accelerator, self._timer, group["map_size"])
-                self.groups.append(ImageGroup(group["index"].tolist(), _small(group.get("regions"))))
+                self.groups.append(
+                    ImageGroup(group["index"].tolist(), _small(group.get("regions")), group.get("sizes", []))
+                )
                 if self._fits is None:
                     self._fits = self._room_for(tokens, len(group["image"]))
                 if self._fits:
@@ -116,6 +120,7 @@ def score_sets(
     num_workers: int,
     timer: Timer,
     finished: Collection[str] = (),
+    measuring: Measuring | None = None,
 ) -> Iterator[ClassScores]:
     """Score each class as one set; yields its results when it is complete, as `evaluation.score` does. Of several
     processes each scores classes of its own.
@@ -123,7 +128,7 @@ def score_sets(
     Args:
         dataset: of the samples; their labels and masks serve the metrics alone.
         batch_size: images at a time in the backbone; num_workers: processes that read.
-        keep_map, timer, finished: as for `evaluation.score`.
+        keep_map, timer, finished, measuring: as for `evaluation.score`.
 
     Raises:
         ValueError: a map holds NaN or infinity; names the image.
@@ -140,7 +145,7 @@ def score_sets(
         results = [
             _score_set(
                 detector, Subset(dataset, indices[name]), name, samples, accelerator, keep_map, batch_size,
-                num_workers, timer,
+                num_workers, timer, measuring,
             )
             for name in own
         ]  # fmt: skip
@@ -159,16 +164,17 @@ def _score_set(
     batch_size: int,
     num_workers: int,
     timer: Timer,
+    measuring: Measuring | None,
 ) -> ClassScores:
     LOG.info("%s: %d images are scored together", name, len(dataset))
     paths = [samples[index].img_path for index in dataset.indices]
     loader = batches(dataset, batch_size, num_workers, accelerator, shared=False)
     passes = SetPasses(detector, loader, paths, accelerator, timer)
-    classes = Classes([samples[index] for index in dataset.indices], 1, ())
+    classes = Classes([samples[index] for index in dataset.indices], 1, (), measuring)
     for number, prediction in enumerate(detector.score_set(passes, name)):
         _add(classes, passes.groups[number], prediction, name, samples, accelerator, keep_map)
     ((_, (pending,)),) = classes.complete(len(paths))
-    return finish(detector, 0, name, [pending], samples)
+    return finish(detector, 0, name, [pending], samples, measuring)
 
 
 def _add(
@@ -183,5 +189,5 @@ def _add(
     names = [name] * len(group.indices)
     check_finite(prediction, samples, group.indices)
     assert group.regions is not None  # of a dataset with masks
-    classes.add(0, names, group.indices, prediction, group.regions.int().to(accelerator.device))
+    classes.add(0, names, group.indices, prediction, group.regions.int().to(accelerator.device), group.sizes)
     keep_maps(keep_map, 0, names, group.indices, prediction, ())

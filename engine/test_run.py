@@ -19,6 +19,7 @@ from engine.build import Built
 from engine.class_scores import ClassScores
 from engine.encoding import Timer
 from engine.evaluation import batches, score
+from engine.ground_truth import Measuring
 from engine.references import KeptReferences, MemorySource
 from engine.resume import FOLDER, ClassResult, FinishedClasses
 from model import memory_bank
@@ -151,6 +152,7 @@ def score_classes(
     batched: bool,
     num_workers: int,
     timer: Timer,
+    measuring: Measuring | None = None,
 ) -> list[ClassScores]:
     """The results of all classes under all settings; those that are known are not scored again.
 
@@ -159,6 +161,7 @@ def score_classes(
         files: takes the maps.
         batched: score the images of a class together.
         num_workers: processes that read images.
+        measuring: what is measured beside the usual metrics.
     """
     if hasattr(built.detector, "check_classes"):
         built.detector.check_classes(data.classes)
@@ -168,11 +171,13 @@ def score_classes(
     if batched:
         scored = score_sets(
             built.detector, images, samples, accelerator, files.keep, batch_size=built.batch_size,
-            num_workers=num_workers, timer=timer, finished=known,
+            num_workers=num_workers, timer=timer, finished=known, measuring=measuring,
         )  # fmt: skip
     else:
         loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
-        scored = score(built.detector, loader, samples, shots, memories, accelerator, files.keep, timer, known)
+        scored = score(
+            built.detector, loader, samples, shots, memories, accelerator, files.keep, timer, known, measuring
+        )
     results = [result for one in known.values() for result in one.scores]
     for name, one in known.items():
         files.restore(name, one.page)

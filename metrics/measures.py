@@ -68,7 +68,7 @@ class PixelMeasures:
             self._spro.merge(other._spro)
 
     def compute(self) -> dict[str, float | None]:
-        """Their names in `Measures.keys`; None is what cannot be computed."""
+        """Their names in `Measures.metric_names`; None is what cannot be computed."""
         row: dict[str, float | None] = {}
         if self._pimo:
             row |= spread(self._pimo.compute().values())
@@ -99,7 +99,7 @@ def image_measures(
         threshold: of the scores, where one is given.
 
     Returns:
-        Their names in `Measures.keys`; None is what cannot be computed.
+        Their names in `Measures.metric_names`; None is what cannot be computed.
     """
     row: dict[str, float | None] = dict.fromkeys(GIVEN_IMAGE) if measures.given else {}
     if measures.given and threshold is not None:

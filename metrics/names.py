@@ -44,7 +44,7 @@ def split_kind(key: str) -> tuple[str, str]:
 
 
 def is_measure(key: str) -> bool:
-    """Whether a name is one that `Measures.keys` may hold."""
+    """Whether a name is one that `Measures.metric_names` may hold."""
     name = split_kind(key)[0]
     known = (*AUPIMO, FPR95, ECE, *GIVEN_PIXEL, *GIVEN_IMAGE, *(_BY_KIND if name != key else ()))
     return name in known or re.fullmatch(_LIMITED, name) is not None
@@ -82,7 +82,7 @@ class Measures(NamedTuple):
         """The kinds of anomalies that are counted apart: "" where all are one."""
         return tuple(KINDS) if self.by_kind else ("",)
 
-    def keys(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """The names of all metrics of a class that it stands for, in order."""
         found = [*self.aupro(), *(GIVEN_PIXEL if self.given else ())]
         found += [*(AUPIMO if "aupimo" in self.chosen else ()), *(() if self.by_kind else self.auspro())]
@@ -90,6 +90,10 @@ class Measures(NamedTuple):
         found += [name for name, measure in ((FPR95, "fpr95"), (ECE, "ece")) if measure in self.chosen]
         apart = (*_BY_KIND, *self.auspro()) if self.by_kind and "spro" in self.chosen else ()
         return (*found, *(of_kind(name, kind) for kind in (*KINDS, BOTH) for name in apart))
+
+    def counts_pixels(self) -> bool:
+        """Whether any needs counts of pixels of its own."""
+        return bool({"aupimo", "spro"} & set(self.chosen))
 
     def per_image(self) -> tuple[str, ...]:
         """The names of those that every image has a value of."""

@@ -107,7 +107,7 @@ def test_kinds_are_counted_apart():
         defect = torch.zeros(9, 7)
         pixels.update(index, torch.from_numpy(one), defect, areas, anomalous=index > 0, kind=kinds[index])
     row = pixels.compute() | image_measures(measures, labels, scores, probabilities=False, kinds=kinds)
-    assert set(row) == set(measures.keys()) and len(row) == 6
+    assert set(row) == set(measures.metric_names()) and len(row) == 6
     for kind in ("structural", "logical"):
         chosen = [index for index in range(5) if kinds[index] in ("good", f"{kind}_anomalies")]
         own = [[values[index] for index in chosen] for values in (maps, regions, labels, scores)]
@@ -283,14 +283,14 @@ def test_scores_that_are_no_probabilities():
 
 def test_names():
     plain = Measures(MEASURES, (0.3, 0.05), given=True)
-    assert plain.keys() == (
+    assert plain.metric_names() == (
         "aupro_fpr0.05", *GIVEN_PIXEL, *AUPIMO, "auspro_fpr0.3", "auspro_fpr0.05", *GIVEN_IMAGE, "fpr95_sp", "ece_sp"
     )  # fmt: skip
-    assert Measures().keys() == () and Measures(fpr_limits=(0.3,)).keys() == ()
-    loco = Measures(("spro",), by_kind=True).keys()
+    assert Measures().metric_names() == () and Measures(fpr_limits=(0.3,)).metric_names() == ()
+    loco = Measures(("spro",), by_kind=True).metric_names()
     assert [split_kind(key) for key in loco] == [
         (name, kind) for kind in ("structural", "logical", "both") for name in ("auroc_sp", "auspro_fpr0.05")
     ]
-    assert all(map(is_measure, (*plain.keys(), *loco)))
+    assert all(map(is_measure, (*plain.metric_names(), *loco)))
     assert not any(map(is_measure, ("auroc_sp", "aupro", "<b>", "aupimo.logic", "aupro_fpr<b>", "f1_px")))
     assert split_kind("aupro_fpr0.05") == ("aupro_fpr0.05", "") and pixel.PIXEL[3] == "aupro"
