@@ -38,7 +38,6 @@ _APP = {
     "host": "127.0.0.1", "max_megabytes": 20, "max_pixels": 40_000_000, "max_references": 8, "max_set": 30,
     "max_total_megabytes": 2000, "allow_host": (),
 }  # fmt: skip
-_MEASURED: dict[str, Any] = {"measures": (), "fpr_limits": (), "metric_size": "input"}
 _CACHE_SIZE = 50.0  # GB
 _FPR = 0.05
 _NO_NAME = "object"  # stands for the class name of a method without texts, where none is given
@@ -110,8 +109,7 @@ def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
     values.default("batch_size", preset.batch_size, values.preset_label)
     values.default("data_path", f"./data/{args.dataset}")
     values.default("save_path", f"./results/{method}/{args.dataset}/{mode}")
-    for key, value in _MEASURED.items():
-        values.default(key, value)
+    values.default("metric_size", "input")
     return values.settings(TestSettings)
 
 

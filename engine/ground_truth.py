@@ -105,11 +105,13 @@ class Measuring(NamedTuple):
     thresholds: Callable[[int, str], Thresholds] = lambda setting, name: Thresholds()
 
 
-def asked_measures(chosen: Sequence[str], fpr_limits: Sequence[float], samples: Sequence[Sample]) -> Measures:
+def asked_measures(
+    chosen: Sequence[str] | None, fpr_limits: Sequence[float] | None, samples: Sequence[Sample]
+) -> Measures:
     """The measures that flags ask for, each once. Anomalies are counted apart by kind where all are of KINDS."""
     species = {sample.specie_name for sample in samples if sample.anomaly}
     by_kind = bool(species) and species <= set(KINDS.values())
-    return Measures(tuple(dict.fromkeys(chosen)), tuple(dict.fromkeys(fpr_limits)), by_kind)
+    return Measures(tuple(dict.fromkeys(chosen or ())), tuple(dict.fromkeys(fpr_limits or ())), by_kind)
 
 
 def resized(one: Tensor, size: Size) -> Tensor:
