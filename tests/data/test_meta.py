@@ -35,7 +35,7 @@ def refusal(root, **arguments):
 
 
 def test_written_samples_are_read_back(tmp_path):
-    samples = {"train": [Sample(**NORMAL)], "test": [Sample(**DEFECT), Sample(**NORMAL)]}
+    samples = {"train": [Sample(**NORMAL)], "validation": [], "test": [Sample(**DEFECT), Sample(**NORMAL)]}
     assert meta.write(tmp_path, samples) == tmp_path / "meta.json"
     assert meta.read(tmp_path) == samples
     assert os.listdir(tmp_path) == ["meta.json"]
@@ -137,7 +137,7 @@ def test_published_file_loads(tmp_path):
 )
 def test_lenient_where_nothing_is_lost(tmp_path, document, sample):
     put(tmp_path, document)
-    assert meta.read(tmp_path) == {"train": [], "test": [sample]}
+    assert meta.read(tmp_path) == {"train": [], "validation": [], "test": [sample]}
 
 
 @pytest.mark.parametrize(
