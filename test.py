@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> None:
         save_path, root, data.samples, shots, overlays=not settings.no_images, maps=settings.save_maps,
         pixels=data.pixels, shown=built.detector.input_spec.shown, gather=lambda own: flatten(gather(own, accelerator)),
     )  # fmt: skip
-    own_size = settings.metric_size == "image"
     truth = GroundTruth(
-        root, data.samples, data.pixels, built.detector.input_spec, own_size=own_size, settings=len(shots)
-    )
+        root, data.samples, data.pixels, built.detector.input_spec, own_size=settings.metric_size == "image",
+        settings=len(shots), defects=data.defects,
+    )  # fmt: skip
     measures = asked_measures(settings.measures, settings.fpr_limits, data.samples)
     finished = FinishedClasses(save_path, identity, data.classes, measures)
     folder = TestFolder(

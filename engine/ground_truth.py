@@ -2,7 +2,7 @@
 image, since at their own size those of a class may not fit into the memory."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from data.box import Box
-from data.images import load_mask
+from data.defect_kinds import DefectKind
 from data.input_spec import InputSpec
 from data.meta import PixelSettings, Sample
+from data.regions import read_mask, read_regions
 from metrics.measures import Thresholds
 from metrics.names import KINDS, Measures
 from metrics.pixel import label_regions
@@ -24,8 +25,6 @@ from metrics.spro import SaturatedRegion
 _KEPT = 16  # images, where several settings ask for each of a batch
 
 Size = tuple[int, int]  # (H, W)
-# A sample -> its regions, (H, W) bool at the size of the picture, and how many pixels of each are enough.
-RegionReader = Callable[[Sample], Sequence[tuple[np.ndarray, float]]]
 
 
 class GroundTruth:
@@ -36,7 +35,7 @@ class GroundTruth:
         spec: of the detector.
         own_size: measure at the size of each picture, or of the part of it that the map shows; else at that of the map.
         settings: how many ask for each image.
-        read_regions: of an anomalous sample with a mask; None: the connected parts of its mask, each to be found whole.
+        defects: class -> its kinds of defects, see `data.meta.read_defects`, where the dataset knows them.
     """
 
     def __init__(
@@ -48,11 +47,11 @@ class GroundTruth:
         *,
         own_size: bool,
         settings: int = 1,
-        read_regions: RegionReader | None = None,
+        defects: Mapping[str, Mapping[int, DefectKind]] | None = None,
     ):
         self._root, self.samples, self._pixels, self._spec = Path(root), samples, pixels, spec
         self.own_size = own_size and not spec.keeps_shape
-        self._read_regions = read_regions or self._connected
+        self._defects = defects or {}
         kept = functools.lru_cache(1 if settings == 1 else _KEPT)
         self.regions, self.areas = kept(self._regions), kept(self._areas)
 
@@ -66,17 +65,15 @@ class GroundTruth:
         sample = self.samples[index]
         if not (sample.anomaly and sample.mask_path):
             return torch.zeros(1, 1, dtype=torch.int32).expand(self.size(picture))
-        mask = load_mask(self._root / sample.mask_path, upright=self._pixels.exif)
+        mask = read_mask(self._root / sample.mask_path, upright=self._pixels.exif)
         return torch.from_numpy(label_regions(np.asarray(mask.crop(_pixels(self._spec.shown, picture)))))
 
     def _areas(self, index: int, picture: Size) -> list[SaturatedRegion]:
         """The regions of an image at the size of the map that is measured, but for those that are lost there. A
         saturation shrinks with its region."""
-        sample = self.samples[index]
-        if not (sample.anomaly and sample.mask_path):
-            return []
-        found = []
-        for mask, saturation in self._read_regions(sample):
+        sample, found = self.samples[index], []
+        kinds, upright = self._defects.get(sample.cls_name), self._pixels.exif
+        for mask, saturation in read_regions(self._root, sample, kinds, upright=upright):
             picture_mask = Image.fromarray(mask.astype(np.uint8) * 255)
             if self.own_size:
                 shown = torch.from_numpy(np.asarray(picture_mask.crop(_pixels(self._spec.shown, picture))) != 0)
@@ -85,10 +82,6 @@ class GroundTruth:
             if shown.any():
                 found.append(SaturatedRegion(shown, saturation * int(shown.sum()) / int(mask.sum())))
         return found
-
-    def _connected(self, sample: Sample) -> list[tuple[np.ndarray, float]]:
-        numbered = label_regions(np.asarray(load_mask(self._root / sample.mask_path, upright=self._pixels.exif)))
-        return [(numbered == one, float((numbered == one).sum())) for one in range(1, int(numbered.max()) + 1)]
 
 
 class Measuring(NamedTuple):

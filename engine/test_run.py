@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from accelerate import Accelerator
 
-from data.meta import PixelSettings, Sample, Samples, read, read_settings
+from data.defect_kinds import DefectKind
+from data.meta import PixelSettings, Sample, Samples, read, read_defects, read_settings
 from data.references import FewShotSetting
 from dataset import AnomalyDataset, select
 from engine.batched import score_sets
@@ -34,12 +35,14 @@ WAITING = (".maps-*", ".thumbnails-*", "imgs/.maps-*")  # what a killed process 
 
 
 class ScoredData(NamedTuple):
-    """What is scored. everything: all samples of the dataset, by split; pixels: how its files are read."""
+    """What is scored. everything: all samples of the dataset, by split; pixels: how its files are read; defects: class
+    -> its kinds of defects, where the dataset knows them."""
 
     everything: Samples
     samples: list[Sample]
     classes: list[str]
     pixels: PixelSettings
+    defects: Mapping[str, Mapping[int, DefectKind]]
 
 
 def read_dataset(root: str, meta_path: str | None, classes: Sequence[str] | None, *, follow_links: bool) -> ScoredData:
@@ -47,7 +50,7 @@ def read_dataset(root: str, meta_path: str | None, classes: Sequence[str] | None
     everything = read(root, meta_path, follow_links=follow_links)
     samples = select(everything["test"], classes)
     names = list(dict.fromkeys(sample.cls_name for sample in samples))
-    return ScoredData(everything, samples, names, read_settings(root, meta_path))
+    return ScoredData(everything, samples, names, read_settings(root, meta_path), read_defects(root, meta_path))
 
 
 class MapSink(AbstractContextManager["MapSink"], Protocol):
