@@ -104,7 +104,8 @@ def _built(build: Callable[[Path], DatasetFiles], root: Path) -> DatasetFiles:
         return build(root)
     except UnknownLayout as error:
         if not root.is_dir():
-            raise
+            advice = "unpack the dataset there or give its place with --root"
+            raise FileNotFoundError(f"{root}: no such folder; {advice}") from None
         above = [Path(os.path.normpath(root / os.pardir)), Path(os.path.normpath(root / os.pardir / os.pardir))]
         fitting = [path for path in folders(root)[:_CANDIDATES] if _fits(build, path)]
         fitting = fitting or [path for path in above if _fits(build, path, root)][:1]

@@ -175,14 +175,6 @@ def test_regions_of_a_folder_and_their_union(loco, accepted):
     assert [region.saturation for region in read_regions(loco, logical, kinds)] == [6.0, 4.0]
 
 
-def test_regions_of_one_file_are_its_components(tmp_path):
-    pixels = np.zeros((5, 7), np.uint8)
-    pixels[0, 0] = pixels[1, 1] = pixels[4, 3:] = 9
-    put_mask(tmp_path / "m.png", pixels)
-    one = meta.Sample("i.png", "m.png", "nut", "", 1)
-    assert [region.saturation for region in read_regions(tmp_path, one)] == [2.0, 4.0]
-
-
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
