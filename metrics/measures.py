@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from metrics.image import calibration_error, f1_above, fpr_at_tpr, image_metrics
-from metrics.names import AUPIMO, ECE, FPR95, GIVEN_IMAGE, KINDS, Measures, of_kind
+from metrics.names import AUPIMO, ECE, FPR95, IMAGE_GIVEN, KINDS, Measures, of_kind
 from metrics.pimo import PimoCounts, spread
 from metrics.spro import SaturatedRegion, SproCounts, mean_of_kinds
 
@@ -101,10 +101,10 @@ def image_measures(
     Returns:
         Their names in `Measures.metric_names`; None is what cannot be computed.
     """
-    row: dict[str, float | None] = dict.fromkeys(GIVEN_IMAGE) if measures.given else {}
+    row: dict[str, float | None] = dict.fromkeys(IMAGE_GIVEN) if measures.given else {}
     if measures.given and threshold is not None:
         best = image_metrics(labels, scores)["f1_sp"]
-        row |= dict(zip(GIVEN_IMAGE, (threshold, f1_above(labels, scores, threshold), best), strict=True))
+        row |= dict(zip(IMAGE_GIVEN, (threshold, f1_above(labels, scores, threshold), best), strict=True))
     if "fpr95" in measures.chosen:
         row[FPR95] = fpr_at_tpr(labels, scores)
     if "ece" in measures.chosen:

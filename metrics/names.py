@@ -18,8 +18,8 @@ PER_IMAGE = ("aupimo",)  # what an image has a value of, too
 FPR95, ECE = "fpr95_sp", "ece_sp"
 LOWER_IS_BETTER = (FPR95, ECE)
 # At a threshold that is given, and at the best one, which nobody knows who has no labels: `f1_px`, `f1_sp`.
-GIVEN_PIXEL = ("threshold_px_given", "f1_px_given", "f1_px_oracle")
-GIVEN_IMAGE = ("threshold_sp_given", "f1_sp_given", "f1_sp_oracle")
+PIXEL_GIVEN = ("threshold_px_given", "f1_px_given", "f1_px_oracle")
+IMAGE_GIVEN = ("threshold_sp_given", "f1_sp_given", "f1_sp_oracle")
 # Kinds of anomalies that MVTec LOCO counts apart, each with the good images -> their specie_name.
 KINDS = {"structural": "structural_anomalies", "logical": "logical_anomalies"}
 BOTH = "both"  # in place of a kind: the mean of the two
@@ -46,7 +46,7 @@ def split_kind(key: str) -> tuple[str, str]:
 def is_measure(key: str) -> bool:
     """Whether a name is one that `Measures.metric_names` may hold."""
     name = split_kind(key)[0]
-    known = (*AUPIMO, FPR95, ECE, *GIVEN_PIXEL, *GIVEN_IMAGE, *(_BY_KIND if name != key else ()))
+    known = (*AUPIMO, FPR95, ECE, *PIXEL_GIVEN, *IMAGE_GIVEN, *(_BY_KIND if name != key else ()))
     return name in known or re.fullmatch(_LIMITED, name) is not None
 
 
@@ -84,9 +84,9 @@ class Measures(NamedTuple):
 
     def metric_names(self) -> tuple[str, ...]:
         """The names of all metrics of a class that it stands for, in order."""
-        found = [*self.aupro(), *(GIVEN_PIXEL if self.given else ())]
+        found = [*self.aupro(), *(PIXEL_GIVEN if self.given else ())]
         found += [*(AUPIMO if "aupimo" in self.chosen else ()), *(() if self.by_kind else self.auspro())]
-        found += [*(GIVEN_IMAGE if self.given else ())]
+        found += [*(IMAGE_GIVEN if self.given else ())]
         found += [name for name, measure in ((FPR95, "fpr95"), (ECE, "ece")) if measure in self.chosen]
         apart = (*_BY_KIND, *self.auspro()) if self.by_kind and "spro" in self.chosen else ()
         return (*found, *(of_kind(name, kind) for kind in (*KINDS, BOTH) for name in apart))

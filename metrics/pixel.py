@@ -23,7 +23,7 @@ from metrics.curves import (
 )
 from metrics.histogram import NO_KEY, KeyTable, search, sort_in_place, split_pixels
 from metrics.image import as_array
-from metrics.names import GIVEN_PIXEL, PIXEL, Measures
+from metrics.names import PIXEL, PIXEL_GIVEN, Measures
 
 NORMAL_CAPACITY = 750_000  # keys, 12 bytes each
 DEFECT_CAPACITY = 500_000  # keys, 20 bytes each
@@ -133,7 +133,7 @@ class PixelMetrics:
             Its names; None is what cannot be computed, as in `compute`.
         """
         curve, names = self._curve(), measures.aupro()
-        row: dict[str, float | None] = dict.fromkeys((*names, *(GIVEN_PIXEL if measures.given else ())))
+        row: dict[str, float | None] = dict.fromkeys((*names, *(PIXEL_GIVEN if measures.given else ())))
         if curve is not None and self._low < self._high:
             row |= {name: aupro(curve, limit) for name, limit in names.items()}
         if measures.given and threshold is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from data.meta import Sample
-from metrics.names import AUPIMO, ECE, FPR95, GIVEN_IMAGE, GIVEN_PIXEL, IMAGE, PIXEL, split_kind
+from metrics.names import AUPIMO, ECE, FPR95, IMAGE, IMAGE_GIVEN, PIXEL, PIXEL_GIVEN, split_kind
 from report.predictions import ClassScores
 from report.tables import metric_names
 
@@ -33,15 +33,15 @@ def _causes(samples: Sequence[Sample], row: Mapping[str, float | None]) -> dict[
         name, kind = split_kind(key)
         if row[key] is None:
             if (
-                key in (*GIVEN_PIXEL, *GIVEN_IMAGE)
-                and row[f"threshold_{'px' if key in GIVEN_PIXEL else 'sp'}_given"] is None
+                key in (*PIXEL_GIVEN, *IMAGE_GIVEN)
+                and row[f"threshold_{'px' if key in PIXEL_GIVEN else 'sp'}_given"] is None
             ):
                 causes[key] = "no threshold is given"
             elif key == ECE:
                 causes[key] = "its scores are no probabilities"
             elif kind:
                 causes[key] = "its test images lack a kind of anomaly, good images, or masks of them"
-            elif key in (*IMAGE, *GIVEN_IMAGE, FPR95):
+            elif key in (*IMAGE, *IMAGE_GIVEN, FPR95):
                 causes[key] = _one_label(samples)
             elif all(row[other] is None for other in PIXEL):
                 causes[key] = _no_pixels(samples)

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, roc_curve
 from metrics import pimo, pixel
 from metrics.image import calibration_error, f1_above, fpr_at_tpr, image_metrics
 from metrics.measures import PixelMeasures, image_measures
-from metrics.names import AUPIMO, GIVEN_IMAGE, GIVEN_PIXEL, MEASURES, Measures, is_measure, split_kind
+from metrics.names import AUPIMO, IMAGE_GIVEN, MEASURES, PIXEL_GIVEN, Measures, is_measure, split_kind
 from metrics.pixel import PixelMetrics, label_regions
 from metrics.spro import SaturatedRegion, SproCounts
 
@@ -264,14 +264,14 @@ def test_f1_of_pixels_at_a_threshold():
     maps, masks = np.stack(stream(3)), np.zeros((4, 9, 7), np.uint8)
     masks[1:, 2:6, 1:5] = 1
     pixels, measures = PixelMetrics(), Measures(given=True)
-    assert pixels.measures(measures, 0.2) == {**dict.fromkeys(GIVEN_PIXEL), "threshold_px_given": 0.2}
+    assert pixels.measures(measures, 0.2) == {**dict.fromkeys(PIXEL_GIVEN), "threshold_px_given": 0.2}
     pixels.update(maps, np.stack([label_regions(mask) for mask in masks]))
     for threshold in (-1.0, 0.0, 0.24, 0.25, 0.5, 9.0):  # on values of the maps, between and beyond them
         row = pixels.measures(measures, threshold)
         truth, cut = masks.ravel() > 0, maps.ravel() > threshold
         assert row["f1_px_given"] == pytest.approx(f1_score(truth, cut, zero_division=0), abs=1e-12)
         assert row["threshold_px_given"] == threshold and row["f1_px_oracle"] == pixels.compute()["f1_px"]
-    assert pixels.measures(measures) == dict.fromkeys(GIVEN_PIXEL) and pixels.measures(Measures()) == {}
+    assert pixels.measures(measures) == dict.fromkeys(PIXEL_GIVEN) and pixels.measures(Measures()) == {}
 
 
 def test_scores_that_are_no_probabilities():
@@ -284,7 +284,7 @@ def test_scores_that_are_no_probabilities():
 def test_names():
     plain = Measures(MEASURES, (0.3, 0.05), given=True)
     assert plain.metric_names() == (
-        "aupro_fpr0.05", *GIVEN_PIXEL, *AUPIMO, "auspro_fpr0.3", "auspro_fpr0.05", *GIVEN_IMAGE, "fpr95_sp", "ece_sp"
+        "aupro_fpr0.05", *PIXEL_GIVEN, *AUPIMO, "auspro_fpr0.3", "auspro_fpr0.05", *IMAGE_GIVEN, "fpr95_sp", "ece_sp"
     )  # fmt: skip
     assert Measures().metric_names() == () and Measures(fpr_limits=(0.3,)).metric_names() == ()
     loco = Measures(("spro",), by_kind=True).metric_names()

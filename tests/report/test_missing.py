@@ -6,7 +6,7 @@ import pytest
 from data.meta import Sample
 from engine.class_scores import ClassScores
 from metrics import evaluate
-from metrics.names import GIVEN_IMAGE, Measures
+from metrics.names import IMAGE_GIVEN, Measures
 from report.missing import missing_metrics
 from report.tables import METRICS
 
@@ -73,7 +73,7 @@ def test_measures_that_are_missing_have_causes(samples, expected):
     if masked:
         row |= dict.fromkeys(("aupro_fpr0.1", "auspro_fpr0.1"), 0.5)
     if len(set(labels)) == 2:
-        row |= dict.fromkeys((*GIVEN_IMAGE, "fpr95_sp"), 0.5)
+        row |= dict.fromkeys((*IMAGE_GIVEN, "fpr95_sp"), 0.5)
     found = missing_metrics([ClassScores(0, "nut", row, [0, 1], [1.0, 2.0], {}, {})], samples)
     assert all(any(words in line for line in found) for words in expected), found
     assert any(line == "nut: threshold_px_given, f1_px_given, f1_px_oracle cannot be computed: no threshold is given"
