@@ -17,7 +17,8 @@ from metrics.image import image_metrics
 from metrics.measures import PixelMeasures, image_measures
 from metrics.pixel import PixelMetrics
 from model import memory_bank
-from model.interface import PROBABILITY, Prediction, ScoringDetector
+from model.image_scores import PROBABILITY
+from model.interface import Prediction, ScoringDetector
 from utils.distributed import flatten, gather, gather_to
 
 

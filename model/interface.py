@@ -67,9 +67,6 @@ SimilarityCache = dict[tuple[str, str], dict[str, Tensor]]
 ScoreRange = Mapping[str, tuple[float, float]]  # term of the image score -> (low, high) of normal images, low < high
 
 
-PROBABILITY = "text"  # the term that is a probability: of "abnormal", by the texts
-
-
 class Prediction(NamedTuple):
     """Anomaly maps and the parts from which image scores are made."""
 
