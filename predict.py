@@ -62,7 +62,7 @@ def run_detector(args: argparse.Namespace) -> int:
         batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size"
     )
     if together:
-        check_set(one.built.detector, settings.method, len(images), accelerator.num_processes)
+        check_set(one.built.detector, settings.method, len(images))
     with lock_folder(save_path):
         start_results(save_path, {**settings.as_dict(), **one.built.decided}, sources, one.description, accelerator)
         log_scored_normal_images(images, normal)

@@ -1,28 +1,35 @@
 """Scoring sets: the unlabelled images of a class are scored together, by methods that look at them all."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Dataset, Subset
 
 from data.meta import Sample
 from dataset import AnomalyDataset
-from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, finish, keep_maps
+from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, finish_class, keep_maps
 from engine.encoding import Timer, encode
 from engine.evaluation import batches
 from engine.ground_truth import Measuring, Size
-from model.interface import Prediction, ScoringDetector
-from model.tokens import to_device, token_bytes
+from model.interface import ScoringDetector
+from model.tokens import each_tensor, to_device, token_bytes
 from utils import memory_check
-from utils.distributed import gather
+from utils.distributed import Processes, each_round, flatten
+from utils.files import NotWrittenError
 from utils.logs import LOG
 
 _SHARE = 0.5  # of the free memory that the tokens of a set may take, in all processes of a machine together
 _SMALL = torch.iinfo(torch.int16).max  # regions that a mask kept in half the space may have
+_ALIGNED = 64  # bytes, where tensors begin in a file
 
 
 class ImageGroup(NamedTuple):
@@ -34,63 +41,123 @@ class ImageGroup(NamedTuple):
 
 
 class SetPasses:
-    """`model.interface.TokenPasses` over the batches of a loader. Tokens are encoded once where half of the free memory
-    holds them, else in every pass.
+    """`model.interface.TokenPasses` over the images of a dataset. Tokens are encoded once: of several processes each
+    encodes its part, and all get all of them. For a method with more than one pass they are kept, in memory where half
+    of what is free holds them, else in a temporary file.
 
     Args:
         detector, accelerator, timer: as for `engine.encoding.encode`.
-        loader: batches of the set, see `evaluation.collate`.
+        dataset: of the set, see `evaluation.batches`.
         paths: of the images, in order.
+        batch_size: images at a time, in each process; num_workers: processes that read.
+        folder: of the temporary file; None: where the system keeps such files.
 
     Attributes:
-        groups: what each bundle of tokens is of, known after the first pass.
+        groups: what each bundle of tokens is of, known when it comes.
     """
 
     def __init__(
-        self, detector: Any, loader: DataLoader[Any], paths: Sequence[str], accelerator: Accelerator, timer: Timer
+        self,
+        detector: Any,
+        dataset: Dataset[Any],
+        paths: Sequence[str],
+        accelerator: Accelerator,
+        timer: Timer,
+        *,
+        batch_size: int,
+        num_workers: int,
+        folder: Path | None,
     ):
-        self._detector, self._loader, self._accelerator, self._timer = detector, loader, accelerator, timer
+        self._detector, self._accelerator, self._timer = detector, accelerator, timer
+        self._loader, self._folder = batches(dataset, batch_size, num_workers, accelerator), folder
         self.paths = paths
+        self.processes = Processes(accelerator)
         self.groups: list[ImageGroup] = []
-        self._kept: list[Any] = []
-        # Known after the first bundle; a method that goes through them once holds itself what it needs.
-        self._fits: bool | None = False if detector.SET_PASSES == 1 else None
-        self._complete = False  # whether all bundles are kept
+        self._kept: list[Any] | None = None
 
     def __call__(self) -> Iterator[Any]:
         """A pass: the tokens of all images, bundle by bundle."""
-        if self._complete:
-            yield from (to_device(tokens, self._accelerator.device) for tokens in self._kept)
-            return
-        self.groups, self._kept = [], []
-        for batch in self._loader:
-            for group in batch:
+        if self._kept is None and self._detector.SET_PASSES > 1:
+            self._kept = self._keep(self._encode())
+        for tokens in self._encode() if self._kept is None else self._kept:
+            yield to_device(tokens, self._accelerator.device)
+
+    def _encode(self) -> Iterator[Any]:
+        """The tokens of all images: in main memory where they come from several processes."""
+        self.groups = []
+        for _, batch in each_round(self._loader):
+            own = []
+            for group in batch or ():
                 for error in filter(None, group.get("error", ())):  # of a file that could be read before
                     raise ValueError(error)
                 self._timer.start()
                 tokens = encode(self._detector, group["image"], self._accelerator, self._timer, group["map_size"])
-                self.groups.append(
-                    ImageGroup(group["index"].tolist(), _small(group.get("regions")), group.get("sizes", []))
-                )
-                if self._fits is None:
-                    self._fits = self._room_for(tokens, len(group["image"]))
-                if self._fits:
-                    self._kept.append(to_device(tokens, "cpu"))
+                images = ImageGroup(group["index"].tolist(), _small(group.get("regions")), group.get("sizes", []))
+                own.append((images, to_device(tokens, "cpu") if self.processes.ranks > 1 else tokens))
+            for images, tokens in flatten(self.processes.gather(own)):
+                self.groups.append(images)
                 yield tokens
-        self._complete = bool(self._fits)
 
-    def _room_for(self, tokens: Any, images: int) -> bool:
-        regions = self.groups[-1].regions
-        own = token_bytes(tokens) + (0 if regions is None else token_bytes(regions))
-        need = own / images * len(self.paths) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    def _keep(self, bundles: Iterator[Any]) -> list[Any]:
+        """All bundles, in memory or in a file; the first one shows how large they will be.
+
+        Raises:
+            ValueError: neither has room.
+        """
+        first = next(bundles)
+        images, regions, _ = self.groups[0]
+        of_image = token_bytes(first) / len(images)
+        beside = 0 if regions is None else token_bytes(regions) / len(images)
+        need, here = len(self.paths) * (of_image + beside), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         free = memory_check.free_bytes("cpu")
-        if need > _SHARE * free:
-            LOG.info(
-                "the features of %d images take %.1f GB, and %.1f GB of memory are free: they are computed anew in "
-                "every pass", len(self.paths), need / 1e9, free / 1e9,
-            )  # fmt: skip
-            return False
-        return True
+        said = f"the features of {len(self.paths)} images take {need / 1e9:.1f} GB"
+        said += f" in each of {self.processes.ranks} processes" if self.processes.ranks > 1 else ""
+        every = chain([first], bundles)
+        if need * here <= _SHARE * free:
+            LOG.info("%s: kept in memory, of which %.1f GB are free", said, free / 1e9)
+            return [to_device(tokens, "cpu") for tokens in every]
+        folder = self._folder or Path(tempfile.gettempdir())
+        room = shutil.disk_usage(folder).free
+        said += f", and {free / 1e9:.1f} GB of memory are free"
+        if len(self.paths) * of_image * self.processes.ranks > room:
+            raise ValueError(
+                f"{said}, {room / 1e9:.1f} GB of the disk of {folder}; free some space, give fewer images, or lower "
+                "--image_size"
+            )
+        LOG.info("%s: kept in a temporary file in %s, %.1f GB free", said, folder, room / 1e9)
+        return in_file(every, folder)
+
+
+def in_file(bundles: Iterable[Any], folder: Path) -> list[Any]:
+    """The bundles, with their tensors in a file from which they are read as they are used. The file has no name, so
+    that nothing is left of it however the process ends.
+
+    Raises:
+        NotWrittenError: the file cannot be written.
+    """
+    starts: list[int] = []
+
+    def write(tensor: Tensor) -> Tensor:
+        starts.append(file.seek(-file.tell() % _ALIGNED, os.SEEK_CUR))
+        file.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return tensor.to("meta")
+
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            shapes = [each_tensor(bundle, write) for bundle in bundles]
+            file.flush()
+            content = torch.from_numpy(np.memmap(file, np.uint8, "c"))
+    except OSError as error:
+        if error.filename:  # of another file
+            raise
+        raise NotWrittenError(folder / "a temporary file", error) from None
+    place = iter(starts)
+
+    def read(tensor: Tensor) -> Tensor:
+        start = next(place)
+        return content[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+    return [each_tensor(bundle, read) for bundle in shapes]
 
 
 def _small(regions: Tensor | None) -> Tensor | None:
@@ -119,15 +186,16 @@ def score_sets(
     batch_size: int,
     num_workers: int,
     timer: Timer,
+    folder: Path | None = None,
     finished: Collection[str] = (),
     measuring: Measuring | None = None,
 ) -> Iterator[ClassScores]:
-    """Score each class as one set; yields its results when it is complete, as `evaluation.score` does. Of several
-    processes each scores classes of its own.
+    """Score each class as one set; yields its results when it is complete, as `evaluation.score` does. Several
+    processes score a set together.
 
     Args:
         dataset: of the samples; their labels and masks serve the metrics alone.
-        batch_size: images at a time in the backbone; num_workers: processes that read.
+        batch_size, num_workers, folder: see `SetPasses`.
         keep_map, timer, finished, measuring: as for `evaluation.score`.
 
     Raises:
@@ -137,57 +205,22 @@ def score_sets(
     for index, sample in enumerate(samples):
         if sample.cls_name not in finished:
             indices.setdefault(sample.cls_name, []).append(index)
-    names, ranks = list(indices), accelerator.num_processes
-    if ranks > 1:  # the classes of a round should take as long as each other, since the processes wait for them all
-        names.sort(key=lambda name: -len(indices[name]))
-    for first in range(0, len(names), ranks):
-        own = names[first + accelerator.process_index :][:1] if accelerator.process_index < len(names) - first else []
-        results = [
-            _score_set(
-                detector, Subset(dataset, indices[name]), name, samples, accelerator, keep_map, batch_size,
-                num_workers, timer, measuring,
-            )
-            for name in own
-        ]  # fmt: skip
-        for of_rank in gather(results, accelerator):
-            yield from of_rank
+    for name, own in indices.items():
+        LOG.info("%s: %d images are scored together", name, len(own))
+        paths = [samples[index].img_path for index in own]
+        passes = SetPasses(
+            detector, Subset(dataset, own), paths, accelerator, timer, batch_size=batch_size, num_workers=num_workers,
+            folder=folder,
+        )  # fmt: skip
+        classes = Classes([samples[index] for index in own], 1, (), measuring)
+        for number, prediction in enumerate(detector.score_set(passes, name)):
+            images, regions, sizes = passes.groups[number]
+            check_finite(prediction, samples, images)
+            if number % passes.processes.ranks == passes.processes.rank:
+                assert regions is not None  # of a dataset with masks
+                names = [name] * len(images)
+                classes.add(0, names, images, prediction, regions.int().to(accelerator.device), sizes)
+                keep_maps(keep_map, 0, names, images, prediction, ())
+        ((_, pending),) = classes.complete(len(paths))
+        yield from finish_class(detector, name, pending, samples, accelerator, measuring)
     timer.stop()
-
-
-def _score_set(
-    detector: ScoringDetector,
-    dataset: Subset,
-    name: str,
-    samples: Sequence[Sample],
-    accelerator: Accelerator,
-    keep_map: KeepMap,
-    batch_size: int,
-    num_workers: int,
-    timer: Timer,
-    measuring: Measuring | None,
-) -> ClassScores:
-    LOG.info("%s: %d images are scored together", name, len(dataset))
-    paths = [samples[index].img_path for index in dataset.indices]
-    loader = batches(dataset, batch_size, num_workers, accelerator, shared=False)
-    passes = SetPasses(detector, loader, paths, accelerator, timer)
-    classes = Classes([samples[index] for index in dataset.indices], 1, (), measuring)
-    for number, prediction in enumerate(detector.score_set(passes, name)):
-        _add(classes, passes.groups[number], prediction, name, samples, accelerator, keep_map)
-    ((_, (pending,)),) = classes.complete(len(paths))
-    return finish(detector, 0, name, [pending], samples, measuring)
-
-
-def _add(
-    classes: Classes,
-    group: ImageGroup,
-    prediction: Prediction,
-    name: str,
-    samples: Sequence[Sample],
-    accelerator: Accelerator,
-    keep_map: KeepMap,
-) -> None:
-    names = [name] * len(group.indices)
-    check_finite(prediction, samples, group.indices)
-    assert group.regions is not None  # of a dataset with masks
-    classes.add(0, names, group.indices, prediction, group.regions.int().to(accelerator.device), group.sizes)
-    keep_maps(keep_map, 0, names, group.indices, prediction, ())

@@ -174,13 +174,12 @@ def score_classes(
     if batched:
         scored = score_sets(
             built.detector, images, samples, accelerator, files.keep, batch_size=built.batch_size,
-            num_workers=num_workers, timer=timer, finished=known, measuring=measuring,
+            num_workers=num_workers, timer=timer, folder=folder.path, finished=known, measuring=measuring,
         )  # fmt: skip
     else:
         loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
-        scored = score(
-            built.detector, loader, samples, shots, memories, accelerator, files.keep, timer, known, measuring
-        )
+        rest = (accelerator, files.keep, timer, known, measuring)
+        scored = score(built.detector, loader, samples, shots, memories, *rest)
     results = [result for one in known.values() for result in one.scores]
     for name, one in known.items():
         files.restore(name, one.page)

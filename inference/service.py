@@ -109,8 +109,10 @@ class InferenceService:
             if error := dataset[index]["error"]:
                 raise ValueError(error)
         accelerator = self._predictor.accelerator
-        loader = batches(dataset, self._predictor.batch_size, 0, accelerator, shared=False)
-        passes = SetPasses(self._predictor.detector, loader, files, accelerator, Timer())
+        passes = SetPasses(
+            self._predictor.detector, dataset, files, accelerator, Timer(), batch_size=self._predictor.batch_size,
+            num_workers=0, folder=None,
+        )  # fmt: skip
         results = list(chain.from_iterable(self._predictor.predict_set(passes, "object")))
         indices = list(chain.from_iterable(group.indices for group in passes.groups))
         check_finite(results, [Path(files[index]).name for index in indices])

@@ -5,6 +5,7 @@ Few-shot: the distance of each patch to the nearest patch of the references, whi
 left out. Batched: the images of a class are compared with each other, and there are no references.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -277,7 +278,7 @@ class AnomalyDino(nn.Module):
     @torch.no_grad()
     def score_set(self, tokens: TokenPasses, name: str) -> Iterator[Prediction]:
         """The distances of each patch to the nearest thousandth of all other images' patches, without references.
-        Holds the patches of all images, once.
+        Holds the patches of all images, once. Several processes share the comparisons.
 
         Raises:
             ValueError: the other images have too few patches for that.
@@ -290,7 +291,8 @@ class AnomalyDino(nn.Module):
             mask = self._foreground(bundle, f"an image of class '{name}'").to(device) if masked else None
             kept.append((bundle._replace(patches=units[-1], last=None), mask))
         total = sum(unit.shape[0] * unit.shape[1] for unit in units)
-        for number, (bundle, mask) in enumerate(kept):
+        turn, found = itertools.count(), []
+        for number, (bundle, _) in enumerate(kept):
             distances = bundle.patches.new_zeros(bundle.patches.shape[:2])
             count = int(_MUTUAL * (total - distances.shape[1]))
             if count < 2:
@@ -300,10 +302,15 @@ class AnomalyDino(nn.Module):
                     "larger --image_size"
                 )
             for row, queries in enumerate(bundle.patches):
+                if next(turn) % tokens.processes.ranks != tokens.processes.rank:
+                    continue
                 own = torch.cat([units[number][:row], units[number][row + 1 :]])
                 others = [own, *units[:number], *units[number + 1 :]]
                 distances[row] = memory_bank.mutual_distance(queries, [one.flatten(0, 1) for one in others], count)
-            yield self._prediction(distances, bundle, mask)
+            found.append(distances.cpu())
+        each = zip(*tokens.processes.gather(found), strict=True)  # one process has a row, and the others zeros
+        for (bundle, mask), parts in zip(kept, each, strict=True):
+            yield self._prediction(torch.stack(parts).sum(0).to(device), bundle, mask)
 
 
 def _default_layers(backbone: ImageTower) -> list[int]:

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from data.input_spec import InputSpec
 from data.views import ImageViews
 from model.options import Option, Preset
+from utils.distributed import Processes
 
 
 class Normalization(NamedTuple):
@@ -300,13 +301,10 @@ class ViewingDetector(FewShotDetector, Protocol):
 
 
 class TokenPasses(Protocol):
-    """The images of a class, to be gone through more than once.
+    """The images of a class, to be gone through more than once."""
 
-    Attributes:
-        paths: of the images, in the order of the dataset; images of several shapes may pass in another one.
-    """
-
-    paths: Sequence[str]
+    paths: Sequence[str]  # of the images, in the order of the dataset; images of several shapes may pass in another one
+    processes: Processes  # which may share the work; each goes through all images, and gives all predictions
 
     def __call__(self) -> Iterator[Any]:
         """A pass: the tokens of all images, bundle by bundle; always the same ones in the same order."""

@@ -190,10 +190,11 @@ class MuSc(nn.Module):
     ) -> tuple[list[int], Tensor, tuple[int, int], Tensor]:
         """Images of each bundle, class tokens (n, D), the grid, and the scores of all patches, (n, N) in double: means
         over layers and neighbourhoods (LNAMD and MSM)."""
-        turns = len(self.features_list)
-        pairs = turns * sum(len(part) * (len(part) - 1) // 2 for part in parts)
+        turns, processes = len(self.features_list), tokens.processes
+        pairs = turns * sum(len(part) * (len(part) - 1) // 2 for part in parts) // processes.ranks
+        hidden = True if processes.rank else None
         total = torch.zeros(())
-        with tqdm(total=pairs, desc="compare", unit="pair", leave=False, disable=None) as bar:
+        with tqdm(total=pairs, desc="compare", unit="pair", leave=False, disable=hidden) as bar:
             for layer in self.features_list:
                 sizes, pooled, images = list[int](), list[Tensor](), list[Tensor]()
                 for bundle in tokens():
@@ -207,7 +208,7 @@ class MuSc(nn.Module):
                 for part in parts:
                     found = mutual_scores(
                         [images[index] for index in part], grid, self.neighborhoods, self._count(len(part)),
-                        self._place.device, bar.update,
+                        self._place.device, bar.update, processes,
                     )  # fmt: skip
                     scores[part] = found.cpu().double().mean(0)
                 total = total + scores / turns
@@ -220,7 +221,8 @@ class MuSc(nn.Module):
         """
         advice, count = "give fewer images, or lower --image_size", sum(map(len, parts))
         need = count * tokens[0].numel() * tokens.element_size()
-        memory_check.check(need, tokens.device, f"the patches of {count} images", advice)
+        if tokens.device.type != "cpu":  # where they may be in a file
+            memory_check.check(need, tokens.device, f"the patches of {count} images", advice)
         largest = max(map(len, parts))
         need = 4 * len(self.neighborhoods) * largest * tokens.shape[1] * self._count(largest)
         memory_check.check(need, self._place.device, f"the distances between {largest} images", advice)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.distributed import Processes
+
 # Bytes of the features of a block of images: on a GPU a share of what is free, else a part of what all images take,
 # at most 32 MiB.
 _SHARE = 0.2
@@ -23,6 +25,7 @@ _CHUNK = {"cpu": 1 << 19, "": 1 << 26}
 # the pairs whose cosine is nearly the largest, by more than what it is off by; in double where these are too many.
 _NEAR, _MARGIN, _CROWD = 0.05, 1e-5, 16
 
+_ALONE = Processes()
 Grid = tuple[int, int]
 
 
@@ -51,21 +54,25 @@ def mutual_scores(
     count: int,
     device: torch.device,
     compared: Callable[[int], object] = lambda pairs: None,
+    processes: Processes = _ALONE,
 ) -> Tensor:
-    """Of each patch of each image, the mean of its `count` smallest distances to other images: (sides, n, N) float32.
+    """Of each patch of each image, the mean of its `count` smallest distances to other images: (sides, n, N) float32,
+    in main memory.
 
     The distance to an image is the Euclidean one to its nearest patch (MSM). Features are put in place block by
-    block, as they are needed.
+    block, as they are needed. Several processes share the pairs of blocks, and all get the same result.
 
     Args:
         images: the tokens of one layer of each of n images, (N, W), anywhere and of any precision.
         grid, sides: see `neighborhood_means`.
         count: from 1 to n - 1.
         device: where to compute.
-        compared: is told, now and then, how many further pairs of images have been compared.
+        compared: is told, now and then, how many further pairs of images have been compared, here.
+        processes: that work on the same images.
     """
     patches, width = images[0].shape
-    at_once = _images_at_once(len(images), 4 * patches * width, device)
+    at_once = _images_at_once(len(images), 4 * patches * width, device, processes.ranks)
+    at_once = min(processes.gather(at_once))  # GPUs may have different room
     blocks = [slice(start, min(start + at_once, len(images))) for start in range(0, len(images), at_once)]
     pairs = _Pairs(grid, sides, device)
     smallest = torch.full((len(sides), len(images), patches, count), torch.inf, device=device)
@@ -81,22 +88,30 @@ def mutual_scores(
     scales = torch.cat([pairs.scales(features(block)) for block in blocks], dim=1)  # (sides, n, N)
     for number, block in enumerate(blocks):
         own = features(block)
-        keep(block, pairs.within(own, scales[:, block]))
-        compared(len(own) * (len(own) - 1) // 2)
-        for other in blocks[number + 1 :]:
+        shared = range(number, len(blocks))  # by the sum of the two numbers, which gives all processes as much to do
+        for other in (blocks[place] for place in shared if (number + place) % processes.ranks == processes.rank):
+            if other is block:
+                keep(block, pairs.within(own, scales[:, block]))
+                compared(len(own) * (len(own) - 1) // 2)
+                continue
             theirs = features(other)
             forward, backward = pairs.between(own, theirs, scales[:, block], scales[:, other])
             keep(block, forward)
             keep(other, backward)
             compared(len(own) * len(theirs))
-    return smallest.mean(3)
+    means = []
+    for block in blocks:  # the smallest of all processes, sorted: the mean does not depend on who has found them
+        found = torch.cat(processes.gather(smallest[:, block].cpu()), dim=3)
+        means.append(found.topk(count, dim=3, largest=False).values.mean(3))
+    return torch.cat(means, dim=1)
 
 
-def _images_at_once(images: int, size: int, device: torch.device) -> int:
-    """Images of a block, of so many; size: bytes of the features of one."""
+def _images_at_once(images: int, size: int, device: torch.device, ranks: int) -> int:
+    """Images of a block, of so many; size: bytes of the features of one. Several processes want two blocks each."""
+    most = images if ranks == 1 else -(-images // (2 * ranks))
     if device.type != "cuda":
-        return max(1, min(images // _PART, _BLOCK // size))
-    return max(1, int(_SHARE * torch.cuda.mem_get_info(device)[0]) // size)
+        return max(1, min(most, images // _PART, _BLOCK // size))
+    return max(1, min(most, int(_SHARE * torch.cuda.mem_get_info(device)[0]) // size))
 
 
 def _centered(tokens: Tensor) -> Tensor:

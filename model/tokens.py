@@ -25,22 +25,22 @@ def join_tokens(bundles: Sequence[Any]) -> Any:
 
 def split_tokens(bundle: Any, count: int) -> list[Any]:
     """A bundle of so many images -> one for each image."""
-    return [_each_tensor(bundle, operator.itemgetter(slice(row, row + 1))) for row in range(count)]
+    return [each_tensor(bundle, operator.itemgetter(slice(row, row + 1))) for row in range(count)]
 
 
 def to_device(bundle: Any, device: torch.device | str) -> Any:
     """The same on a device."""
-    return _each_tensor(bundle, lambda tensor: tensor.to(device))
+    return each_tensor(bundle, lambda tensor: tensor.to(device))
 
 
-def _each_tensor(bundle: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def each_tensor(bundle: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The bundle with each of its tensors changed."""
     if isinstance(bundle, Tensor):
         return change(bundle)
     if isinstance(bundle, Mapping):
-        return {key: _each_tensor(value, change) for key, value in bundle.items()}
+        return {key: each_tensor(value, change) for key, value in bundle.items()}
     if hasattr(bundle, "_fields"):
-        return type(bundle)(*(_each_tensor(value, change) for value in bundle))
+        return type(bundle)(*(each_tensor(value, change) for value in bundle))
     return bundle
 
 

@@ -98,6 +98,25 @@ def gather(value: T, accelerator: Accelerator) -> list[T]:
     return values
 
 
+class Processes:
+    """Processes that work on something together.
+
+    accelerator: None: this one alone.
+
+    Attributes:
+        rank, ranks: number of this process, and how many there are.
+    """
+
+    def __init__(self, accelerator: Accelerator | None = None):
+        self._accelerator = accelerator
+        self.rank: int = accelerator.process_index if accelerator else 0
+        self.ranks: int = accelerator.num_processes if accelerator else 1
+
+    def gather(self, value: T) -> list[T]:
+        """See `gather`."""
+        return gather(value, self._accelerator) if self._accelerator else [value]
+
+
 def gather_to(value: T, owner: int, accelerator: Accelerator) -> list[T] | None:
     """As `gather`, but on one process alone; None on the others."""
     if accelerator.num_processes == 1:

@@ -1,7 +1,11 @@
 """The engine with a method of a few lines: pictures of several sizes in a class, views, sets."""
 
+import io
 import json
 import math
+import shutil
+import tempfile
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +21,13 @@ from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting, draw_as_published, draw_shots, parse_shots
 from data.views import PLAIN, apply_view, parse_views
 from dataset import AnomalyDataset
-from engine.batched import SetPasses, check_sets, score_sets
+from engine.batched import SetPasses, check_sets, in_file, score_sets
 from engine.encoding import Timer
 from engine.evaluation import batches, collate, score
 from engine.references import References, with_views
 from model.interface import Memory, Prediction
 from utils import memory_check
+from utils.files import NotWrittenError
 
 SIDE, PATCH = 32, 8
 TURNED = (("rotate", 90.0),)
@@ -184,7 +189,7 @@ def sets(folder, detector):
     results = score_sets(
         detector, AnomalyDataset(root, samples, detector.input_spec), samples, accelerator,
         lambda setting, index, one, foreground=None: maps.__setitem__(index, one), batch_size=2, num_workers=0,
-        timer=Timer(),
+        timer=Timer(), folder=root,
     )  # fmt: skip
     return list(results), maps
 
@@ -196,21 +201,42 @@ def test_a_set_is_scored_together_and_encoded_once(folder):
     assert maps[4].shape == (60, 40) and result.indices == [0, 1, 2, 3, 4] and result.metrics["auroc_px"] > 0.9
 
 
-def test_a_set_that_memory_does_not_hold_is_encoded_in_every_pass(folder, monkeypatch, caplog):
+def test_a_set_that_memory_does_not_hold_is_kept_in_a_file(folder, monkeypatch, caplog):
     detector = Colours()
     (expected,), _ = sets(folder, Colours())
+    before = sorted(folder[0].iterdir())
     monkeypatch.setattr(memory_check, "free_bytes", lambda _: 100)
     with caplog.at_level("INFO", logger="vand"):
         (result,), _ = sets(folder, detector)
-    assert sum(detector.encoded) == 10 and result == expected
-    assert "computed anew in every pass" in caplog.text
+    assert sum(detector.encoded) == 5 and sorted(folder[0].iterdir()) == before
+    assert result.scores == pytest.approx(expected.scores, abs=1e-6) and result.indices == expected.indices
+    assert result.metrics == pytest.approx(expected.metrics, abs=1e-6)
+    assert f"take 0.0 GB, and 0.0 GB of memory are free: kept in a temporary file in {folder[0]}" in caplog.text
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(ValueError, match=r"0\.0 GB of the disk of .*; free some space, give fewer images"):
+        sets(folder, detector)
+
+
+def test_bundles_in_a_file(tmp_path, monkeypatch):
+    """Of any type and shape; nothing is left where the disk is full."""
+    torch.manual_seed(0)
+    shapes = [((3, 5, 2), torch.float32), ((3, 1), torch.bfloat16), ((2, 0), torch.float16), ((2, 7), torch.bool)]
+    bundles = [Patches({7: torch.randn(shape).to(kind)}, (1, 2), (3, 4)) for shape, kind in shapes]
+    for bundle, own in zip(bundles, in_file(iter(bundles), tmp_path), strict=True):
+        assert torch.equal(own.colours[7], bundle.colours[7]) and own.colours[7].dtype == bundle.colours[7].dtype
+        assert own[1:] == bundle[1:]
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: io.FileIO("/dev/full", "w"))
+    with pytest.raises(NotWrittenError, match="a temporary file is not written .*; free some space"):
+        in_file(bundles, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_labels_of_a_set_are_not_seen_by_the_method(folder):
     root, samples = folder
     detector, accelerator = Colours(), Accelerator(cpu=True)
-    loader = batches(AnomalyDataset(root, samples, detector.input_spec), 2, 0, accelerator)
-    passes = SetPasses(detector, loader, [sample.img_path for sample in samples], accelerator, Timer())
+    dataset = AnomalyDataset(root, samples, detector.input_spec)
+    passes = SetPasses(detector, dataset, [sample.img_path for sample in samples], accelerator, Timer(), batch_size=2,
+                       num_workers=0, folder=None)  # fmt: skip
     assert list(passes.paths) == [sample.img_path for sample in samples]
     bundles = list(passes())
     assert all(set(bundle._fields) == {"colours", "grid", "map_size"} for bundle in bundles)

@@ -11,6 +11,7 @@ from data.rotation import rotate_reflected
 from model import anomaly_dino, build, capabilities, foreground, memory_bank
 from model.anomaly_dino import AnomalyDino, PatchTokens
 from model.interface import Memory
+from utils.distributed import Processes
 
 CASES = [
     "anomalydino_mvtec_k1",
@@ -49,6 +50,8 @@ def encode(detector, pictures):
 
 class Passes:
     """Bundles as the engine hands them out."""
+
+    processes = Processes()
 
     def __init__(self, bundles):
         self.bundles = bundles

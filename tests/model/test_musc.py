@@ -11,6 +11,7 @@ import test as test_script
 from conftest import REFERENCE, Weights, load_case
 from model import anomaly_map, build
 from model.musc import MuSc, divide, rescore
+from utils.distributed import Processes
 
 CASES = ("musc_mvtec", "musc_mvtec_divide2", "musc_visa", "musc_dino_visa", "musc_dinov2_visa")
 MODELS = REFERENCE / "models"
@@ -29,6 +30,8 @@ def rows_of(case, name: str) -> list[int]:
 
 class Passes:
     """Bundles in memory, as the engine hands them over."""
+
+    processes = Processes()
 
     def __init__(self, paths, bundles=()):
         self.paths, self.bundles = list(paths), bundles

@@ -1,5 +1,8 @@
 """Mutual scoring against the published program's features, and against every distance computed by itself."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +57,39 @@ def test_every_distance(at_once, monkeypatch):
     for side, scores in zip((1, 3, 5), own, strict=True):
         np.testing.assert_allclose(scores, every_distance(images, (3, 4), side, 3), atol=1e-6)
     assert sum(told) == 11 * 10 // 2
+
+
+class Threads:
+    """`utils.distributed.Processes`, as threads of this one."""
+
+    def __init__(self, rank: int, values: list, barrier: threading.Barrier):
+        self.rank, self.ranks, self._values, self._barrier = rank, len(values), values, barrier
+
+    def gather(self, value):
+        self._values[self.rank] = value
+        self._barrier.wait(60)
+        found = list(self._values)
+        self._barrier.wait(60)
+        return found
+
+
+@pytest.mark.parametrize(("ranks", "count"), [(2, 17), (3, 17), (4, 16), (5, 6)])
+def test_processes_share_the_pairs(ranks, count):
+    torch.manual_seed(0)
+    images = list(torch.randn(count, 12, 8))
+    alone = mutual_scores(images, (3, 4), (1, 3), 4, CPU)
+    values, barrier = [None] * ranks, threading.Barrier(ranks)
+
+    def work(rank):
+        told = []
+        return mutual_scores(images, (3, 4), (1, 3), 4, CPU, told.append, Threads(rank, values, barrier)), sum(told)
+
+    with ThreadPoolExecutor(ranks) as pool:
+        found = list(pool.map(work, range(ranks)))
+    assert all(torch.equal(scores, found[0][0]) for scores, _ in found)
+    np.testing.assert_allclose(found[0][0], alone, atol=1e-6)
+    told = [pairs for _, pairs in found]
+    assert sum(told) == count * (count - 1) // 2 and max(told) <= 1.3 * sum(told) / ranks
 
 
 def test_equal_and_nearly_equal_patches():

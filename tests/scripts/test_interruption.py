@@ -189,6 +189,18 @@ def test_an_interrupted_test(testing, monkeypatch, tmp_path, capsys):
     assert differences(whole, tmp_path) == []
 
 
+def test_an_interrupted_test_of_sets_goes_on(tiny_a, mini_mvtec, monkeypatch, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = ["--method", "musc", *tiny_a.flags, *FAST, "--data_path", mini_mvtec, "--class", "brick", "coins",
+             "--features_list", 2, "--neighborhoods", 3, "--no_images", "--save_maps"]  # fmt: skip
+    test_script.main(words(*flags, "--save_path", whole))
+    code = interrupt(monkeypatch, "finish", 2, signal.SIGTERM, test_script.main, *flags, "--save_path", parts)
+    assert code == 143 and finished_classes(parts) == {"0.json"}
+    test_script.main(words(*flags, "--save_path", parts, "--resume"))
+    assert "resumed: 1 of 2 classes are done" in (parts / "log.txt").read_text()
+    assert differences(whole, parts) == []
+
+
 def nothing_is_earlier(folder):
     """A test takes the folder for its own, and begins."""
     test_script.check_owner(SimpleNamespace(save_path=str(folder), data_path=str(folder)))

@@ -136,6 +136,23 @@ def test_predicting(tiny_c, mini_mvtec, tmp_path):
     assert pictures[0] == pictures[1] and len(pictures[0]) == 7
 
 
+def test_a_set(tiny_a, mini_mvtec, tmp_path):
+    """Both encode a part of it, and compare a part of its pairs."""
+    photos, one, two = (tmp_path / name for name in ("photos", "one", "two"))
+    photos.mkdir()
+    for number, path in enumerate(sorted((mini_mvtec / "brick/test").rglob("*.png"))[:9]):
+        (photos / f"{number}.png").symlink_to(path)
+    flags = [photos, "--method", "musc", *tiny_a.flags, *FAST, "--save_maps", "--batch_size", 2]
+    process = together("predict.py", *flags, "--save_path", two)
+    call(predict_script.main, *flags, "--save_path", one)
+    finished(process)
+    files = [sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file()) for folder in (two, one)]
+    assert files[0] == files[1]
+    for path in (one / "maps").iterdir():
+        np.testing.assert_allclose(np.load(two / "maps" / path.name), np.load(path), atol=1e-6)
+    assert_same_rows(rows_of(two / "scores.csv"), rows_of(one / "scores.csv"))
+
+
 def test_a_killed_process_ends_the_other(tiny_a, mini_visa, tmp_path):
     flags = [*tiny_a.flags, *FAST, "--dataset", "visa", "--data_path", mini_visa, "--checkpoint_path", CHECKPOINT]
     process = together("test.py", *flags, "--save_path", tmp_path, "--batch_size", 1)
