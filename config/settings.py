@@ -102,6 +102,9 @@ class TestSettings(DataSettings, DetectorSettings):
     reference_draw: str
     memory: str | None
     save_memory: str | None
+    measures: Sequence[str] | None
+    fpr_limits: Sequence[float] | None
+    metric_size: str
     save_maps: bool
     no_images: bool
 

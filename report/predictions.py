@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from data.meta import Sample, shown_kind
 from data.references import FewShotSetting
 from metrics.curves import Points
+from metrics.names import PER_IMAGE
 from utils.files import atomic_write
 from utils.text import csv_cell, csv_value
 
@@ -38,6 +39,9 @@ class ClassScores(Protocol):
     @property
     def curves(self) -> Mapping[str, Points]: ...  # of the pixels
 
+    @property
+    def image_measures(self) -> Mapping[str, Sequence[float | None]]: ...  # of PER_IMAGE, per image
+
 
 class ScoredImage(NamedTuple):
     """One test image under one few-shot setting: a row of predictions.csv."""
@@ -50,6 +54,7 @@ class ScoredImage(NamedTuple):
     seed: int | None  # None: zero-shot
     score: float
     score_components: Mapping[str, float] = {}
+    measures: Mapping[str, float] = {}  # of PER_IMAGE; what cannot be computed is not there
 
     @property
     def kind(self) -> str:
@@ -57,7 +62,7 @@ class ScoredImage(NamedTuple):
         return shown_kind(self.specie_name, self.anomaly)
 
 
-_COLUMNS = ScoredImage._fields[:-1]  # those of the score components follow
+_COLUMNS = ScoredImage._fields[:-2]  # those of the score components follow, then those of the measures
 
 
 def scored_images(result: ClassScores, setting: FewShotSetting, samples: Sequence[Sample]) -> list[ScoredImage]:
@@ -72,15 +77,18 @@ def scored_images(result: ClassScores, setting: FewShotSetting, samples: Sequenc
             seed=setting.seed,
             score=result.scores[place],
             score_components={key: values[place] for key, values in result.score_components.items()},
+            measures={
+                key: value for key, values in result.image_measures.items() if (value := values[place]) is not None
+            },
         )
         for place, sample in enumerate(samples[index] for index in result.indices)
     ]
 
 
 def write_predictions(path: Path, images: Iterable[ScoredImage]) -> None:
-    """Write a row per image and setting; a component that only some images have is blank for the others."""
-    rows = [{**image._asdict(), **image.score_components} for image in images]
-    components = dict.fromkeys(key for row in rows for key in row["score_components"])
+    """Write a row per image and setting; a component or measure that only some images have is blank for the others."""
+    rows = [{**image._asdict(), **image.score_components, **image.measures} for image in images]
+    components = dict.fromkeys(key for kind in ("score_components", "measures") for row in rows for key in row[kind])
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*_COLUMNS, *components], restval="", extrasaction="ignore")
         writer.writeheader()
@@ -117,5 +125,8 @@ def _parse(row: Mapping[str, Any]) -> ScoredImage:
         k_shot=int(row["k_shot"]),
         seed=int(row["seed"]) if row["seed"] else None,
         score=float(row["score"]),
-        score_components={key: float(value) for key, value in row.items() if key not in _COLUMNS and value},
+        score_components={
+            key: float(value) for key, value in row.items() if key not in (*_COLUMNS, *PER_IMAGE) and value
+        },
+        measures={key: float(row[key]) for key in PER_IMAGE if row.get(key)},
     )
