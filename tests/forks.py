@@ -69,6 +69,7 @@ class Run:
                 self.send_signal(SIGKILL)
                 raise TimeoutError(f"{timeout} s: {self._said()}")
             if not asked and any(self._codes.values()):
+                time.sleep(0.1)  # as often as torchrun looks
                 self.send_signal(SIGTERM)
                 asked = True
             time.sleep(0.02)
