@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data.augment import augment
-from data.images import check_size, load_image, load_mask, orientation
+from data.images import check_size, load_image, orientation
 from data.input_spec import InputSpec, SquareInput
 from data.meta import Sample, read
+from data.regions import read_mask
 from data.views import View, apply_view
 
 __all__ = ["AnomalyDataset", "EpochSampler", "ReferenceViews", "Sample", "UnlabeledImages", "read", "select"]
@@ -96,7 +97,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         image = load_image(self.root / sample.img_path, upright=self.upright, bits=self.bits, side=self.input_spec.side)
         if not (sample.anomaly and sample.mask_path):
             return image, Image.new("L", image.size)
-        mask = load_mask(self.root / sample.mask_path, upright=self.upright)
+        mask = read_mask(self.root / sample.mask_path, upright=self.upright)
         if mask.size != image.size:
             raise ValueError(
                 f"mask {self.root / sample.mask_path} is {_size(mask)} pixels but its image {sample.img_path} is "

@@ -17,8 +17,8 @@ from utils.errors import MESSAGE_LIMIT
 from utils.text import escape_controls, shorten
 
 DATASETS = (
-    "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri", "isic", "clinicdb", "folder",
-    "demo_textures", "demo_objects",
+    "mvtec", "visa", "mvtec2", "mvtec_loco", "real_iad", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri",
+    "isic", "clinicdb", "bmad", "folder", "demo_textures", "demo_objects",
 )  # fmt: skip
 
 

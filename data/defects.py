@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.images import load_mask
 from data.input_spec import resize_mask
 from data.meta import Sample
+from data.regions import read_mask
 
 
 class DefectPixels(NamedTuple):
@@ -30,7 +30,7 @@ def defect_pixels(root: str | Path, samples: Sequence[Sample], size: int) -> Def
     wanted = {sample.mask_path: sample.cls_name for sample in samples if sample.anomaly and sample.mask_path}
     empty, vanished = [], []
     for path, cls_name in wanted.items():
-        mask = load_mask(Path(root) / path)
+        mask = read_mask(Path(root) / path)
         left = int(resize_mask(mask, size).sum())
         classes[cls_name] += left
         if not np.asarray(mask).any():

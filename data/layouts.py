@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.image_files import image_files
-from data.meta import SPLITS, Sample, Samples, display
+from data.meta import PARTS, SPLITS, Defects, Sample, Samples, Unlabelled, display
 
 NORMAL = ("good", "ok", "normal")  # names of folders of normal images, in any case
 
@@ -18,6 +18,9 @@ class DatasetFiles(NamedTuple):
     samples: Samples
     lists: tuple[Path, ...] = ()  # files that were read besides: splits, labels
     normal: tuple[str, ...] = ()  # the names of folders that were read as normal
+    unlabelled: Unlabelled | None = None  # see `data.meta`, as the next one
+    defects: Defects | None = None
+    notes: tuple[str, ...] = ()  # lines for the user: what was recognised, what seems to be missing
 
 
 class UnknownLayout(ValueError):  # noqa: N818 - a mistake of the user, whose line it is
@@ -79,7 +82,8 @@ def match_masks(
     endings: tuple[str, ...] = ("_mask", ""),
     tops: tuple[Path, Path] | None = None,
 ) -> dict[Path, Path]:
-    """Pair each picture with the mask whose stem is the picture's plus one of the endings.
+    """Pair each picture with the mask whose stem is the picture's plus one of the endings. A mask may be a folder,
+    which is called like a stem.
 
     Args:
         tops: a folder of pictures and one of masks whose subfolders mirror each other: then a mask's path below its
@@ -91,7 +95,8 @@ def match_masks(
     place = {path: str(path.parent.relative_to(tops[0])) if tops else "" for path in pictures}
     by_name: dict[tuple[str, str], list[Path]] = {}
     for mask in masks:
-        by_name.setdefault((str(mask.parent.relative_to(tops[1])) if tops else "", mask.stem), []).append(mask)
+        stem = mask.name if mask.is_dir() else mask.stem
+        by_name.setdefault((str(mask.parent.relative_to(tops[1])) if tops else "", stem), []).append(mask)
     found = {path: [m for end in endings for m in by_name.get((place[path], path.stem + end), [])] for path in pictures}
     used = Counter(mask for matches in found.values() for mask in matches)
     problems = {
@@ -135,22 +140,23 @@ def class_folders(root: Path, normal: str = "good") -> list[Path]:
 def mvtec_layout(root: Path, normal: str = "good", masks_needed: bool = True) -> DatasetFiles:
     """Every class of a root in MVTec AD's layout, see `class_samples`."""
     parts = [class_samples(root, folder, folder.name, normal, masks_needed) for folder in class_folders(root, normal)]
-    samples = {split: [sample for part in parts for sample in part.samples[split]] for split in SPLITS}
+    samples = {split: [sample for part in parts for sample in part.samples[split]] for split in PARTS}
     return DatasetFiles(samples, normal=tuple(dict.fromkeys(name for part in parts for name in part.normal)))
 
 
 def class_samples(root: Path, folder: Path, name: str, normal: str = "good", masks_needed: bool = True) -> DatasetFiles:
-    """One class: {train,test}/<normal>/**, test/<defect>/**, ground_truth/<defect>/**, all inside folder.
+    """One class: {train,validation,test}/<normal>/**, test/<defect>/**, ground_truth/<defect>/**, all inside folder.
 
     Folders below a defect's or a normal one hold more images of it. Normal are good, ok and normal in any case, of
-    which `normal` is the one that messages name. Without masks_needed the class may have no ground_truth/ at all, but
-    not half of it. Raises ValueError for images that lie beside the folders instead of in them, and for masks or
-    folders of masks that are missing or left over.
+    which `normal` is the one that messages name. The masks of one image may lie in a folder that is called as its mask
+    would be. Without masks_needed the class may have no ground_truth/ at all, but not half of it. Raises ValueError for
+    images that lie beside the folders instead of in them, and for masks or folders of masks that are missing or left
+    over.
     """
     samples: Samples = {}
     names: dict[str, None] = {}
-    for split in SPLITS:
-        if loose := images(folder / split):
+    for split in PARTS:
+        if split in SPLITS and (loose := images(folder / split)):
             raise ValueError(
                 f"{folder / split}: {_names(loose)} must lie in {normal}/ or, to test, in a defect's folder"
             )
@@ -182,29 +188,65 @@ def _defects(root: Path, folder: Path, name: str, masks_needed: bool) -> list[Sa
 
 
 def _masks_of(defect: Path, truth: Path) -> dict[Path, Path]:
-    """The images of a defect type with their masks."""
+    """The images of a defect type with their masks, a file or a folder of files each."""
     pictures = images_below(defect)
     if pictures and not truth.is_dir():
         raise ValueError(f"{truth}: no such folder; it should hold the masks of {len(pictures)} images in {defect}")
-    return match_masks(pictures, images_below(truth), tops=(defect, truth))
+    sets = _mask_folders(pictures, defect, truth)
+    single = [path for path in images_below(truth) if not sets.intersection(path.parents)]
+    return match_masks(pictures, sorted([*single, *sets]), tops=(defect, truth))
+
+
+def _mask_folders(pictures: list[Path], defect: Path, truth: Path) -> set[Path]:
+    """The folders that hold the masks of one picture each. One that mirrors a folder of pictures is none."""
+    found = set()
+    for picture in pictures:
+        place = picture.parent.relative_to(defect)
+        for name in (picture.stem, f"{picture.stem}_mask"):
+            if images(truth / place / name) and not (defect / place / name).is_dir():
+                found.add(truth / place / name)
+    return found
 
 
 # --- VisA's layout ---
 
 
-def visa_layout(root: Path) -> DatasetFiles:
-    """VisA's layout: split_csv/1cls.csv lists object, split, label, image and mask; samples keep its order.
+VISA = ("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2",
+        "pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum")  # fmt: skip
 
-    Raises ValueError naming the line of a file that is not there or of a value that is unknown.
+
+def visa_layout(root: Path) -> DatasetFiles:
+    """VisA as published, or the tree of its one-class split that other programs make of it; a note says which.
+
+    As published, split_csv/1cls.csv lists object, split, label, image and mask; samples keep its order. The tree has
+    <class>/{train/good,test/good,test/bad,ground_truth/bad}, in the root or in 1cls/ or visa_pytorch/1cls/ below it.
+
+    Raises ValueError naming the line of a file that is not there or of a value that is unknown, or as `class_samples`.
     """
     source = root / "split_csv" / "1cls.csv"
-    if not source.is_file():
-        raise UnknownLayout(f"{source}: no such file; unpack VisA there or name the folder that holds it")
+    if source.is_file():
+        return _visa_list(root, source)
+    for tree in (root, root / "1cls", root / "visa_pytorch" / "1cls"):
+        if any((tree / name / split).is_dir() for name in VISA for split in SPLITS):
+            return _visa_tree(root, tree)
+    raise UnknownLayout(
+        f"{source}: no such file, and no <class of VisA>/train/good; unpack VisA there or name the folder that holds it"
+    )
+
+
+def _visa_tree(root: Path, tree: Path) -> DatasetFiles:
+    parts = [class_samples(root, folder, folder.name) for folder in class_folders(tree)]
+    samples = {split: [sample for part in parts for sample in part.samples[split]] for split in SPLITS}
+    samples["test"] = [sample._replace(specie_name="") if sample.anomaly else sample for sample in samples["test"]]
+    return DatasetFiles(samples, notes=(f"read as the tree of the one-class split, <class>/train/good, in {tree}",))
+
+
+def _visa_list(root: Path, source: Path) -> DatasetFiles:
     samples: Samples = {split: [] for split in SPLITS}
     for row, where in csv_rows(source, ("object", "split", "label", "image", "mask")):
         split, sample = _visa_sample(row, root, where)
         samples[split].append(sample)
-    return DatasetFiles(samples, lists=(source,))
+    return DatasetFiles(samples, lists=(source,), notes=(f"read as published, by {source}",))
 
 
 def _visa_sample(row: dict[str, str], root: Path, where: str) -> tuple[str, Sample]:

@@ -39,6 +39,7 @@ if not __package__:  # run as a script: the packages of the project lie one fold
 
 from data.layouts import mvtec_layout, visa_layout
 from data.meta import SPLITS, Sample, Samples, missing, read, read_settings, write
+from data.regions import read_mask
 from data.script import table
 from utils.errors import run_script
 from utils.logs import log_to
@@ -108,7 +109,8 @@ def convert(source: Path, old: Sample, target: Path, new: Sample) -> None:
         raise ValueError(f"{source / old.img_path}: more than 8 bit, which a bmp cannot hold; save it as 8 bit")
     _save(picture.convert("RGB"), target / new.img_path)
     if new.mask_path:
-        mask = _open(source / old.mask_path)
+        mask_path = source / old.mask_path
+        mask = read_mask(mask_path) if mask_path.is_dir() else _open(mask_path)
         if mask.size != picture.size:
             raise ValueError(f"mask {source / old.mask_path} and its image {old.img_path} are not of the same size")
         pixels = np.asarray(mask if mask.mode in GREY else mask.convert("RGB")) != 0  # (H, W) or (H, W, 3)

@@ -1,15 +1,16 @@
 """The command line of the dataset scripts."""
 
 import argparse
+import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from data.bit_depth import BITS
 from data.layouts import DatasetFiles, UnknownLayout, folders
-from data.meta import SPLITS, PixelSettings, Samples, write
+from data.meta import PARTS, SPLITS, PixelSettings, Samples, Unlabelled, write
 from data.survey import notes
 from utils.errors import run_script
 from utils.text import escape_controls
@@ -18,11 +19,12 @@ _CANDIDATES = 50  # folders below a root that are looked at where it is not the 
 
 
 def run(
-    build: Callable[[Path], DatasetFiles],
+    build: Callable[..., DatasetFiles],
     default_root: str | None,
     argv: list[str] | None = None,
     *,
     can_turn: bool = False,
+    own_flags: Mapping[str, str] | None = None,
 ) -> None:
     """A dataset script: parse the flags, build the samples, write meta.json, print what it holds.
 
@@ -31,8 +33,14 @@ def run(
     Args:
         build: root -> what lies there. Raises ValueError or OSError, `UnknownLayout` where there is nothing of it.
         can_turn: offer --exif.
+        own_flags: further flags of one word, each with its help; build takes their values, None where one is not given,
+            as keyword arguments.
     """
-    args = _parser(build, default_root, can_turn).parse_args(argv)
+    parser = _parser(build, default_root, can_turn)
+    for flag, text in (own_flags or {}).items():
+        parser.add_argument(flag, metavar="NAME", help=text)
+    args = parser.parse_args(argv)
+    build = functools.partial(build, **{flag[2:]: vars(args)[flag[2:]] for flag in own_flags or {}})
     root = Path(args.root)
     target = Path(args.meta_path) if args.meta_path else root / "meta.json"
     settings = PixelSettings(args.bits, can_turn and args.exif)
@@ -41,10 +49,17 @@ def run(
         found = _built(build, root)
         own = [root / "meta.json", Path(os.path.normpath(target))]
         try:
-            write(root, found.samples, target, settings, follow_links=args.follow_links)
+            write(
+                root, found.samples, target, settings, follow_links=args.follow_links,
+                unlabelled=found.unlabelled, defects=found.defects,
+            )  # fmt: skip
         except OSError as error:
             raise OSError(f"{error}; --meta_path FILE puts it elsewhere, here and for train.py and test.py") from None
-        lines = [table(found.samples), *notes(root, found, own, settings, can_turn), f"wrote {target}"]
+        lines = [
+            table(found.samples, found.unlabelled),
+            *notes(root, found, own, settings, can_turn),
+            f"wrote {target}",
+        ]
         print("\n".join(lines))
 
     run_script(action)
@@ -89,7 +104,8 @@ def _built(build: Callable[[Path], DatasetFiles], root: Path) -> DatasetFiles:
         return build(root)
     except UnknownLayout as error:
         if not root.is_dir():
-            raise
+            advice = "unpack the dataset there or give its place with --root"
+            raise FileNotFoundError(f"{root}: no such folder; {advice}") from None
         above = [Path(os.path.normpath(root / os.pardir)), Path(os.path.normpath(root / os.pardir / os.pardir))]
         fitting = [path for path in folders(root)[:_CANDIDATES] if _fits(build, path)]
         fitting = fitting or [path for path in above if _fits(build, path, root)][:1]
@@ -109,18 +125,30 @@ def _fits(build: Callable[[Path], DatasetFiles], root: Path, part: Path | None =
     return any(part is None or Path(place).is_relative_to(os.path.abspath(part)) for place in places)
 
 
-def table(samples: Samples) -> str:
-    """The numbers of images per class: train, normal and defect images of test, and how many have masks."""
-    names = list(dict.fromkeys(sample.cls_name for split in SPLITS for sample in samples[split]))
-    rows: list[tuple[str, ...]] = [("class", "train", "test normal", "test defect", "with masks")]
-    rows += [(escape_controls(name), *_counts(samples, {name})) for name in names]
-    rows += [("all", *_counts(samples, set(names)))]
-    width = max(len(row[0]) for row in rows)
-    return "\n".join(row[0].ljust(width) + "".join(cell.rjust(13) for cell in row[1:]) for row in rows)
+def table(samples: Samples, unlabelled: Unlabelled | None = None) -> str:
+    """The numbers of images per class: train, validation where there is one, normal and defect images of test, how many
+    have masks, and the parts without labels."""
+    names = list(dict.fromkeys(sample.cls_name for part in PARTS for sample in samples.get(part, [])))
+    columns = ["train", *["validation"] * bool(samples.get("validation")), "test normal", "test defect", "with masks"]
+    head = ("class", *columns, *(unlabelled or {}))
+    rows: list[tuple[str, ...]] = [head]
+    for label, own in [*((name, {name}) for name in names), ("all", set(names))]:
+        counts = _counts(samples, own)
+        secret = [sum(one.cls_name in own for one in images) for images in (unlabelled or {}).values()]
+        rows.append((escape_controls(label), *(str(counts[key]) for key in columns), *map(str, secret)))
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    cells = (zip(row[1:], widths, strict=True) for row in rows)
+    lines = ("".join(cell.rjust(max(13, width + 2)) for cell, width in line) for line in cells)
+    return "\n".join(row[0].ljust(first) + line for row, line in zip(rows, lines, strict=True))
 
 
-def _counts(samples: Samples, names: set[str]) -> tuple[str, ...]:
-    train, test = ([sample for sample in samples[split] if sample.cls_name in names] for split in SPLITS)
-    defects = sum(sample.anomaly for sample in test)
-    masks = sum(bool(sample.mask_path) for sample in train + test)
-    return tuple(map(str, (len(train), len(test) - defects, defects, masks)))
+def _counts(samples: Samples, names: set[str]) -> dict[str, int]:
+    parts = {part: [s for s in samples.get(part, []) if s.cls_name in names] for part in PARTS}
+    defects = sum(sample.anomaly for sample in parts["test"])
+    return {
+        "train": len(parts["train"]),
+        "validation": len(parts["validation"]),
+        "test normal": len(parts["test"]) - defects,
+        "test defect": defects,
+        "with masks": sum(bool(sample.mask_path) for part in SPLITS for sample in parts[part]),
+    }

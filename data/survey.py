@@ -7,7 +7,8 @@ from pathlib import Path
 from data.image_files import image_files
 from data.images import bits_hint, lossy_masks, orientation
 from data.layouts import NORMAL, DatasetFiles, relative
-from data.meta import SPLITS, PixelSettings, Samples, display, repeats
+from data.meta import PARTS, PixelSettings, Samples, display, repeats
+from data.regions import mask_files
 from utils.text import escape_controls
 
 _NAMED = 5  # places that are named
@@ -21,6 +22,7 @@ def notes(root: Path, found: DatasetFiles, own: list[Path], settings: PixelSetti
         can_turn: the script has --exif.
     """
     return [
+        *found.notes,
         *_normal_names(found),
         *_passed_over(root, found, own),
         *repeats(found.samples),
@@ -38,7 +40,9 @@ def _normal_names(found: DatasetFiles) -> Iterator[str]:
 
 def _passed_over(root: Path, found: DatasetFiles, own: list[Path]) -> Iterator[str]:
     """Everything under the root that is neither image nor mask of a sample, by the rule of `image_files`."""
-    used = {root / path for split in SPLITS for sample in found.samples[split] for path in sample[:2] if path}
+    used = {root / path for path in _files(found.samples, "img_path")}
+    used |= {file for path in _files(found.samples, "mask_path") for file in mask_files(root / path)}
+    used |= {root / image.img_path for part in (found.unlabelled or {}).values() for image in part}
     used |= {*found.lists, *own}
     used_folders = {root, *(folder for path in used for folder in path.parents)}
     tops = [root]
@@ -108,16 +112,16 @@ def _bits(root: Path, samples: Samples, settings: PixelSettings) -> Iterator[str
 
 
 def _lossy_masks(root: Path, samples: Samples) -> Iterator[str]:
-    paths = _files(samples, "mask_path")
-    lossy = lossy_masks(root / path for path in paths)
+    files = [file for path in _files(samples, "mask_path") for file in mask_files(root / path)]
+    lossy = lossy_masks(files)
     if lossy:
         yield (
-            f"{len(lossy)} of {len(paths)} masks are in a lossy format, the first is "
+            f"{len(lossy)} of {len(files)} masks are in a lossy format, the first is "
             f"{display(relative(lossy[0], root))}: defect is what lies above half of a mask's largest value"
         )
 
 
 def _files(samples: Samples, key: str) -> list[str]:
     """The paths of all samples, each once."""
-    paths = (getattr(sample, key) for split in SPLITS for sample in samples[split])
+    paths = (getattr(sample, key) for part in PARTS for sample in samples.get(part, []))
     return list(dict.fromkeys(filter(None, paths)))

@@ -1,9 +1,11 @@
-"""VisA: folders -> meta.json, by the one-class split that comes with the set.
+"""VisA: folders -> meta.json, by the one-class split that comes with the set, or by the tree that was made of it.
 
     python data/visa.py [--root data/visa]
 
 Expects <root>/split_csv/1cls.csv and the files that it lists, <root>/<class>/Data/Images/{Normal,Anomaly}/*.JPG and
-<root>/<class>/Data/Masks/Anomaly/*.png, as the archive unpacks, and writes <root>/meta.json. The full public set gives
+<root>/<class>/Data/Masks/Anomaly/*.png, as the archive unpacks; or the tree that many programs read,
+<class>/{train/good,test/good,test/bad,ground_truth/bad}/*, in <root>, <root>/1cls or <root>/visa_pytorch/1cls. Writes
+<root>/meta.json and says which it has read. The full public set gives
 12 classes and 10821 images: 8659 for training, all normal, and 2162 for testing, 962 normal and 1200 anomalous. The
 split does not tell kinds of defect apart, so the specie_name of a defect is "".
 """
@@ -19,7 +21,7 @@ from data.script import run
 
 
 def build(root: Path) -> DatasetFiles:
-    """All images that the split lists, in its order."""
+    """All images, in the order of the split's list, or of the tree. Raises ValueError as `visa_layout`."""
     return visa_layout(root)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data.meta import Sample
 from data.references import FewShotSetting
+from data.regions import mask_files
 from engine import checkpoint
 from engine.class_scores import ClassScores
 from engine.loss_log import Step, parse_losses
@@ -167,9 +168,11 @@ def run_identity(
     versions = {key: value for key, value in provenance().items() if key != "git"}
     # Batches, and with them the last bits of results, follow from the number of processes and the device.
     where = (accelerator.num_processes, accelerator.device.type)
-    images = {path for sample in samples for path in (sample.img_path, sample.mask_path) if path}
+    images = {sample.img_path for sample in samples}
     images |= {path for shot in shots for paths in shot.references.values() for path in paths}
-    stamps = file_stamps([Path(root, path) for path in sorted(images)])
+    paths = {Path(root, path) for path in images}
+    paths |= {file for sample in samples if sample.mask_path for file in mask_files(Path(root, sample.mask_path))}
+    stamps = file_stamps(sorted(paths))
     return {"settings": own, "prompts": prompts, "files": held, "description": description, "versions": versions,
             "where": where, "samples": samples, "shots": shots, "images": stamps}  # fmt: skip
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.box import WHOLE, Box
-from data.images import load_image, load_mask
-from data.meta import PixelSettings, Sample
+from data.images import load_image
+from data.meta import PixelSettings, Sample, shown_kind
+from data.regions import read_mask
 from report.heatmap import crop, on_scale, resize_longest_side
 from report.overlays import PANEL_SIDE, draw_panels, overlay, save_picture
 
@@ -130,11 +131,11 @@ def _mask(job: PictureJob) -> NDArray[np.uint8] | None:
     if not job.sample.anomaly:
         return np.zeros((1, 1), np.uint8)
     path = job.sample.mask_path
-    return np.asarray(crop(load_mask(job.root / path, upright=job.pixels.exif), job.shown)) if path else None
+    return np.asarray(crop(read_mask(job.root / path, upright=job.pixels.exif), job.shown)) if path else None
 
 
 def _captions(sample: Sample, score: float, has_mask: bool) -> tuple[str, str, str]:
-    truth = sample.specie_name or ("defect" if sample.anomaly else "good")
+    truth = shown_kind(sample.specie_name, sample.anomaly)
     truth += "" if has_mask else " (no mask)"
     return PurePosixPath(sample.img_path).name, f"anomaly map, score {score:.3f}", f"ground truth: {truth}"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from data.meta import Sample
+from data.meta import Sample, shown_kind
 from data.references import FewShotSetting
 from metrics.curves import Points
 from utils.files import atomic_write
@@ -53,8 +53,8 @@ class ScoredImage(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What the image shows in a word, also where its dataset does not name the kinds of defects."""
-        return self.specie_name or ("defect" if self.anomaly else "good")
+        """See `shown_kind`."""
+        return shown_kind(self.specie_name, self.anomaly)
 
 
 _COLUMNS = ScoredImage._fields[:-1]  # those of the score components follow

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from data import meta, script
-from data.meta import PixelSettings, Sample
+from data.defect_kinds import DefectKind
+from data.meta import PixelSettings, Sample, UnlabelledImage
 
 NORMAL = {"img_path": "a/0.png", "mask_path": "", "cls_name": "nut", "specie_name": "good", "anomaly": 0}
 DEFECT = {"img_path": "a/1.png", "mask_path": "m/1.png", "cls_name": "nut", "specie_name": "bent", "anomaly": 1}
@@ -35,7 +36,7 @@ def refusal(root, **arguments):
 
 
 def test_written_samples_are_read_back(tmp_path):
-    samples = {"train": [Sample(**NORMAL)], "test": [Sample(**DEFECT), Sample(**NORMAL)]}
+    samples = {"train": [Sample(**NORMAL)], "validation": [], "test": [Sample(**DEFECT), Sample(**NORMAL)]}
     assert meta.write(tmp_path, samples) == tmp_path / "meta.json"
     assert meta.read(tmp_path) == samples
     assert os.listdir(tmp_path) == ["meta.json"]
@@ -52,6 +53,49 @@ def test_every_class_of_test_is_a_key_of_train(tmp_path):
     meta.write(tmp_path, {"test": [Sample(**DEFECT)]})
     document = json.loads((tmp_path / "meta.json").read_text())
     assert document == {"train": {"nut": []}, "test": {"nut": [DEFECT]}}
+
+
+def test_further_parts_are_read_back(tmp_path):
+    more = Sample("v/0.png", "", "nut", "good", 0)
+    secret = {"private": [UnlabelledImage("p/0.png", "nut", "dark"), UnlabelledImage("p/0.png", "bolt", "")]}
+    defects = {"nut": {255: DefectKind("bent", 255, 0.5, True)}}
+    samples = {"train": [], "validation": [more], "test": [Sample(**DEFECT)]}
+    meta.write(tmp_path, samples, unlabelled=secret, defects=defects)
+    assert meta.read(tmp_path) == samples
+    assert meta.read_unlabelled(tmp_path) == secret and meta.read_defects(tmp_path) == defects
+    put(tmp_path, with_sample())
+    assert meta.read(tmp_path)["validation"] == [] and not meta.read_unlabelled(tmp_path) | meta.read_defects(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"validation": {"nut": [DEFECT]}}, 'validation, class "nut", sample 0: validation holds normal images only'),
+        ({"validation": [NORMAL]}, "validation must map"),
+        ({"unlabelled": [NORMAL]}, "unlabelled must map names of parts to classes"),
+        ({"unlabelled": {"../x": {"nut": [NORMAL]}}}, "unlabelled must map names of parts to classes"),
+        ({"unlabelled": {"private": {"nut": [{"img_path": "../x.png", "cls_name": "nut"}]}}}, "not a path inside"),
+        ({"unlabelled": {"private": {"nut": [{"img_path": "x.png"}]}}}, "cls_name is missing or empty"),
+        ({"defects": {"nut": [{"defect_name": "x"}]}}, 'defects of "nut": entry 1: pixel_value must be a whole number'),
+        ({"defects": {"nut": ["x"]}}, 'defects of "nut": entry 1: expected an object with defect_name'),
+        ({"defects": []}, "defects must map classes to kinds of defect"),
+    ],
+)
+def test_bad_parts_are_named_in_one_line(tmp_path, parts, named):
+    put(tmp_path, {**with_sample(), **parts})
+    assert named in refusal(tmp_path)
+
+
+def test_validation_images_that_are_scored_are_said(tmp_path, caplog):
+    put(tmp_path, {**with_sample(), "validation": {"nut": [NORMAL]}})
+    with caplog.at_level(logging.WARNING, "vand"):
+        meta.read(tmp_path)
+    assert '1 image is in validation and in test, the first is "a/0.png"; thresholds have seen' in caplog.text
+
+
+def test_what_an_image_shows():
+    shown = [meta.shown_kind(*given) for given in (("", 0), ("good", 0), ("dark", 0), ("", 1), ("dark", 1))]
+    assert shown == ["good", "good", "good, dark", "defect", "dark"]
 
 
 def test_settings_are_read_back(tmp_path):
@@ -137,7 +181,7 @@ def test_published_file_loads(tmp_path):
 )
 def test_lenient_where_nothing_is_lost(tmp_path, document, sample):
     put(tmp_path, document)
-    assert meta.read(tmp_path) == {"train": [], "test": [sample]}
+    assert meta.read(tmp_path) == {"train": [], "validation": [], "test": [sample]}
 
 
 @pytest.mark.parametrize(
