@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from data.meta import Sample, shown_kind
 from data.references import FewShotSetting
 from metrics.curves import Points
+from report.judged import VERDICTS, JudgedClass
 from utils.files import atomic_write
 from utils.text import csv_cell, csv_value
 
@@ -50,6 +51,8 @@ class ScoredImage(NamedTuple):
     seed: int | None  # None: zero-shot
     score: float
     score_components: Mapping[str, float] = {}
+    judged_score: float | None = None  # on the scale of normal images, which verdicts are about
+    verdict: str = ""  # "anomalous" or "normal"; "" where there is no threshold
 
     @property
     def kind(self) -> str:
@@ -57,11 +60,15 @@ class ScoredImage(NamedTuple):
         return shown_kind(self.specie_name, self.anomaly)
 
 
-_COLUMNS = ScoredImage._fields[:-1]  # those of the score components follow
+_COLUMNS = ScoredImage._fields[:-3]  # those of the score components follow, then those of verdicts, if there are any
+_JUDGED = ("judged_score", "verdict")
 
 
-def scored_images(result: ClassScores, setting: FewShotSetting, samples: Sequence[Sample]) -> list[ScoredImage]:
+def scored_images(
+    result: ClassScores, setting: FewShotSetting, samples: Sequence[Sample], judged: JudgedClass | None = None
+) -> list[ScoredImage]:
     """The images of one class under one setting, in the order of the samples."""
+    verdicts = [VERDICTS[above] for above in judged.verdicts] if judged else []
     return [
         ScoredImage(
             img_path=sample.img_path,
@@ -72,6 +79,8 @@ def scored_images(result: ClassScores, setting: FewShotSetting, samples: Sequenc
             seed=setting.seed,
             score=result.scores[place],
             score_components={key: values[place] for key, values in result.score_components.items()},
+            judged_score=judged.scores[place] if judged and verdicts else None,
+            verdict=verdicts[place] if verdicts else "",
         )
         for place, sample in enumerate(samples[index] for index in result.indices)
     ]
@@ -79,10 +88,12 @@ def scored_images(result: ClassScores, setting: FewShotSetting, samples: Sequenc
 
 def write_predictions(path: Path, images: Iterable[ScoredImage]) -> None:
     """Write a row per image and setting; a component that only some images have is blank for the others."""
+    images = list(images)
     rows = [{**image._asdict(), **image.score_components} for image in images]
     components = dict.fromkeys(key for row in rows for key in row["score_components"])
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*_COLUMNS, *components], restval="", extrasaction="ignore")
+        judged = _JUDGED if any(image.verdict for image in images) else ()
+        writer = csv.DictWriter(file, [*_COLUMNS, *components, *judged], restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)
 
@@ -117,5 +128,9 @@ def _parse(row: Mapping[str, Any]) -> ScoredImage:
         k_shot=int(row["k_shot"]),
         seed=int(row["seed"]) if row["seed"] else None,
         score=float(row["score"]),
-        score_components={key: float(value) for key, value in row.items() if key not in _COLUMNS and value},
+        score_components={
+            key: float(value) for key, value in row.items() if key not in (*_COLUMNS, *_JUDGED) and value
+        },
+        judged_score=float(row["judged_score"]) if row.get("judged_score") else None,
+        verdict=row.get("verdict") or "",
     )
