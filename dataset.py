@@ -35,8 +35,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
     """Images and masks as a detector takes them.
 
     An item is a dict: image (3, h, w) uint8 RGB; mask (H, W) uint8, 1 = defect; label, 1 = anomalous, which a mask may
-    hide that is empty at this size; map_size, (H, W) of the mask and of the wanted map; cls_name; index into the
-    samples.
+    hide that is empty at this size; map_size, (H, W) of the mask and of the wanted map; picture_size, (H, W) of the
+    picture before it became an input; cls_name; index into the samples.
     An anomalous sample without a mask gets an all-zero one: ask `Sample.mask_path` before it is used.
 
     Args:
@@ -76,21 +76,23 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
         try:
-            image, mask, label = self._tensors(sample, random.Random(f"{self.seed}/{self.epoch}/{index}"))
+            rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
+            image, mask, label, picture_size = self._tensors(sample, rng)
         except MemoryError:
             raise ValueError(f"{self.root / sample.img_path}: too large for the memory, make it smaller") from None
         map_size = (mask.shape[0], mask.shape[1])
-        own = {"cls_name": sample.cls_name, "index": index}
+        own = {"cls_name": sample.cls_name, "index": index, "picture_size": picture_size}
         return {"image": image, "mask": mask, "label": label, "map_size": map_size, **own}
 
-    def _tensors(self, sample: Sample, rng: random.Random) -> tuple[Tensor, Tensor, int]:
+    def _tensors(self, sample: Sample, rng: random.Random) -> tuple[Tensor, Tensor, int, tuple[int, int]]:
         if rng.random() < self.mosaic_rate and self._tiles[sample.cls_name]:
             image, mask, label = self._mosaic(sample.cls_name, rng)
         else:
             (image, mask), label = self._read(sample), sample.anomaly
         if self.augmented:
             image, mask = augment(image, mask, rng)
-        return _input(self.input_spec, image, self.root / sample.img_path), self.input_spec.mask(mask), label
+        tensor = _input(self.input_spec, image, self.root / sample.img_path)
+        return tensor, self.input_spec.mask(mask), label, (image.height, image.width)
 
     def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:
         """The image, and its mask as 0/255 of the same size."""

@@ -30,6 +30,7 @@ from engine.build import Built, build_for_scoring, check_memories, check_room
 from engine.class_scores import ClassScores
 from engine.encoding import Timer, encode_texts
 from engine.feature_cache import FeatureCache
+from engine.ground_truth import GroundTruth, Measuring, asked_measures
 from engine.references import (
     KeptReferences,
     MemorySource,
@@ -79,7 +80,12 @@ def main(argv: list[str] | None = None) -> None:
         save_path, root, data.samples, shots, overlays=not settings.no_images, maps=settings.save_maps,
         pixels=data.pixels, shown=built.detector.input_spec.shown, gather=lambda own: flatten(gather(own, accelerator)),
     )  # fmt: skip
-    finished = FinishedClasses(save_path, identity, data.classes)
+    truth = GroundTruth(
+        root, data.samples, data.pixels, built.detector.input_spec, own_size=settings.metric_size == "image",
+        settings=len(shots), defects=data.defects,
+    )  # fmt: skip
+    measures = asked_measures(settings.measures, settings.fpr_limits, data.samples)
+    finished = FinishedClasses(save_path, identity, data.classes, measures)
     folder = TestFolder(
         save_path, finished, files.expected_files(), data.samples, len(shots), settings.mode == "few_shot",
         settings.save_memory,
@@ -97,10 +103,11 @@ def main(argv: list[str] | None = None) -> None:
             results = score_classes(
                 built, data, root, shots, memories if settings.save_memory else source, accelerator, files, folder,
                 known, batched=settings.mode == "batched", num_workers=settings.num_workers, timer=timer,
+                measuring=Measuring(measures, truth),
             )  # fmt: skip
             if accelerator.is_main_process:
                 shared = {**built.description, "mode": settings.mode}
-                extra = METHODS[settings.method].PRESET.extra_metrics
+                extra = (*METHODS[settings.method].PRESET.extra_metrics, *measures.metric_names())
                 judged = judge(settings, accelerator, built, data, shots, source, results)
                 write_results(save_path, results, shots, data.samples, files.galleries, shared, extra, judged)
                 if settings.save_memory:

@@ -27,6 +27,7 @@ PARTS = {
     "scaling": "from 40 to 4000 images, and from 1 to 2 processes",
     "precision": "bf16 against fp32",
     "metrics": "pixel metrics against scikit-learn with scikit-image, and against anomalib",
+    "measures": "what each of --measures takes beside the usual pixel metrics, and memory at the pictures' own size",
     "accuracy": "pixel metrics: how far the counted keys are from exact numbers",
     "winclip": "WinCLIP against its floor, and against anomalib's",
     "anomaly_dino": "AnomalyDINO, image by image, against the backbone alone and the published loop",

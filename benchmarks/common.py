@@ -206,7 +206,7 @@ def whole_run(
     detector.to(accelerator.device).eval()
     names = sorted({sample.cls_name for sample in samples})
     detector.encode_names(names)
-    data = ScoredData({"train": [], "test": list(samples)}, list(samples), names, PixelSettings())
+    data = ScoredData({"train": [], "test": list(samples)}, list(samples), names, PixelSettings(), {})
     with tempfile.TemporaryDirectory() as folder:
         save_path, timer, start = Path(folder), Timer(), time.perf_counter()
         files = MapFiles(save_path, root, samples, shots, overlays=pictures)

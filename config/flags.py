@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from metrics.names import VALIDATION_METRICS
+from metrics.names import MEASURES, VALIDATION_METRICS
 from metrics.thresholds import RULES
 from model import METHODS
 from model.options import POSITION_RULES, Option, natural, positive, probability
@@ -101,6 +101,7 @@ def test_parser() -> argparse.ArgumentParser:
     _add_batch_size(parser)
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
     add("--reference_draw", choices=("seeded", "published"), help="published: as the method's own program draws them")
+    _add_measures(parser)
     _add_threshold(parser, "none, and no verdicts")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
@@ -185,6 +186,15 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     _add_bits(parser)
     _add_threshold(parser)
     _add_options(parser, "test")
+
+
+def _add_measures(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--measures", nargs="+", choices=MEASURES, metavar="NAME", help=f"further columns, of {', '.join(MEASURES)}")
+    text = "false positive rates up to which AU-PRO and AU-sPRO go; aupro is always that of 0.3 (AU-sPRO: default 0.05)"
+    add("--fpr_limits", type=fpr_limit, nargs="+", metavar="RATE", help=text)
+    text = "pixels are measured at the size of the maps, or at each image's own (default input)"
+    add("--metric_size", choices=("input", "image"), help=text)
 
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
@@ -283,6 +293,12 @@ def bits(text: str) -> int:
     if not 8 <= int(text) <= 16:
         raise argparse.ArgumentTypeError(f"{text}: must be from 8 to 16")
     return int(text)
+
+
+def fpr_limit(text: str) -> float:
+    if not 0 < float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a rate above 0, at most 1")
+    return float(text)
 
 
 def rate(text: str) -> float:

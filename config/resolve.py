@@ -109,6 +109,7 @@ def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
     values.default("batch_size", preset.batch_size, values.preset_label)
     values.default("data_path", f"./data/{args.dataset}")
     values.default("save_path", f"./results/{method}/{args.dataset}/{mode}")
+    values.default("metric_size", "input")
     decide_class_thresholds(values, args, mode)
     return values.settings(TestSettings)
 

@@ -123,6 +123,9 @@ class TestSettings(ThresholdSettings, DataSettings, DetectorSettings):
     reference_draw: str
     memory: str | None
     save_memory: str | None
+    measures: Sequence[str] | None
+    fpr_limits: Sequence[float] | None
+    metric_size: str
     save_maps: bool
     no_images: bool
 

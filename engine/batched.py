@@ -19,6 +19,7 @@ from dataset import AnomalyDataset
 from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, finish_class, keep_maps
 from engine.encoding import Timer, encode
 from engine.evaluation import batches
+from engine.ground_truth import Measuring, Size
 from model.interface import ScoringDetector
 from model.tokens import each_tensor, to_device, token_bytes
 from utils import memory_check
@@ -32,10 +33,11 @@ _ALIGNED = 64  # bytes, where tensors begin in a file
 
 
 class ImageGroup(NamedTuple):
-    """Images of a set that are encoded together: their places in the dataset, and the regions of their masks."""
+    """Images of a set that are encoded together: their places in the dataset, and what is known of their masks."""
 
     indices: list[int]
     regions: Tensor | None  # (B, H, W) as `label_regions` gives them; None of images without masks
+    sizes: list[Size]  # of their pictures; [] of images without masks
 
 
 class SetPasses:
@@ -90,7 +92,7 @@ class SetPasses:
                     raise ValueError(error)
                 self._timer.start()
                 tokens = encode(self._detector, group["image"], self._accelerator, self._timer, group["map_size"])
-                images = ImageGroup(group["index"].tolist(), _small(group.get("regions")))
+                images = ImageGroup(group["index"].tolist(), _small(group.get("regions")), group.get("sizes", []))
                 own.append((images, to_device(tokens, "cpu") if self.processes.ranks > 1 else tokens))
             for images, tokens in flatten(self.processes.gather(own)):
                 self.groups.append(images)
@@ -103,7 +105,7 @@ class SetPasses:
             ValueError: neither has room.
         """
         first = next(bundles)
-        images, regions = self.groups[0]
+        images, regions, _ = self.groups[0]
         of_image = token_bytes(first) / len(images)
         beside = 0 if regions is None else token_bytes(regions) / len(images)
         need, here = len(self.paths) * (of_image + beside), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -186,6 +188,7 @@ def score_sets(
     timer: Timer,
     folder: Path | None = None,
     finished: Collection[str] = (),
+    measuring: Measuring | None = None,
 ) -> Iterator[ClassScores]:
     """Score each class as one set; yields its results when it is complete, as `evaluation.score` does. Several
     processes score a set together.
@@ -193,7 +196,7 @@ def score_sets(
     Args:
         dataset: of the samples; their labels and masks serve the metrics alone.
         batch_size, num_workers, folder: see `SetPasses`.
-        keep_map, timer, finished: as for `evaluation.score`.
+        keep_map, timer, finished, measuring: as for `evaluation.score`.
 
     Raises:
         ValueError: a map holds NaN or infinity; names the image.
@@ -209,15 +212,15 @@ def score_sets(
             detector, Subset(dataset, own), paths, accelerator, timer, batch_size=batch_size, num_workers=num_workers,
             folder=folder,
         )  # fmt: skip
-        classes = Classes([samples[index] for index in own], 1, ())
+        classes = Classes([samples[index] for index in own], 1, (), measuring)
         for number, prediction in enumerate(detector.score_set(passes, name)):
-            images, regions = passes.groups[number]
+            images, regions, sizes = passes.groups[number]
             check_finite(prediction, samples, images)
             if number % passes.processes.ranks == passes.processes.rank:
                 assert regions is not None  # of a dataset with masks
                 names = [name] * len(images)
-                classes.add(0, names, images, prediction, regions.int().to(accelerator.device))
+                classes.add(0, names, images, prediction, regions.int().to(accelerator.device), sizes)
                 keep_maps(keep_map, 0, names, images, prediction, ())
         ((_, pending),) = classes.complete(len(paths))
-        yield from finish_class(detector, name, pending, samples, accelerator)
+        yield from finish_class(detector, name, pending, samples, accelerator, measuring)
     timer.stop()

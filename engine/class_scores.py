@@ -1,7 +1,8 @@
 """What is seen of a class while it is scored, and its results once all of it has been seen."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -10,17 +11,21 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from data.meta import Sample
+from engine.ground_truth import Measuring, Size, resized
 from metrics.curves import Points
 from metrics.image import image_metrics
+from metrics.measures import PixelMeasures, image_measures
 from metrics.pixel import PixelMetrics
 from model import memory_bank
+from model.image_scores import PROBABILITY
 from model.interface import Prediction, ScoringDetector
 from utils.distributed import flatten, gather, gather_to
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """One class under one setting: metrics and, per image in the order of the samples, scores and their components."""
+    """One class under one setting: metrics and, per image in the order of the samples, scores and their components, and
+    the measures that an image has a value of (None: it cannot be computed)."""
 
     setting: int  # index into the settings
     name: str
@@ -29,6 +34,7 @@ class ClassScores:
     scores: list[float]
     score_components: dict[str, list[float]]
     curves: dict[str, Points]  # of the pixels
+    image_measures: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 class KeepMap(Protocol):
@@ -43,6 +49,7 @@ class Pending:
     """What one process has seen of a class under one setting."""
 
     pixels: PixelMetrics | None
+    measures: PixelMeasures | None = None
     indices: list[int] = field(default_factory=list)
     # Numbers, no tensors: thousands of small ones that live long, between large ones that do not, scatter the heap.
     score_components: dict[str, list[float]] = field(default_factory=dict)
@@ -71,28 +78,68 @@ class Classes:
         samples: the samples; a class's follow each other.
         settings: number of the few-shot settings.
         finished: classes that need no results.
+        measuring: what is measured beside the usual metrics.
     """
 
-    def __init__(self, samples: Sequence[Sample], settings: int, finished: Collection[str]):
+    def __init__(
+        self, samples: Sequence[Sample], settings: int, finished: Collection[str], measuring: Measuring | None = None
+    ):
         self._last = {sample.cls_name: index for index, sample in enumerate(samples)}
         self._segmented = _classes_with_masks(samples)
         self._settings, self._finished = settings, finished
         self._pending: dict[tuple[int, str], Pending] = {}
+        self._measuring = measuring
+        self._normal = Counter(sample.cls_name for sample in samples if not sample.anomaly)
 
     def add(
-        self, setting: int, names: Sequence[str], indices: Sequence[int], prediction: Prediction, regions: Tensor
+        self,
+        setting: int,
+        names: Sequence[str],
+        indices: Sequence[int],
+        prediction: Prediction,
+        regions: Tensor,
+        sizes: Sequence[Size],
     ) -> None:
-        """Count the maps of a batch, and keep its score components."""
+        """Count the maps of a batch, and keep its score components. sizes: of the pictures."""
         for name, rows in memory_bank.rows_by_name(names).items():
             if name in self._finished:
                 continue
-            pixels = PixelMetrics() if name in self._segmented else None
-            state = self._pending.setdefault((setting, name), Pending(pixels))
-            state.indices += indices[rows] if isinstance(rows, slice) else [indices[row] for row in rows]
+            state = self._pending.setdefault((setting, name), self._begun(name))
+            numbers = range(len(names))[rows] if isinstance(rows, slice) else rows
+            state.indices += [indices[row] for row in numbers]
             for key, component in prediction.score_components.items():
                 state.score_components.setdefault(key, []).extend(component[rows].tolist())
-            if state.pixels is not None:
+            if state.pixels is None:
+                continue
+            own_size = self._measuring is not None and self._measuring.truth.own_size
+            if not own_size:
                 state.pixels.update(prediction.maps[rows].float(), regions[rows])
+            for row in numbers if own_size or state.measures else ():
+                self._measure(state, indices[row], prediction.maps[row], regions[row], sizes[row])
+
+    def _begun(self, name: str) -> Pending:
+        if name not in self._segmented:
+            return Pending(None)
+        measures = self._measuring.measures if self._measuring else None
+        counted = measures is not None and measures.counts_pixels()
+        return Pending(PixelMetrics(), PixelMeasures(measures, self._normal[name]) if measures and counted else None)
+
+    def _measure(self, state: Pending, index: int, one: Tensor, regions: Tensor, size: Size) -> None:
+        """Count the map of one image, at the size at which it is measured."""
+        assert self._measuring is not None and state.pixels is not None  # see `add`
+        truth, sample = self._measuring.truth, self._measuring.truth.samples[index]
+        if truth.own_size:
+            one = resized(one, truth.size(size))
+            regions = truth.regions(index, size).to(one.device)
+            state.pixels.update(one[None], regions[None])
+        if state.measures:
+            wanted = "spro" in self._measuring.measures.chosen
+            areas = (
+                [area._replace(mask=area.mask.to(one.device)) for area in truth.areas(index, size)] if wanted else []
+            )
+            state.measures.update(
+                index, one.float(), regions, areas, anomalous=bool(sample.anomaly), kind=sample.specie_name
+            )
 
     def complete(self, done: int) -> Iterator[tuple[str, list[Pending]]]:
         """The classes whose last image is among the first `done`, with what was seen of them under each setting; with
@@ -111,6 +158,7 @@ def finish_class(
     pending: Sequence[Pending],
     samples: Sequence[Sample],
     accelerator: Accelerator,
+    measuring: Measuring | None = None,
 ) -> list[ClassScores]:
     """The results of a class under all settings, from what every process has seen of it. Each process computes those of
     some settings, so that none waits for a single one."""
@@ -118,12 +166,17 @@ def finish_class(
     for setting, state in enumerate(pending):
         parts = gather_to(state, setting % accelerator.num_processes, accelerator)
         if parts is not None:
-            own.append(finish(detector, setting, name, parts, samples))
+            own.append(finish(detector, setting, name, parts, samples, measuring))
     return sorted(flatten(gather(own, accelerator)), key=lambda result: result.setting)
 
 
 def finish(
-    detector: ScoringDetector, setting: int, name: str, parts: Sequence[Pending], samples: Sequence[Sample]
+    detector: ScoringDetector,
+    setting: int,
+    name: str,
+    parts: Sequence[Pending],
+    samples: Sequence[Sample],
+    measuring: Measuring | None = None,
 ) -> ClassScores:
     """Merge what the processes have seen of a class, in the order of the samples."""
     parts = [part for part in parts if part.indices]
@@ -132,13 +185,45 @@ def finish(
     joined = {key: flatten(part.score_components[key] for part in parts) for key in parts[0].score_components}
     score_components = {key: [values[place] for place in order] for key, values in joined.items()}
     scores = detector.image_scores({key: torch.tensor(values) for key, values in score_components.items()}).tolist()
-    pixels = parts[0].pixels or PixelMetrics()
+    first = Pending(parts[0].pixels or PixelMetrics(), parts[0].measures)
     for other in parts[1:]:
-        if other.pixels is not None:
-            pixels.merge(other.pixels)
+        _merge(first, other)
+    assert first.pixels is not None
     indices = [indices[place] for place in order]
-    metrics = {**pixels.compute(), **image_metrics([samples[index].anomaly for index in indices], scores)}
-    return ClassScores(setting, name, metrics, indices, scores, score_components, pixels.curves())
+    metrics = {**first.pixels.compute(), **image_metrics([samples[index].anomaly for index in indices], scores)}
+    result = ClassScores(setting, name, metrics, indices, scores, score_components, first.pixels.curves())
+    return result if measuring is None else _with_measures(result, first, samples, measuring)
+
+
+def _merge(first: Pending, other: Pending) -> None:
+    if first.pixels is not None and other.pixels is not None:
+        first.pixels.merge(other.pixels)
+    if first.measures is not None and other.measures is not None:
+        first.measures.merge(other.measures)
+
+
+def _with_measures(result: ClassScores, seen: Pending, samples: Sequence[Sample], measuring: Measuring) -> ClassScores:
+    """The result with what is measured beside the usual metrics; what cannot be computed is None."""
+    measures, thresholds = measuring.measures, measuring.thresholds(result.setting, result.name)
+    of_images = image_measures(
+        measures,
+        [samples[index].anomaly for index in result.indices],
+        result.scores,
+        probabilities=result.scores == result.score_components.get(PROBABILITY),
+        kinds=[samples[index].specie_name for index in result.indices],
+        threshold=thresholds.image,
+    )
+    assert seen.pixels is not None
+    of_pixels = seen.pixels.measures(measures, thresholds.pixel) | (seen.measures.compute() if seen.measures else {})
+    found = of_images | of_pixels
+    per_image = seen.measures.per_image() if seen.measures else {}
+    return replace(
+        result,
+        metrics={**result.metrics, **{key: found.get(key) for key in measures.metric_names()}},
+        image_measures={
+            name: [per_image.get(name, {}).get(index) for index in result.indices] for name in measures.per_image()
+        },
+    )
 
 
 def _classes_with_masks(samples: Sequence[Sample]) -> set[str]:

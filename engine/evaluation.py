@@ -14,6 +14,7 @@ from data.meta import Sample
 from data.references import FewShotSetting
 from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, finish_class, keep_maps
 from engine.encoding import Timer, encode
+from engine.ground_truth import Measuring
 from metrics.pixel import label_regions
 from model.interface import Memory, Prediction, ScoringDetector, SimilarityCache
 from utils.distributed import DistributedBatchSampler, each_round, isolate_signals, readers, skipped_images
@@ -47,7 +48,8 @@ def batches(
 
 def collate(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The items of a batch as groups, each of one image and map size: mostly one. A group is what `default_collate`
-    makes of its items, with `map_size` a plain (H, W) and, where there are masks, their `regions`."""
+    makes of its items, with `map_size` a plain (H, W) and, where there are masks, their `regions` and the `sizes` of
+    the pictures, (H, W) each."""
     shapes: dict[tuple, list[Mapping[str, Any]]] = {}
     for item in items:
         shapes.setdefault((item["image"].shape, item["map_size"]), []).append(item)
@@ -56,6 +58,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         group: dict[str, Any] = {**default_collate([dict(item) for item in members]), "map_size": map_size}
         if "mask" in group:
             group["regions"] = _regions(group["mask"])
+            group["sizes"] = [item["picture_size"] for item in members]
         groups.append(group)
     return groups
 
@@ -75,6 +78,7 @@ def score(
     keep_map: KeepMap | None = None,
     timer: Timer | None = None,
     finished: Collection[str] = (),
+    measuring: Measuring | None = None,
 ) -> Iterator[ClassScores]:
     """Score all samples under all settings in one backbone pass; yields a class's results when it is complete.
 
@@ -90,12 +94,13 @@ def score(
         keep_map: takes every map of this process.
         timer: measures.
         finished: classes that need no results; the loader's images of them are seen, so that no number depends on it.
+        measuring: what is measured beside the usual metrics.
 
     Raises:
         ValueError: a map holds NaN or infinity; names the image.
     """
     timer = timer or Timer()
-    classes = Classes(samples, len(settings), finished)
+    classes = Classes(samples, len(settings), finished, measuring)
     banks: dict[str, Sequence[Memory | None]] = {}
     done = skipped_images(loader)
     hidden = None if accelerator.is_main_process else True
@@ -108,7 +113,7 @@ def score(
             regions = group["regions"].to(accelerator.device, non_blocking=True)
             for setting, prediction in enumerate(_predict(detector, group, settings, banks, accelerator, timer)):
                 check_finite(prediction, samples, indices)
-                classes.add(setting, names, indices, prediction, regions)
+                classes.add(setting, names, indices, prediction, regions, group["sizes"])
                 if keep_map is not None:
                     keep_maps(keep_map, setting, names, indices, prediction, finished)
         done += length
@@ -116,7 +121,7 @@ def score(
         for name, pending in classes.complete(done):
             banks.pop(name, None)
             if pending:
-                yield from finish_class(detector, name, pending, samples, accelerator)
+                yield from finish_class(detector, name, pending, samples, accelerator, measuring)
     bar.close()
     timer.stop()
 

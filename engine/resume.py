@@ -20,7 +20,7 @@ from data.regions import mask_files
 from engine import checkpoint
 from engine.class_scores import ClassScores
 from engine.loss_log import Step, parse_losses
-from metrics.names import IMAGE, PIXEL
+from metrics.names import IMAGE, PIXEL, Measures
 from prompt_ensemble import load_prompts
 from utils.files import file_digest, read_json, write_json
 from utils.logs import LOG
@@ -51,10 +51,11 @@ class FinishedClasses:
         folder: of the results.
         identity: all that the results depend on, as JSON can hold it; results of anything else are not taken.
         classes: the classes of the test, in order.
+        measures: what is measured beside the usual metrics.
     """
 
-    def __init__(self, folder: Path, identity: Any, classes: Sequence[str]):
-        self._folder, self._classes = folder / FOLDER, list(classes)
+    def __init__(self, folder: Path, identity: Any, classes: Sequence[str], measures: Measures | None = None):
+        self._folder, self._classes, self._measures = folder / FOLDER, list(classes), measures or Measures()
         self.identity = sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
     def load(
@@ -93,7 +94,7 @@ class FinishedClasses:
                     raise ValueError("pictures of settings that are none")
                 scores = [ClassScores(**row) for row in held["scores"]]
                 indices = [index for index, sample in enumerate(samples) if sample.cls_name == name]
-                _check_scores(scores, name, indices, settings)
+                _check_scores(scores, name, indices, settings, self._measures)
                 found[name] = ClassResult(scores, page)
             except (AttributeError, KeyError, OSError, TypeError, ValueError):
                 LOG.warning("%s is broken: '%s' is scored anew", path, name)
@@ -123,16 +124,22 @@ def file_stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
-def _check_scores(scores: Sequence[ClassScores], name: str, indices: Sequence[int], settings: int) -> None:
+def _check_scores(
+    scores: Sequence[ClassScores], name: str, indices: Sequence[int], settings: int, measures: Measures
+) -> None:
     """Raises ValueError where scores from a file are not those of a class under all settings: whoever can write into
     the folder can have written them."""
     sound = [result.setting for result in scores] == list(range(settings))
     for result in scores:
         sound = sound and result.name == name and result.indices == indices
-        sound = sound and result.metrics.keys() == {*PIXEL, *IMAGE}
+        sound = sound and result.metrics.keys() == {*PIXEL, *IMAGE, *measures.metric_names()}
         sound = sound and all(value is None or _is_number(value) for value in result.metrics.values())
         rows = [result.scores, *result.score_components.values()]
         sound = sound and all(_are_numbers(row) and len(row) == len(indices) for row in rows)
+        sound = sound and list(result.image_measures) == list(measures.per_image())
+        for values in result.image_measures.values():
+            known = [value for value in values if value is not None]
+            sound = sound and _are_numbers(known) and len(values) == len(indices)
         for x, y in result.curves.values():
             sound = sound and _are_numbers(x) and _are_numbers(y) and len(x) == len(y) > 0
     if not sound:

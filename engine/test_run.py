@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from accelerate import Accelerator
 
-from data.meta import PixelSettings, Sample, Samples, read, read_settings
+from data.defect_kinds import DefectKind
+from data.meta import PixelSettings, Sample, Samples, read, read_defects, read_settings
 from data.references import FewShotSetting
 from dataset import AnomalyDataset, select
 from engine.batched import score_sets
@@ -19,6 +20,7 @@ from engine.build import Built
 from engine.class_scores import ClassScores
 from engine.encoding import Timer
 from engine.evaluation import batches, score
+from engine.ground_truth import Measuring
 from engine.references import KeptReferences, MemorySource
 from engine.resume import FOLDER, ClassResult, FinishedClasses
 from model import memory_bank
@@ -34,12 +36,14 @@ WAITING = (".maps-*", ".thumbnails-*", "imgs/.maps-*")  # what a killed process 
 
 
 class ScoredData(NamedTuple):
-    """What is scored. everything: all samples of the dataset, by split; pixels: how its files are read."""
+    """What is scored. everything: all samples of the dataset, by split; pixels: how its files are read; defects: class
+    -> its kinds of defects, where the dataset knows them."""
 
     everything: Samples
     samples: list[Sample]
     classes: list[str]
     pixels: PixelSettings
+    defects: Mapping[str, Mapping[int, DefectKind]]
 
 
 def read_dataset(root: str, meta_path: str | None, classes: Sequence[str] | None, *, follow_links: bool) -> ScoredData:
@@ -47,7 +51,7 @@ def read_dataset(root: str, meta_path: str | None, classes: Sequence[str] | None
     everything = read(root, meta_path, follow_links=follow_links)
     samples = select(everything["test"], classes)
     names = list(dict.fromkeys(sample.cls_name for sample in samples))
-    return ScoredData(everything, samples, names, read_settings(root, meta_path))
+    return ScoredData(everything, samples, names, read_settings(root, meta_path), read_defects(root, meta_path))
 
 
 class MapSink(AbstractContextManager["MapSink"], Protocol):
@@ -152,6 +156,7 @@ def score_classes(
     batched: bool,
     num_workers: int,
     timer: Timer,
+    measuring: Measuring | None = None,
 ) -> list[ClassScores]:
     """The results of all classes under all settings; those that are known are not scored again.
 
@@ -160,6 +165,7 @@ def score_classes(
         files: takes the maps.
         batched: score the images of a class together.
         num_workers: processes that read images.
+        measuring: what is measured beside the usual metrics.
     """
     if hasattr(built.detector, "check_classes"):
         built.detector.check_classes(data.classes)
@@ -169,11 +175,12 @@ def score_classes(
     if batched:
         scored = score_sets(
             built.detector, images, samples, accelerator, files.keep, batch_size=built.batch_size,
-            num_workers=num_workers, timer=timer, folder=folder.path, finished=known,
+            num_workers=num_workers, timer=timer, folder=folder.path, finished=known, measuring=measuring,
         )  # fmt: skip
     else:
         loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
-        scored = score(built.detector, loader, samples, shots, memories, accelerator, files.keep, timer, known)
+        rest = (accelerator, files.keep, timer, known, measuring)
+        scored = score(built.detector, loader, samples, shots, memories, *rest)
     results = [result for one in known.values() for result in one.scores]
     for name, one in known.items():
         files.restore(name, one.page)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from metrics.histogram import KeyTable, running_sums, search, to_values, unite
+from metrics.names import FPR_LIMIT
 
-FPR_LIMIT = 0.3
 PUBLISHED_STEPS = 200
 CURVE_POINTS = 120  # of a curve that is to be drawn
 Points = list[list[float]]  # of a curve: [x, y], a list of fractions each
@@ -63,22 +63,32 @@ def best_f1(curve: ThresholdCurve) -> tuple[float, float, float]:
     return float(f1[best]), float(true[best] / (true[-1] + false[best])), float(curve.values[best])
 
 
-def _pro(curve: ThresholdCurve) -> tuple[Tensor, Tensor]:
+def f1_above(curve: ThresholdCurve, threshold: float) -> float:
+    """F1 of the pixels above a threshold that is given: greater, as a verdict takes it."""
+    above = search(-curve.values, -curve.values.new_tensor([threshold]))  # (1,) how many distinct values are greater
+    true, false = curve.true_positives[above], curve.false_positives[above]
+    return float(2 * true / (true + false + curve.true_positives[-1]))
+
+
+def _pro(curve: ThresholdCurve, at_most: float, regions: float | None = None) -> tuple[Tensor, Tensor]:
     """False positive rates up to the limit, and the mean overlap of regions there: every threshold, and the limit."""
     fpr = curve.false_positives / curve.false_positives[-1]
-    pro = curve.overlap / curve.overlap[-1]
-    limit = fpr.new_tensor([FPR_LIMIT])
-    end = int(
-        search(fpr, limit, right=True)
-    )  # at least 1, since the first rate is 0, and no more than all but the last
+    pro = curve.overlap / (curve.overlap[-1] if regions is None else regions)
+    limit = fpr.new_tensor([at_most])
+    end = int(search(fpr, limit, right=True))  # at least 1, since the first rate is 0
+    if end == len(fpr):  # the limit is 1
+        return fpr, pro
     share = (limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
     at_limit = pro[end - 1] + share * (pro[end] - pro[end - 1])
     return torch.cat([fpr[:end], limit]), torch.cat([pro[:end], at_limit])
 
 
-def aupro(curve: ThresholdCurve) -> float:
-    """Area under overlap over false positive rate from 0 to the limit, divided by the limit; every threshold."""
-    return _area(*_pro(curve)) / FPR_LIMIT
+def aupro(curve: ThresholdCurve, limit: float = FPR_LIMIT, regions: float | None = None) -> float:
+    """Area under overlap over false positive rate from 0 to the limit, divided by the limit; every threshold.
+
+    regions: how many there are; None: the overlap of the lowest threshold, where each is overlapped whole.
+    """
+    return _area(*_pro(curve, limit, regions)) / limit
 
 
 def roc_points(curve: ThresholdCurve) -> Points:
@@ -97,7 +107,7 @@ def pr_points(curve: ThresholdCurve) -> Points:
 
 
 def pro_points(curve: ThresholdCurve) -> Points:
-    fpr, pro = _pro(curve)
+    fpr, pro = _pro(curve, FPR_LIMIT)
     return thinned(fpr, pro, fpr / FPR_LIMIT + pro)
 
 

@@ -11,6 +11,8 @@ import torch
 from metrics.curves import Points, thinned
 from metrics.names import IMAGE
 
+ECE_BINS = 15
+
 
 def image_metrics(labels: Any, scores: Any) -> dict[str, float | None]:
     """AUROC, best F1 and average precision of image scores, by scikit-learn.
@@ -37,6 +39,47 @@ def image_metrics(labels: Any, scores: Any) -> dict[str, float | None]:
         "f1_sp": float(f1.max()),
         "ap_sp": float(average_precision_score(labels, scores)),
     }
+
+
+def f1_above(labels: Any, scores: Any, threshold: float) -> float | None:
+    """F1 of the images whose score is above a threshold that is given: greater, as a verdict takes it.
+
+    Args, errors: as `image_metrics`. None where only one label occurs.
+    """
+    labels, scores = _checked(labels, scores)
+    if not labels.any() or labels.all():
+        return None
+    alarms = scores > threshold
+    return float(2 * (labels & alarms).sum() / (labels.sum() + alarms.sum()))
+
+
+def fpr_at_tpr(labels: Any, scores: Any, percent: int = 95) -> float | None:
+    """The share of normal images at or above the highest threshold that so many percent of the anomalous ones reach.
+
+    Args, errors: as `image_metrics`. None where only one label occurs.
+    """
+    labels, scores = _checked(labels, scores)
+    anomalous, normal = np.sort(scores[labels])[::-1], scores[~labels]
+    if not anomalous.size or not normal.size:
+        return None
+    needed = -(-percent * anomalous.size // 100)  # in whole numbers, rounded up
+    return float((normal >= anomalous[needed - 1]).mean())
+
+
+def calibration_error(labels: Any, probabilities: Any) -> float | None:
+    """Expected calibration error: the mean over images of the distance, in their bin, between mean probability and
+    share of anomalous images (Naeini et al. 2015), in ECE_BINS bins of one width (Guo et al. 2017).
+
+    Args, errors: as `image_metrics`; further a ValueError where a score is no probability. None without images.
+    """
+    labels, scores = _checked(labels, probabilities)
+    if not scores.size:
+        return None
+    if scores.min() < 0 or scores.max() > 1:
+        raise ValueError(f"scores from {scores.min():g} to {scores.max():g} are no probabilities")
+    bins = np.minimum((scores * ECE_BINS).astype(int), ECE_BINS - 1)
+    distance = np.bincount(bins, scores, ECE_BINS) - np.bincount(bins, labels, ECE_BINS)
+    return float(np.abs(distance).sum() / scores.size)
 
 
 def image_curves(labels: Any, scores: Any) -> dict[str, Points]:

@@ -15,6 +15,7 @@ from metrics.curves import (
     auroc,
     average_precision,
     best_f1,
+    f1_above,
     pr_points,
     pro_points,
     roc_points,
@@ -22,7 +23,7 @@ from metrics.curves import (
 )
 from metrics.histogram import NO_KEY, KeyTable, search, sort_in_place, split_pixels
 from metrics.image import as_array
-from metrics.names import PIXEL
+from metrics.names import PIXEL, PIXEL_GIVEN, Measures
 
 NORMAL_CAPACITY = 750_000  # keys, 12 bytes each
 DEFECT_CAPACITY = 500_000  # keys, 20 bytes each
@@ -50,8 +51,8 @@ class PixelMetrics:
     anywhere without changing a result."""
 
     def __init__(self) -> None:
-        self._normal = _Counts(1, NORMAL_CAPACITY, BUFFER_BYTES, torch.int32)
-        self._defect = _Counts(2, DEFECT_CAPACITY, DEFECT_BUFFER_BYTES, torch.int64)
+        self._normal = Counts(1, NORMAL_CAPACITY, BUFFER_BYTES, torch.int32)
+        self._defect = Counts(2, DEFECT_CAPACITY, DEFECT_BUFFER_BYTES, torch.int64)
         self._low, self._high = np.inf, -np.inf
         self._swept: ThresholdCurve | None = None  # of the tables as they are
 
@@ -122,6 +123,25 @@ class PixelMetrics:
         }
         return {name: None if value is None else float(value) for name, value in row.items()}
 
+    def measures(self, measures: Measures, threshold: float | None = None) -> dict[str, float | None]:
+        """What `measures` asks for of the same counts: AU-PRO to further limits, and the F1 at a threshold.
+
+        Args:
+            threshold: of the maps, where one is given: what is greater counts as defect. None: there is none.
+
+        Returns:
+            Its names; None is what cannot be computed, as in `compute`.
+        """
+        curve, names = self._curve(), measures.aupro()
+        row: dict[str, float | None] = dict.fromkeys((*names, *(PIXEL_GIVEN if measures.given else ())))
+        if curve is not None and self._low < self._high:
+            row |= {name: aupro(curve, limit) for name, limit in names.items()}
+        if measures.given and threshold is not None:
+            row["threshold_px_given"] = threshold
+            if curve is not None:
+                row |= {"f1_px_given": f1_above(curve, threshold), "f1_px_oracle": best_f1(curve)[0]}
+        return row
+
     def curves(self) -> dict[str, Points]:
         """The curves of all maps so far, thinned to at most CURVE_POINTS points each, to be drawn.
 
@@ -148,7 +168,7 @@ class PixelMetrics:
         return {**self.__dict__, "_swept": None}
 
 
-class _Counts:
+class Counts:
     """Pixels of one kind: those that wait, in a buffer that is made once, and the table of those that are counted.
 
     Args:
@@ -190,7 +210,7 @@ class _Counts:
                 self.table.add((pixels >> 32).int(), torch.stack([torch.ones_like(areas), 1 / areas]))
         return self.table
 
-    def merge(self, other: "_Counts") -> None:
+    def merge(self, other: "Counts") -> None:
         """Add what another has counted, which keeps it."""
         own, theirs = self.counted(), other.counted()
         self.table.add(theirs.keys.to(own.keys.device), theirs.mass.to(own.keys.device))

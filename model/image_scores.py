@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+PROBABILITY = "text"  # the component of image scores that is a probability: of "abnormal", by the texts
+
 
 def top_mean(maps: Tensor, count: int) -> Tensor:
     """Mean of the so many largest values of each map."""

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metrics.curves import FPR_LIMIT, Points
+from metrics.curves import Points
+from metrics.names import FPR_LIMIT
 from report.predictions import ScoredImage
 
 SIDE = 200  # of a chart's plot, in the units of its SVG

@@ -3,7 +3,8 @@
     python -m report.compare RUN RUN ... [--metrics auroc_px aupro] [--save_path comparison.html]
 
 prints markdown and writes one HTML page. RUN is the --save_path of a test.py; several k of one run are columns of their
-own, several seeds are mean ± standard deviation. Differences are to the first column.
+own, several seeds are mean ± standard deviation. Differences are to the first column. Where images have measures of
+their own (AUPIMO), those of each run are paired with those of the first: Wilcoxon signed-rank test.
 """
 
 import utils.packages  # noqa: F401 - first of all
@@ -16,14 +17,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from report import html, tables
+from metrics.names import LOWER_IS_BETTER, PER_IMAGE, is_measure, is_threshold
+from report import html, paired, tables
 from report.tables import METRICS, Row, Run
 from utils.errors import run_script
 from utils.files import result_folder
 from utils.text import escape_controls
 
 COMPARED_METRICS = ("auroc_px", "f1_px", "ap_px", "aupro", "aupro_200", "auroc_sp", "f1_sp", "ap_sp")
-CHOICES = tuple(key for key in METRICS if key != "threshold_px")  # which is neither good nor bad
+CHOICES = tuple(key for key in METRICS if not is_threshold(key))  # which is neither good nor bad
 _OF_RUNS = ("k_shot", "seed", "scored_together")  # settings that belong to a run alone
 PUBLISHED = Path(__file__).resolve().with_name("published.json")
 
@@ -37,6 +39,7 @@ class Column(NamedTuple):
     classes: name -> mean and standard deviation of each metric over seeds, as fractions; the latter None of one seed.
     mean: the same of the mean over classes.
     published: whether the figures were measured by others.
+    images: measure -> the value of each image; of no published one.
     """
 
     label: str
@@ -45,6 +48,7 @@ class Column(NamedTuple):
     classes: Mapping[str, tuple[Row, Row | None]]
     mean: tuple[Row, Row | None]
     published: bool = False
+    images: Mapping[str, paired.Values] = {}
 
 
 class Entry(NamedTuple):
@@ -60,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _Parser(prog="python -m report.compare", description="Compare result folders of test.py side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="--save_path of a test, or its metrics.json")
     parser.add_argument(
-        "--metrics", nargs="+", choices=CHOICES, default=COMPARED_METRICS, metavar="METRIC", help="which to show"
-    )
+        "--metrics", nargs="+", type=metric_name, metavar="METRIC",
+        help="which to show, also those of test.py --measures (default: all but iou_px)",
+    )  # fmt: skip
     parser.add_argument("--save_path", default="./comparison.html", help="the HTML page (default ./comparison.html)")
     args = parser.parse_args(argv)
     save_path = Path(args.save_path)
@@ -69,10 +74,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--save_path {save_path}: is a folder; name a file, such as comparison.html")
     result_folder(str(save_path.parent))
     columns = compare([Path(run) for run in args.runs])
-    metrics = with_values(columns, args.metrics)
+    metrics = with_values(columns, args.metrics or (*COMPARED_METRICS, *further_metrics(columns)))
     print(markdown(columns, metrics))
     write(save_path, columns, metrics)
     print(f"\nthe same as a page: {save_path}")
+
+
+def metric_name(text: str) -> str:
+    """A metric that can be compared. Raises argparse.ArgumentTypeError for any other."""
+    if text not in CHOICES and (is_threshold(text) or not is_measure(text)):
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} (choose from {', '.join(CHOICES)}, or a column of test.py --measures)"
+        )
+    return text
+
+
+def further_metrics(columns: Sequence[Column]) -> list[str]:
+    """What runs were asked to measure beside METRICS (--measures), in their order."""
+    every = tables.metric_names(column.mean[0] for column in columns)
+    return [key for key in every if key not in METRICS and not is_threshold(key)]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,10 +106,14 @@ def compare(paths: Sequence[Path]) -> list[Column]:
     Raises:
         ValueError: a folder without results, a broken metrics.json, runs of different datasets.
     """
-    columns = []
+    columns: list[Column] = []
     for path, label in zip(paths, labels(paths), strict=True):
         settings, runs = read_run(path)
-        columns += [_column(label, settings, k_shot, group) for k_shot, group in tables.by_k(runs).items()]
+        for k_shot, group in tables.by_k(runs).items():
+            column = _column(label, settings, k_shot, group)
+            measured = any(key in column.mean[0] for key in PER_IMAGE)
+            images = paired.read_measures(_folder(path), k_shot) if measured else {}
+            columns.append(column._replace(images=images))
     datasets = {column.settings.get("dataset"): column.label for column in columns}
     if len(datasets) > 1:
         named = ", ".join(f"{label} ({dataset})" for dataset, label in datasets.items())
@@ -131,7 +155,10 @@ def _folder(path: Path) -> Path:
 
 
 def _run(entry: Mapping[str, Any]) -> Run:
-    classes = {name: {key: _fraction(row.get(key)) for key in METRICS} for name, row in entry["classes"].items()}
+    classes = {
+        name: {key: _fraction(row.get(key)) for key in (*METRICS, *filter(is_measure, row))}
+        for name, row in entry["classes"].items()
+    }
     if not classes:
         raise ValueError("no classes")
     settings = entry["settings"]
@@ -183,7 +210,7 @@ def _of_percent(row: Mapping[str, float]) -> dict[str, float | None]:
 
 def with_values(columns: Sequence[Column], metrics: Sequence[str]) -> list[str]:
     """The metrics that at least one column has in at least one class."""
-    return [key for key in metrics if any(column.mean[0][key] is not None for column in columns)]
+    return [key for key in metrics if any(column.mean[0].get(key) is not None for column in columns)]
 
 
 def mean_rows(columns: Sequence[Column], metrics: Sequence[str]) -> list[tuple[str, list[Entry]]]:
@@ -196,13 +223,14 @@ def mean_rows(columns: Sequence[Column], metrics: Sequence[str]) -> list[tuple[s
 def class_rows(columns: Sequence[Column], key: str) -> list[tuple[str, list[Entry]]]:
     """Class -> one metric in every column; the classes of all runs."""
     names = dict.fromkeys(name for column in columns if not column.published for name in column.classes)
-    absent = (dict.fromkeys(METRICS), None)
-    return [(name, _entries(key, columns, [column.classes.get(name, absent) for column in columns])) for name in names]
+    return [
+        (name, _entries(key, columns, [column.classes.get(name, ({}, None)) for column in columns])) for name in names
+    ]
 
 
 def _measured(key: str, columns: Sequence[Column]) -> list[set[str]]:
     """The classes that have the metric, per column."""
-    return [{name for name, (mean, _) in column.classes.items() if mean[key] is not None} for column in columns]
+    return [{name for name, (mean, _) in column.classes.items() if mean.get(key) is not None} for column in columns]
 
 
 def _entries(
@@ -213,20 +241,20 @@ def _entries(
 ) -> list[Entry]:
     """A row of cells; where `measured` differs from the first column's, a cell is neither best nor has a difference."""
     compared = [
-        None if column.published or (measured is not None and measured[number] != measured[0]) else mean[key]
+        None if column.published or (measured is not None and measured[number] != measured[0]) else mean.get(key)
         for number, (column, (mean, _)) in enumerate(zip(columns, values, strict=True))
     ]
     # What shows the same figure is equally good.
     figures = [round(100 * value, 1) for value in compared if value is not None]
-    first = values[0][0][key]
+    first, best = values[0][0].get(key), min if key in LOWER_IS_BETTER else max
     entries = []
     for number, ((mean, std), own) in enumerate(zip(values, compared, strict=True)):
         entries.append(
             Entry(
-                tables.cell(key, mean[key], None if std is None else std[key]),
+                tables.cell(key, mean.get(key), None if std is None else std.get(key)),
                 "" if number == 0 or own is None or first is None else _signed(100 * (own - first)),
-                own is not None and len(figures) > 1 and round(100 * own, 1) == max(figures),
-                mean[key],
+                own is not None and len(figures) > 1 and round(100 * own, 1) == best(figures),
+                mean.get(key),
             )
         )
     return entries
@@ -243,8 +271,19 @@ def partial(columns: Sequence[Column]) -> list[str]:
     return list(dict.fromkeys(column.label for column in own if column.classes.keys() != own[0].classes.keys()))
 
 
+def paired_tests(columns: Sequence[Column], metrics: Sequence[str]) -> list[tuple[str, list[paired.Paired]]]:
+    """(title, rows) of the paired tests: every run against the first, by each of the metrics that images have."""
+    first, found = columns[0], []
+    for column in columns[1:]:
+        for key in filter(first.images.__contains__, metrics):
+            rows = paired.paired(first.images[key], column.images.get(key, {}))
+            names = (f"{one.label}, {one.title}" for one in (column, first))
+            found += [(paired.title(key, *names), rows)] if rows else []
+    return found
+
+
 def markdown(columns: Sequence[Column], metrics: Sequence[str]) -> str:
-    """The columns as a numbered list, a table of the means, and one per metric with the classes.
+    """The columns as a numbered list, a table of the means, one per metric with the classes, and the paired tests.
 
     (Their names would make tables too wide for a terminal.)
     """
@@ -256,6 +295,9 @@ def markdown(columns: Sequence[Column], metrics: Sequence[str]) -> str:
     blocks = ["\n".join(named), "Percent; differences are to the first column, the best run is bold.", _notes(columns)]
     blocks.append(_table(["mean", *heads], mean_rows(columns, metrics)))
     blocks += [_table([key, *heads], class_rows(columns, key)) for key in metrics]
+    for title, rows in paired_tests(columns, metrics):
+        blocks += [f"{title}; p of the Wilcoxon signed-rank test, two-sided",
+                   tables.markdown_table(paired.HEAD, [row.cells() for row in rows])]  # fmt: skip
     return "\n\n".join(filter(None, blocks))
 
 
@@ -291,6 +333,8 @@ def write(path: Path, columns: Sequence[Column], metrics: Sequence[str]) -> None
         means=mean_rows(columns, metrics),
         classes=[(key, class_rows(columns, key)) for key in metrics],
         partial=partial(columns),
+        tests=paired_tests(columns, metrics),
+        test_head=paired.HEAD,
         different=[line for line in lines if any(value != line[1][0] for value in line[1])],
         common=[(key, values[0]) for key, values in lines if all(value == values[0] for value in values)],
     )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from metrics.curves import Points
 from metrics.image import image_curves
+from metrics.names import split_kind
 from report import charts, judged, tables
 from report.charts import Chart, Histogram
 from report.gallery import Gallery
@@ -56,10 +57,12 @@ def write_page(
     scored: _Scored = {}
     for image in images:
         scored.setdefault((image.k_shot, image.seed, image.cls_name), []).append(image)
+    (_, columns), *of_kinds = tables.by_kind((*TABLE, *extra))
     panels = [
         _Panel(
             tables.title(k_shot, group),
-            table((*TABLE, *extra), tables.by_class(group), len(group) > 1),
+            table(columns, tables.by_class(group), len(group) > 1),
+            [(kind, table(own, tables.by_class(group), len(group) > 1)) for kind, own in of_kinds],
             [_class_view(name, runs, group, curves, scored, galleries) for name in group[0].classes],
             group[0].seed if len(group) > 1 else None,
             judged.rows(verdicts, [runs.index(run) for run in group], [run.seed for run in group]),
@@ -113,7 +116,7 @@ def table(columns: Sequence[str], by_class: Sequence[tuple[str, Sequence[Row]]],
         lines.append(
             (name, [Cell(tables.cell(key, mean[key], std[key] if seeds else None), mean[key]) for key in columns])
         )
-    return Table(columns, lines[:-1], lines[-1][1])
+    return Table([split_kind(key)[0] for key in columns], lines[:-1], lines[-1][1])
 
 
 _Curves = Mapping[tuple[int, str], Mapping[str, Points]]  # (setting, class) -> curves of its pixels
@@ -121,10 +124,14 @@ _Scored = dict[tuple[int, int | None, str], list[ScoredImage]]  # (k_shot, seed,
 
 
 class _Panel(NamedTuple):
-    """All that belongs to one k."""
+    """All that belongs to one k.
+
+    kinds: title and table of each kind of anomalies, where they are counted apart.
+    """
 
     title: str
     table: Table
+    kinds: list[tuple[str, Table]]
     classes: list["_ClassView"]
     seed: int | None  # that histograms and pictures are of, where there are several
     thresholds: list[ThresholdRow]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from data.meta import Sample, shown_kind
 from data.references import FewShotSetting
 from metrics.curves import Points
+from metrics.names import PER_IMAGE
 from report.judged import VERDICTS, JudgedClass
 from utils.files import atomic_write
 from utils.text import csv_cell, csv_value
@@ -39,6 +40,9 @@ class ClassScores(Protocol):
     @property
     def curves(self) -> Mapping[str, Points]: ...  # of the pixels
 
+    @property
+    def image_measures(self) -> Mapping[str, Sequence[float | None]]: ...  # of PER_IMAGE, per image
+
 
 class ScoredImage(NamedTuple):
     """One test image under one few-shot setting: a row of predictions.csv."""
@@ -51,6 +55,7 @@ class ScoredImage(NamedTuple):
     seed: int | None  # None: zero-shot
     score: float
     score_components: Mapping[str, float] = {}
+    measures: Mapping[str, float] = {}  # of PER_IMAGE; what cannot be computed is not there
     judged_score: float | None = None  # on the scale of normal images, which verdicts are about
     verdict: str = ""  # "anomalous" or "normal"; "" where there is no threshold
 
@@ -60,7 +65,7 @@ class ScoredImage(NamedTuple):
         return shown_kind(self.specie_name, self.anomaly)
 
 
-_COLUMNS = ScoredImage._fields[:-3]  # those of the score components follow, then those of verdicts, if there are any
+_COLUMNS = ScoredImage._fields[:-4]  # those of components and measures follow, then those of verdicts, if any
 _JUDGED = ("judged_score", "verdict")
 
 
@@ -79,6 +84,9 @@ def scored_images(
             seed=setting.seed,
             score=result.scores[place],
             score_components={key: values[place] for key, values in result.score_components.items()},
+            measures={
+                key: value for key, values in result.image_measures.items() if (value := values[place]) is not None
+            },
             judged_score=judged.scores[place] if judged and verdicts else None,
             verdict=verdicts[place] if verdicts else "",
         )
@@ -87,10 +95,10 @@ def scored_images(
 
 
 def write_predictions(path: Path, images: Iterable[ScoredImage]) -> None:
-    """Write a row per image and setting; a component that only some images have is blank for the others."""
+    """Write a row per image and setting; a component or measure that only some images have is blank for the others."""
     images = list(images)
-    rows = [{**image._asdict(), **image.score_components} for image in images]
-    components = dict.fromkeys(key for row in rows for key in row["score_components"])
+    rows = [{**image._asdict(), **image.score_components, **image.measures} for image in images]
+    components = dict.fromkeys(key for kind in ("score_components", "measures") for row in rows for key in row[kind])
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         judged = _JUDGED if any(image.verdict for image in images) else ()
         writer = csv.DictWriter(file, [*_COLUMNS, *components, *judged], restval="", extrasaction="ignore")
@@ -129,8 +137,9 @@ def _parse(row: Mapping[str, Any]) -> ScoredImage:
         seed=int(row["seed"]) if row["seed"] else None,
         score=float(row["score"]),
         score_components={
-            key: float(value) for key, value in row.items() if key not in (*_COLUMNS, *_JUDGED) and value
+            key: float(value) for key, value in row.items() if key not in (*_COLUMNS, *PER_IMAGE, *_JUDGED) and value
         },
+        measures={key: float(row[key]) for key in PER_IMAGE if row.get(key)},
         judged_score=float(row["judged_score"]) if row.get("judged_score") else None,
         verdict=row.get("verdict") or "",
     )

@@ -9,7 +9,7 @@ from tabulate import SEPARATING_LINE, tabulate
 
 import metrics
 from data.references import FewShotSetting
-from metrics.names import IMAGE, PIXEL
+from metrics.names import BOTH, IMAGE, KINDS, PIXEL, is_threshold, split_kind
 from report.predictions import ClassScores
 from utils.text import escape_controls, markdown_cell
 
@@ -76,8 +76,13 @@ def _together(run: Run) -> dict[str, list[int]]:
     return {"scored_together": list(run.together)} if run.together else {}
 
 
+def metric_names(rows: Iterable[Row]) -> tuple[str, ...]:
+    """METRICS, and what some rows have beside them."""
+    return tuple(dict.fromkeys((*METRICS, *(key for row in rows for key in row))))
+
+
 def _plain(row: Row) -> dict[str, float | None]:
-    return {key: row[key] for key in METRICS}
+    return {key: row[key] for key in metric_names([row])}
 
 
 def markdown(runs: Sequence[Run], extra: Sequence[str] = ()) -> str:
@@ -85,15 +90,25 @@ def markdown(runs: Sequence[Run], extra: Sequence[str] = ()) -> str:
 
     extra: metrics to show beside those of TABLE.
     """
-    columns = (*TABLE, *extra)
     blocks = []
     for k_shot, group in by_k(runs).items():
-        rows = []
-        for name, seeds in by_class(group):
-            mean, std = over_seeds(seeds)
-            rows.append([name, *(cell(key, mean[key], std[key] if len(group) > 1 else None) for key in columns)])
-        blocks += [title(k_shot, group), markdown_table(["objects", *columns], rows)]
+        for kind, columns in by_kind((*TABLE, *extra)):
+            rows = []
+            for name, seeds in by_class(group):
+                mean, std = over_seeds(seeds)
+                rows.append([name, *(cell(key, mean[key], std[key] if len(group) > 1 else None) for key in columns)])
+            head = ["objects", *(split_kind(key)[0] for key in columns)]
+            blocks += [title(k_shot, group) + (f", {kind}" if kind else ""), markdown_table(head, rows)]
     return "\n\n".join(blocks)
+
+
+def by_kind(columns: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(title, its columns) of each table: the one of all anomalies, which has none, then those of kinds of anomalies,
+    where columns belong to some."""
+    titles = {"": "", **{kind: f"{kind} anomalies and the good images" for kind in KINDS}}
+    titles[BOTH] = f"mean of {' and '.join(KINDS)}"
+    tables = {kind: [key for key in columns if split_kind(key)[1] == kind] for kind in titles}
+    return [(titles[kind], chosen) for kind, chosen in tables.items() if chosen]
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -119,7 +134,7 @@ def cell(key: str, mean: float | None, std: float | None) -> str:
     """A metric as tables show it, in percent; blank where there is none, no deviation where std is None."""
     if mean is None:
         return ""
-    if key == "threshold_px":  # on the scale of the maps
+    if is_threshold(key):  # on the scale of the maps, or of the scores
         return f"{mean:.3g}" + (f" ± {std:.2g}" if std is not None else "")
     return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
@@ -140,7 +155,7 @@ def by_k(runs: Iterable[Run]) -> dict[int, list[Run]]:
 
 def over_seeds(rows: Sequence[Row]) -> tuple[Row, Row]:
     """Mean and standard deviation of each metric; None where any seed lacks it."""
-    values = {key: [row[key] for row in rows] for key in METRICS}
+    values = {key: [row.get(key) for row in rows] for key in metric_names(rows)}
     known = {key: [value for value in each if value is not None] for key, each in values.items()}
     complete = {key: each if len(each) == len(rows) else None for key, each in known.items()}
     return (

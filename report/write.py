@@ -14,7 +14,7 @@ from report.gallery import Gallery
 from report.judged import JudgedClass
 from report.missing import missing_metrics
 from report.predictions import ClassScores, scored_images
-from report.tables import METRICS, Run
+from report.tables import Run, metric_names
 from utils.files import atomic_write, write_json
 from utils.logs import LOG, Lines
 from utils.text import csv_cell, escape_controls
@@ -85,7 +85,7 @@ def write_tables(save_path: Path, runs: Sequence[Run], settings: Mapping[str, An
         path.write_text(tables.markdown(runs, extra) + "\n", encoding="utf-8")
     write_json(save_path / "metrics.json", tables.as_json(runs, settings))
     with atomic_write(save_path / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["k_shot", "seed", "objects", *METRICS])
+        writer, columns = csv.writer(file), metric_names(row for run in runs for row in run.classes.values())
+        writer.writerow(["k_shot", "seed", "objects", *columns])
         for k_shot, seed, name, row in tables.csv_rows(runs):
-            writer.writerow([k_shot, seed, csv_cell(name), *(row[key] for key in METRICS)])
+            writer.writerow([k_shot, seed, csv_cell(name), *(row[key] for key in columns)])

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from data.meta import Sample
 from engine.class_scores import ClassScores
 from engine.resume import FOLDER, ClassResult, FinishedClasses
-from metrics.names import IMAGE, PIXEL
+from metrics.names import IMAGE, PIXEL, Measures
 from report.gallery import Gallery, SelectedImages
 from report.predictions import ScoredImage
 from utils.logs import LOG
@@ -129,3 +130,22 @@ def test_a_result_that_is_no_file_is_not_waited_for(kept):
     assert list(load(finished)) == CLASSES[1:]
     finished.keep("brick", result("brick"))
     assert list(load(finished)) == CLASSES
+
+
+def test_measures_of_another_command_are_none_of_this(tmp_path):
+    """What was kept must hold the measures that are asked for, and of every image a number or nothing."""
+    measures = Measures(("aupimo",))
+    finished = FinishedClasses(tmp_path, {"seed": 1}, CLASSES[:1], measures)
+    plain = result("brick")
+    scores = [replace(one, metrics=one.metrics | dict.fromkeys(measures.metric_names(), 0.5),
+                      image_measures={"aupimo": [None, 0.5, 0.25]}) for one in plain.scores]  # fmt: skip
+    for kept, known in (
+        (scores, True),
+        (plain.scores, False),
+        ([replace(scores[0], image_measures={"aupimo": ["x", 0.5, 0.5]}), scores[1]], False),
+        ([replace(scores[0], image_measures={"aupimo": [0.5]}), scores[1]], False),
+        ([replace(scores[0], image_measures={"more": [0.5] * 3}), scores[1]], False),
+    ):
+        finished.keep("brick", plain._replace(scores=kept))
+        loaded = finished.load({"brick": []}, Gallery.from_json, SAMPLES, 2)
+        assert ("brick" in loaded) == known and (not known or loaded["brick"].scores == kept)

@@ -68,7 +68,7 @@ def run(tmp_path):
     train = [picture(tmp_path, f"jar_train{n}", 100 + 5 * n) for n in range(4)]
     valid = [picture(tmp_path, f"cup_valid{n}", 95 + 2 * n) for n in range(12)]
     samples = {"train": train, "validation": valid, "test": test}
-    data = ScoredData(samples, test, ["cup", "jar"], PixelSettings())
+    data = ScoredData(samples, test, ["cup", "jar"], PixelSettings(), {})
     detector, accelerator = Grey(), Accelerator(cpu=True)
 
     def of(rule: ThresholdRule, shots, *, stored=False):

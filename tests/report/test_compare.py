@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from report.compare import PUBLISHED, class_rows, compare, main, markdown, mean_rows, partial
+from report.compare import PUBLISHED, class_rows, compare, main, markdown, mean_rows, paired_tests, partial
 from report.tables import METRICS, TABLE, Run
 from report.write import write_tables
 
@@ -141,3 +141,50 @@ def test_mistakes(fails, one, tmp_path):
     other = made(tmp_path / "other", [Run(0, None, {"nut": row(0.5)})], dataset="visa")
     line = fails(main, one, other)
     assert "different datasets: results/one (mvtec), other (visa)" in line
+
+
+def measured(folder, values: dict[str, float], *, ece: float) -> None:
+    """A run with measures of its images and of its classes."""
+    made(folder, [Run(1, 7, {name: row(0.5, aupimo=0.4, ece_sp=ece) for name in ("screw", "wood")})])
+    lines = [
+        f"{name}/{n}.png,{name},hole,1,1,7,0.5,{value}" for name in ("screw", "wood") for n, value in values.items()
+    ]
+    head = "img_path,cls_name,specie_name,anomaly,k_shot,seed,score,aupimo"
+    (folder / "predictions.csv").write_text("\n".join([head, *lines, "screw/good.png,screw,good,0,1,7,0.1,", ""]))
+
+
+def test_images_are_paired(tmp_path, capsys):
+    """The p of ranks by hand: of n images that all rise, by different amounts, 2 / 2 ** n."""
+    first = {str(n): 0.1 for n in range(6)}
+    measured(tmp_path / "runs/a", first, ece=0.2)
+    measured(tmp_path / "runs/b", {n: value + 0.01 + int(n) / 1000 for n, value in first.items()}, ece=0.1)
+    measured(tmp_path / "runs/c", {**first, "5": 0.1, "6": 1.0}, ece=0.3)
+    page = tmp_path / "page.html"
+    main([str(tmp_path / f"runs/{name}") for name in "abc"] + ["--save_path", str(page)])
+    out = capsys.readouterr().out
+    columns = compare([tmp_path / f"runs/{name}" for name in "abc"])
+    (title, rows), (_, same) = paired_tests(columns, ["aupimo"])
+    assert title == "aupimo image by image: b, 1-shot, seed 7 against a, 1-shot, seed 7" and title in out
+    assert [(r.name, r.images, r.differences) for r in rows] == [
+        ("screw", 6, 6),
+        ("wood", 6, 6),
+        ("all images", 12, 12),
+    ]
+    assert rows[0].p == pytest.approx(2 / 2**6) and rows[0].median == pytest.approx(0.0125) and rows[2].p < 0.01
+    assert [r.p for r in same] == [None] * 3 and same[0].images == 6
+    assert "| screw      | 6      | +1.2              | 0.031 " in out and "no image differs" in out
+    html = page.read_text(encoding="utf-8")
+    assert title in html and "<td>0.031</td>" in html
+    cells = rows_of(class_rows(columns, "ece_sp"))["wood"]  # the lower, the better
+    assert [(c.text, c.difference, c.best) for c in cells[:3]] == [
+        ("20.0", "", False), ("10.0", "−10.0", True), ("30.0", "+10.0", False)
+    ]  # fmt: skip
+    assert "| ece_sp " in out and "| aupimo " in out
+
+
+def test_metrics_that_only_some_runs_have(one, fails, tmp_path, capsys):
+    measured(tmp_path / "results/b", {"0": 0.5}, ece=0.1)
+    main([str(one), str(tmp_path / "results/b"), "--metrics", "ece_sp", "--save_path", str(tmp_path / "page.html")])
+    assert "| ece_sp |   | 10.0 |" in capsys.readouterr().out.replace("    |", " |").replace("|      ", "|  ")
+    for name in ("aupro_fpr", "threshold_sp_given", "<b>"):
+        assert f"invalid choice: '{name}'" in fails(main, one, "--metrics", name)

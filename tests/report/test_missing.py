@@ -6,6 +6,7 @@ import pytest
 from data.meta import Sample
 from engine.class_scores import ClassScores
 from metrics import evaluate
+from metrics.names import IMAGE_GIVEN, Measures
 from report.missing import missing_metrics
 from report.tables import METRICS
 
@@ -48,6 +49,35 @@ def test_the_cause_is_named(samples, maps, masks, line):
 
 def test_nothing_is_said_where_nothing_is_missing():
     assert lines([DEFECT, NORMAL], [MAP, MAP], [MASK, EMPTY]) == []
+
+
+MISSING = "aupro_fpr0.1, aupimo, aupimo_q1, aupimo_median, aupimo_q3, auspro_fpr0.1 cannot be computed"
+RATE = "aupimo, aupimo_q1, aupimo_median, aupimo_q3 cannot be computed: its normal images cannot tell a false positive"
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ([NORMAL, DEFECT], [RATE, "ece_sp cannot be computed: its scores are no probabilities"]),
+        ([NORMAL, UNMASKED], [f"{PIXEL.removesuffix(' cannot be computed')}, {MISSING}: 1 of its 1 anomalous"]),
+        ([DEFECT] * 2, ["aupimo, aupimo_q1, aupimo_median, aupimo_q3, f", "its test images are all anomalous"]),
+    ],
+)
+def test_measures_that_are_missing_have_causes(samples, expected):
+    """As the engine gives them, with two thresholds asked for of which one is given."""
+    measures = Measures(("aupimo", "spro", "ece", "fpr95"), (0.1,), given=True)
+    labels = [sample.anomaly for sample in samples]
+    masked = all(sample.mask_path for sample in samples if sample.anomaly)
+    row = evaluate([MAP] * 2 if masked else None, [MASK * label for label in labels], labels, [1.0, 2.0])
+    row |= dict.fromkeys(measures.metric_names()) | {"threshold_sp_given": 0.5}
+    if masked:
+        row |= dict.fromkeys(("aupro_fpr0.1", "auspro_fpr0.1"), 0.5)
+    if len(set(labels)) == 2:
+        row |= dict.fromkeys((*IMAGE_GIVEN, "fpr95_sp"), 0.5)
+    found = missing_metrics([ClassScores(0, "nut", row, [0, 1], [1.0, 2.0], {}, {})], samples)
+    assert all(any(words in line for line in found) for words in expected), found
+    assert any(line == "nut: threshold_px_given, f1_px_given, f1_px_oracle cannot be computed: no threshold is given"
+               for line in found)  # fmt: skip
 
 
 def test_several_settings_say_it_once():

@@ -41,6 +41,17 @@ def test_names_come_back(tmp_path):
     assert [row[0] for row in rows[3:7]] == ["'=1+1.png", "'@x.png", r"two\x0alines.png", r"\x1b[2J.png"]
 
 
+def test_measures_of_images_come_back(tmp_path):
+    """A column after the components; blank where an image has none."""
+    scores = ClassScores(0, "c", {}, [1, 2], [0.1, 0.2], {"text": [0.5, 0.6]}, {}, {"aupimo": [None, 0.25]})
+    images = scored_images(scores, FewShotSetting(0, None, {}), SAMPLES)
+    write_predictions(tmp_path / "p.csv", images)
+    assert read_predictions(tmp_path / "p.csv") == images and images[1].measures == {"aupimo": 0.25}
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        assert [row[6:] for row in csv.reader(file)] == [["score", "text", "aupimo"], ["0.1", "0.5", ""],
+                                                         ["0.2", "0.6", "0.25"]]  # fmt: skip
+
+
 def test_what_an_image_shows_has_a_word():
     kinds = [Sample("a", "", "c", kind, anomaly) for kind, anomaly in (("hole", 1), ("", 1), ("good", 0), ("", 0))]
     scores = ClassScores(0, "c", {}, [0, 1, 2, 3], [0.0] * 4, {}, {})

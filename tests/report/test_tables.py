@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from metrics.names import Measures
 from report import tables
 from report.tables import TABLE, Run
 from report.write import write_tables
@@ -32,6 +33,24 @@ def test_one_run():
         "| bolt    | 70.0     | 70.0  | 70.0  |       | 70.0     | 70.0  | 70.0  |",
         "| mean    | 60.0     | 60.0  | 60.0  | 50.0  | 60.0     | 60.0  | 60.0  |",
     ]
+
+
+def test_kinds_of_anomalies_have_tables_of_their_own(tmp_path):
+    """Three more tables: structural, logical, and the mean of both; what was asked for is in all files."""
+    names = Measures(("spro",), by_kind=True).metric_names()
+    extra = dict(zip(names, (0.1, 0.2, 0.3, None, 0.2, None), strict=True))
+    runs = [Run(0, None, {"nut": row(0.5, **extra, threshold_sp_given=7.25)})]
+    blocks = tables.markdown(runs, ("threshold_sp_given", *names)).split("\n\n")
+    assert blocks[::2] == ["zero-shot", "zero-shot, structural anomalies and the good images",
+                           "zero-shot, logical anomalies and the good images",
+                           "zero-shot, mean of structural and logical"]  # fmt: skip
+    assert "auroc_sp" in blocks[1] and "auspro" not in blocks[1] and "| 7.25 " in blocks[1]
+    assert blocks[3].splitlines()[0] == "| objects | auroc_sp | auspro_fpr0.05 |"
+    assert blocks[3].splitlines()[2] == "| nut     | 10.0     | 20.0           |"
+    assert blocks[5].splitlines()[2] == "| nut     | 30.0     |                |"
+    write_tables(tmp_path, runs, {})
+    assert json.loads((tmp_path / "metrics.json").read_text())["classes"]["nut"]["auroc_sp.logical"] == 0.3
+    assert "auspro_fpr0.05.both" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
 
 
 def test_several_seeds_and_shots():
