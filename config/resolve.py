@@ -19,6 +19,7 @@ from config.settings import (
     TestSettings,
     TrainSettings,
 )
+from config.thresholds import FLAGS, decide_class_thresholds, decide_threshold
 from model import METHODS, capabilities
 from model.options import Option, Preset, for_dataset
 from utils.devices import CPU_BATCH, default_precision
@@ -39,7 +40,6 @@ _APP = {
     "max_total_megabytes": 2000, "allow_host": (),
 }  # fmt: skip
 _CACHE_SIZE = 50.0  # GB
-_FPR = 0.05
 _NO_NAME = "object"  # stands for the class name of a method without texts, where none is given
 _OWN_IMAGES = "own images"  # stands for the dataset where there is none
 # Flags of predict.py that --onnx can be combined with; they say nothing of the detector.
@@ -110,6 +110,7 @@ def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
     values.default("data_path", f"./data/{args.dataset}")
     values.default("save_path", f"./results/{method}/{args.dataset}/{mode}")
     values.default("metric_size", "input")
+    decide_class_thresholds(values, args, mode)
     return values.settings(TestSettings)
 
 
@@ -142,7 +143,7 @@ def resolve_predict(args: argparse.Namespace) -> tuple[PredictSettings, Sources]
         values.decide("mode", mode, "follows from the other flags")
     if values["mode"] == "batched":
         _mode(values["method"], "batched", few=False)
-        for key in ("references", "calibrate", "calibration", "fpr"):
+        for key in ("references", "calibrate", "calibration", *FLAGS):
             if getattr(args, key) is not None:
                 raise ValueError(
                     f"--{key} {getattr(args, key)}: images that are scored together take no normal images and have no "
@@ -227,8 +228,6 @@ def _object_values(args: argparse.Namespace) -> "_Values":
     """Of a detector for one object."""
     if args.calibrate is not None and args.calibration is not None:
         raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
-    if args.calibration is not None and args.fpr is not None:
-        raise ValueError(f"--fpr {args.fpr:g}: the threshold of --calibration {args.calibration} has its own; drop one")
     name = (args.class_name or "").strip()
     if not name and METHODS[args.method or _COMMON["method"]].needs_text:
         raise ValueError("--class_name is missing: say what the images show, as in --class_name screw")
@@ -240,10 +239,7 @@ def _object_values(args: argparse.Namespace) -> "_Values":
 def _own_image_values(args: argparse.Namespace) -> "_Values":
     """Of one's own images, which belong to no dataset."""
     values = _Values(args, "test", _OWN_IMAGES)
-    calibrated = getattr(args, "calibration", None) is not None
-    values.default("fpr", _FPR, "default; --calibration has its own" if calibrated else "default")
-    if not 0 < values["fpr"] < 1:
-        raise ValueError(f"--fpr {values['fpr']:g}: must be a rate between 0 and 1")
+    decide_threshold(values, args)
     values.default("batch_size", values.preset.batch_size, values.preset_label)
     return values
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from metrics.thresholds import ThresholdRule
 from utils.logs import LOG
 
 QUICKSTART = Path(__file__).parent.parent / "exps/quickstart/quickstart-clip.safetensors"
@@ -86,7 +87,27 @@ class TrainSettings(DataSettings, DetectorSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestSettings(DataSettings, DetectorSettings):
+class ThresholdSettings:
+    """How thresholds come from normal images.
+
+    threshold: the rule; None: conformal for scores and none for pixels; in test.py no thresholds at all.
+    fpr, threshold_factor: its numbers, None where it has none.
+    """
+
+    threshold: str | None
+    fpr: float | None
+    threshold_factor: float | None
+
+    @property
+    def rule(self) -> ThresholdRule:
+        """The same as one value."""
+        given = {"kind": self.threshold, "fpr": self.fpr, "factor": self.threshold_factor}
+        known: Mapping[str, Any] = {key: value for key, value in given.items() if value is not None}
+        return ThresholdRule(**known, pixels=self.threshold is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSettings(ThresholdSettings, DataSettings, DetectorSettings):
     """Of test.py. k_shot and seed are None where a file of references says them and no flag chooses among them."""
 
     __test__ = False  # no class of tests, whatever pytest takes its name for
@@ -110,7 +131,7 @@ class TestSettings(DataSettings, DetectorSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectSettings(DetectorSettings):
+class ObjectSettings(ThresholdSettings, DetectorSettings):
     """Of a detector for one object, as export.py makes it.
 
     bits: that images of 16 bits really use; None: all of them.
@@ -122,7 +143,6 @@ class ObjectSettings(DetectorSettings):
     references: str | None
     calibrate: str | None
     calibration: str | None
-    fpr: float
     batch_size: int | str
     save_path: str
     num_workers: int
@@ -162,11 +182,10 @@ class OnnxSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppSettings(DetectorSettings):
+class AppSettings(ThresholdSettings, DetectorSettings):
     """Of app.py. port: None takes the first free one."""
 
     checkpoint_path: str | None
-    fpr: float
     batch_size: int | str
     host: str
     port: int | None

@@ -13,6 +13,7 @@ from gradio import processing_utils
 from PIL import Image
 
 from config.settings import QUICKSTART, AppSettings
+from inference.calibration import Calibration
 from inference.service import Answer, InferenceService, View
 from inference.upload_folder import MAX_AGE, UploadFolder
 from inference.uploads import FORMATS, NAME_LENGTH, UploadLimits
@@ -208,14 +209,20 @@ def summary(answer: Answer) -> str:
     return (
         f"<div class=card><b class={verdict}>{verdict.capitalize()}</b> <p>Score {score:.3f} is {above} the threshold "
         f"{calibration.threshold:.3f} that the {calibration.normal_images} normal images give.</p>{notes}"
-        f"<p class=hint>So few leave up to {100 * calibration.fpr:.0f}% of further normal images above it. It took "
-        f"{took}.</p></div>"
+        f"<p class=hint>{_promise(calibration)} It took {took}.</p></div>"
     )
+
+
+def _promise(calibration: Calibration) -> str:
+    if calibration.rule is None and calibration.fpr is not None:
+        return f"So few leave up to {100 * calibration.fpr:.0f}% of further normal images above it."
+    return f"Rule of the threshold: {calibration.rule}; {calibration.promise()}."
 
 
 def numbers(answer: Answer) -> dict[str, Any]:
     """The same as numbers."""
     one = answer.calibration
     threshold = {"threshold": one.threshold, "false_positive_rate": one.fpr} if one else {}
+    threshold |= {"pixel_threshold": one.pixel_threshold} if one and one.pixel_threshold is not None else {}
     notes = {"notes": answer.notes} if answer.notes else {}
     return {**answer.result.values, **threshold, **notes, "seconds": round(answer.seconds, 4)}

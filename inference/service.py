@@ -74,7 +74,7 @@ class InferenceService:
         accelerator = make_accelerator(settings.device, settings.precision)
         built = build_for_scoring(settings, settings.batch_size, settings.checkpoint_path, OWN_IMAGES, accelerator)
         self.description = built.description
-        self._predictor = Predictor(built.detector, accelerator, settings.fpr, built.description, built.batch_size)
+        self._predictor = Predictor(built.detector, accelerator, settings.rule, built.description, built.batch_size)
         most = settings.max_references if capabilities(settings.method).few_shot else 0
         self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, built.detector.input_spec.side)
         self._bits, self.most = settings.bits, settings.max_set
