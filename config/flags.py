@@ -156,7 +156,7 @@ def app_parser() -> argparse.ArgumentParser:
     _add_bits(parser)
     _add_threshold(parser)
     _add_options(parser, "test")
-    _add_detector(parser, "winclip, on the weights that ship unless others are named")
+    _add_detector(parser, "anomaly_dino with normal images, april_gan without, on the model that ships")
     _add_batch_size(parser)
     _add_device(parser)
     return parser

@@ -6,11 +6,12 @@ flags contradict each other.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from config import embedded
 from config.settings import (
-    QUICKSTART,
     AppSettings,
     ObjectSettings,
     OnnxSettings,
@@ -210,18 +211,22 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
 
 
 def resolve_app(args: argparse.Namespace) -> tuple[AppSettings, Sources]:
-    """Where no flag names a method or a model: WinCLIP on the weights that ship, if any."""
-    shipped = {}
-    if not any((args.method, args.model, args.config_path, args.pretrained)) and QUICKSTART.is_file():
-        shipped = {"config_path": str(QUICKSTART.with_suffix(".json")), "pretrained": str(QUICKSTART)}
-    method = args.method or "winclip"
-    values = _own_image_values(argparse.Namespace(**{**vars(args), **shipped, "method": method}))
-    values.sources |= dict.fromkeys(shipped, "default")
+    """Where no flag names a method or a model: the model that ships, with normal images and without."""
+    if not embedded.is_asked(args):
+        return _app_values(args).settings(AppSettings)
+    alone, _ = _app_values(embedded.filled(args, embedded.TEXTS)[0]).settings(AppSettings)
+    args, shipped = embedded.filled(args, embedded.BANK)
+    values = _app_values(args)
+    values.sources |= shipped
+    settings, sources = values.settings(AppSettings)
+    return replace(settings, without_references=alone), sources
+
+
+def _app_values(args: argparse.Namespace) -> "_Values":
+    values = _own_image_values(args)
     for key, value in _APP.items():
         values.default(key, value)
-    if args.method is None:
-        values.sources["method"] = "default"
-    return values.settings(AppSettings)
+    return values
 
 
 def _object_values(args: argparse.Namespace) -> "_Values":
@@ -229,9 +234,11 @@ def _object_values(args: argparse.Namespace) -> "_Values":
     if args.calibrate is not None and args.calibration is not None:
         raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
     name = (args.class_name or "").strip()
+    args, shipped = embedded.for_object(args)
     if not name and METHODS[args.method or _COMMON["method"]].needs_text:
         raise ValueError("--class_name is missing: say what the images show, as in --class_name screw")
     values = _own_image_values(argparse.Namespace(**{**vars(args), "class_name": name or None}))
+    values.sources |= shipped
     values.default("class_name", _NO_NAME)
     return values
 
@@ -321,7 +328,7 @@ class _Values:
     def settings(self, kind: type[Settings]) -> tuple[Settings, Sources]:
         """The finished object; flags that it has no field for are the method's options, which it holds together."""
         names = kind.__dataclass_fields__  # type: ignore[attr-defined]
-        return kind(**{key: self._values[key] for key in names}), self.sources
+        return kind(**{key: self._values[key] for key in names if key in self._values}), self.sources
 
     def _cache_size(self) -> None:
         if self._values.get("feature_cache") is not None:

@@ -3,13 +3,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from metrics.thresholds import ThresholdRule
 from utils.logs import LOG
-
-QUICKSTART = Path(__file__).parent.parent / "exps/quickstart/quickstart-clip.safetensors"
 
 Sources = dict[str, str]  # name of a setting -> where its value comes from
 
@@ -38,7 +35,7 @@ class DetectorSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, as config.json and the log have them; the method's options among them."""
-        hidden = {"options", "val_options", "val_prompts"}
+        hidden = {"options", "val_options", "val_prompts", "without_references"}
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in hidden}
         return {**own, **self.options}
 
@@ -183,7 +180,11 @@ class OnnxSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AppSettings(ThresholdSettings, DetectorSettings):
-    """Of app.py. port: None takes the first free one."""
+    """Of app.py.
+
+    port: None takes the first free one.
+    without_references: of another detector, for images that come without normal ones; None: this one serves them.
+    """
 
     checkpoint_path: str | None
     batch_size: int | str
@@ -196,6 +197,7 @@ class AppSettings(ThresholdSettings, DetectorSettings):
     max_total_megabytes: int
     allow_host: Sequence[str]
     bits: int | None
+    without_references: "AppSettings | None" = None
 
 
 def log_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
@@ -204,6 +206,6 @@ def log_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     values: `as_dict` of the settings, with what was decided since in its place.
     """
     for key, value in sorted(values.items()):
-        if value is not None:
+        if value is not None and value != []:
             text = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
             LOG.info("%-20s %s (%s)", key, text, sources.get(key, "default"))

@@ -12,7 +12,8 @@ import gradio as gr
 from gradio import processing_utils
 from PIL import Image
 
-from config.settings import QUICKSTART, AppSettings
+from config import embedded
+from config.settings import AppSettings
 from inference.calibration import Calibration
 from inference.service import Answer, InferenceService, View
 from inference.upload_folder import MAX_AGE, UploadFolder
@@ -166,8 +167,10 @@ STYLE = """
 
 def heading(settings: AppSettings, image_size: int) -> str:
     """Title, and what is running."""
-    running = f"{settings.method}, {settings.model} at {image_size} pixels"
-    sample = settings.pretrained == str(QUICKSTART)
+    alone = settings.without_references
+    other = f" with normal images, {alone.method} without" if alone else ""
+    running = f"{settings.method}{other}; {settings.model} at {image_size} pixels"
+    sample = settings.pretrained == str(embedded.WEIGHTS)
     note = "; small sample weights, to try it out: README.md says how to run real ones" if sample else ""
     return f"<h1>What is unusual here?</h1><p class=hint>{html.escape(running + note)}</p>"
 

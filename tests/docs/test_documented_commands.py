@@ -181,8 +181,8 @@ def test_python_examples_run(tiny_a, mini_mvtec):
 
 @pytest.mark.slow
 def test_readme_command_for_photographs_runs(tmp_path, monkeypatch):
-    """The one on the small CLIP that ships, which needs no download."""
-    command = next(line for line in commands_of(PAGES[README]) if "predict.py" in line and "quickstart-clip" in line)
+    """The one on the small model that ships, which needs no download."""
+    command = next(line for line in commands_of(PAGES[README]) if "predict.py photos/ --references" in line)
     bricks = REFERENCE / "data/mini_mvtec/brick"
     folders = {"photos": bricks / "test", "good_screws": bricks / "train/good", "exps": ROOT / "exps"}
     for name, source in folders.items():
