@@ -80,9 +80,10 @@ def tested(weights: Path, name: str, root: Path, flags: Sequence[str], how: str,
     with tempfile.TemporaryDirectory() as folder:
         run("test.py", [*model(weights), "--dataset", name, "--data_path", str(root), "--save_path", folder,
                         "--no_images", *flags])  # fmt: skip
-        runs: list[dict[str, Any]] = json.loads(Path(folder, "metrics.json").read_text())["runs"]
-    for shots in dict.fromkeys(one["k_shot"] for one in runs):
-        same = [one for one in runs if one["k_shot"] == shots]
+        content = json.loads(Path(folder, "metrics.json").read_text())
+    runs: list[dict[str, Any]] = content.get("runs") or [content]  # of one setting, the file is the run
+    for shots in dict.fromkeys(one["settings"]["k_shot"] for one in runs):
+        same = [one for one in runs if one["settings"]["k_shot"] == shots]
         title = f"{name}, {how}, {f'{shots}-shot' if shots else 'zero-shot'}"
         for label in same[0]["classes"] if classes else ():
             yield f"{title}, {label}", mean([one["classes"][label] for one in same])
