@@ -43,13 +43,13 @@ from inference.set_page import build_set_page  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 DEMO = ROOT / "data/demo"
-EXAMPLES = (  # name, image, folder of normal images
-    ("brick wall", "demo_textures/brick/test/hole/002.png", "demo_textures/brick/train/good"),
-    ("brick wall", "demo_textures/brick/test/good/000.png", "demo_textures/brick/train/good"),
-    ("wood", "demo_textures/wood/test/hole/001.png", "demo_textures/wood/train/good"),
-    ("gravel", "demo_textures/gravel/test/oil/001.png", "demo_textures/gravel/train/good"),
-    ("coffee cup", "demo_objects/coffee_cup/Data/Images/Anomaly/002.JPG", "demo_objects/coffee_cup/Data/Images/Normal"),
-    ("retina", "demo_objects/retina/Data/Images/Anomaly/003.JPG", "demo_objects/retina/Data/Images/Normal"),
+EXAMPLES = (  # name, folder, normal images in it, and two to inspect: one with a defect, one without
+    ("brick wall", "demo_textures/brick", "train/good", ("test/hole/002.png", "test/good/000.png")),
+    ("wood", "demo_textures/wood", "train/good", ("test/hole/001.png", "test/good/001.png")),
+    ("gravel", "demo_textures/gravel", "train/good", ("test/oil/001.png", "test/good/002.png")),
+    ("coffee cup", "demo_objects/coffee_cup/Data/Images", "Normal", ("Anomaly/002.JPG", "Normal/0012.JPG")),
+    ("coins", "demo_objects/coins/Data/Images", "Normal", ("Anomaly/003.JPG", "Normal/0012.JPG")),
+    ("retina", "demo_objects/retina/Data/Images", "Normal", ("Anomaly/003.JPG", "Normal/0012.JPG")),
 )
 _SHOTS = 4  # normal images of an example
 _SESSIONS, _WAITING = 100, 64  # pages that can be recoloured, requests that may wait
@@ -86,8 +86,11 @@ def examples(root: Path) -> list[Example]:
         if done.returncode:
             LOG.warning("no examples: %s", (done.stderr.strip().splitlines() or ["data/demo.py failed"])[-1])
             return []
-    normal = {folder: sorted(str(path) for path in (root / folder).iterdir())[:_SHOTS] for _, _, folder in EXAMPLES}
-    return [Example(name, str(root / image), normal[folder]) for name, image, folder in EXAMPLES]
+    found = []
+    for name, folder, normal, images in EXAMPLES:
+        references = sorted(map(str, (root / folder / normal).iterdir()))[:_SHOTS]
+        found += [Example(name, str(root / folder / image), references) for image in images]
+    return found
 
 
 def check_address(host: str, port: int | None) -> None:

@@ -165,17 +165,20 @@ class EpochSampler(Sampler[int]):
 
 
 class UnlabeledImages(Dataset[dict[str, Any]]):
-    """Images without labels, upright. An item is a dict: image (3, h, w) uint8 RGB; map_size, (H, W) of the wanted map;
+    """Images without labels. An item is a dict: image (3, h, w) uint8 RGB; map_size, (H, W) of the wanted map;
     index; error, "" or why the file could not be read (then the image is black).
 
     Args:
         paths: the files.
         input_spec: of the detector; a number S stands for `SquareInput(S)`.
         bits: those that images of 16 bits really use, see `load_image`.
+        upright: turn pictures as their EXIF orientation says.
     """
 
-    def __init__(self, paths: Sequence[Path], input_spec: InputSpec | int, *, bits: int | None = None):
-        self.paths, self.input_spec, self.bits = paths, _spec(input_spec), bits
+    def __init__(
+        self, paths: Sequence[Path], input_spec: InputSpec | int, *, bits: int | None = None, upright: bool = True
+    ):
+        self.paths, self.input_spec, self.bits, self.upright = paths, _spec(input_spec), bits, upright
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -183,7 +186,7 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, spec, error = self.paths[index], self.input_spec, ""
         try:
-            picture = load_image(path, upright=True, bits=self.bits, side=spec.side)
+            picture = load_image(path, upright=self.upright, bits=self.bits, side=spec.side)
             image, size = _input(spec, picture, path), picture.size
         except ValueError as reason:
             image, size, error = spec.blank(), (spec.side, spec.side), str(reason)

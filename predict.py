@@ -1,7 +1,8 @@
 """Find anomalies in one's own images.
 
+    python predict.py photos/ --references photos_of_good_screws/ --save_path out
+    python predict.py photos/ --class_name screw --save_path out
     python predict.py photos/ --class_name screw --method winclip --references photos_of_good_screws/ --save_path out
-    python predict.py photos/ --method musc --save_path out
     python predict.py photos/ --onnx exps/screw --save_path out
 
 Writes scores.csv, imgs/ (original and anomaly map), config.json, log.txt and, with --save_maps, maps/ into --save_path;
@@ -9,6 +10,9 @@ with normal images (--references FOLDER of two or more, or --calibrate FOLDER) a
 image. Images that are scored together (--mode batched; --method musc) are sorted by their scores there and in
 report.html, the odd ones first. Files that cannot be read are listed in skipped.csv, and the exit code is then 3.
 --onnx runs what export.py wrote, which knows its class, method and calibration.
+
+Where no flag names a method or a model, the small model that ships serves: with --references its features in
+AnomalyDINO's memory bank; without, APRIL-GAN by the texts of --class_name; without that, all images together, by MuSc.
 """
 
 import utils.packages  # noqa: F401 - first of all

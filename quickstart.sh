@@ -2,7 +2,8 @@
 # The main job on a fresh machine:   sh quickstart.sh
 #
 # Sets up .venv, makes the sample data, trains APRIL-GAN on each of two datasets, and tests it on the other, zero-shot
-# and few-shot; ends with the tables and a sheet of pictures for each. Nothing is downloaded but Python packages.
+# and few-shot; then, on the model that ships, AnomalyDINO's memory bank, which needs no training. Ends with the tables,
+# sheets of pictures, and a page that compares the methods. Nothing is downloaded but Python packages.
 #
 # With real weights and data (DATA holds the folders mvtec and visa as published):
 #   MODEL=ViT-L-14-336 PRETRAINED=openai DATA=/path/to/datasets sh quickstart.sh
@@ -39,28 +40,36 @@ CONFIG=${CONFIG:-} PRETRAINED=${PRETRAINED:-}
 export METHOD MODEL PRETRAINED CONFIG K_SHOT SEED PYTHON
 
 if [ "${small:-}" = yes ]; then
-    echo "The CLIP in exps/quickstart is a small one, trained on generated pictures alone: it finds plain defects on"
-    echo "surfaces, few on objects. MODEL=ViT-L-14-336 PRETRAINED=openai sh quickstart.sh takes OpenAI's instead (a download)."
+    echo "The model in exps/quickstart is a small one: it has seen ImageNet, but defects in generated pictures alone."
+    echo "MODEL=ViT-L-14-336 PRETRAINED=openai sh quickstart.sh takes OpenAI's CLIP instead (a download)."
 fi
 
 abilities=$(PYTHONPATH=$here "$PYTHON" -m model "$METHOD") # sets trains, zero_shot and few_shot
 eval "$abilities"
 modes="${zero_shot:+zero} ${few_shot:+few}"
-last=${few_shot:+few} last=${last:-zero}
+sheets=${few_shot:+few} sheets=${sheets:-zero}
 
 cross() { # train on $1, test on $2; what the scripts print is in the log.txt of each folder
     if [ "$trains" ]; then
         echo "training $METHOD on $1 (follow it: tail -f $SAVE/trained_on_$1/log.txt)"
-        DATASET=$1 DATA=$DATA/$1 SAVE=$SAVE/trained_on_$1 sh "$here/train.sh" >/dev/null
+        DATASET=$1 DATA=$DATA/$1 SAVE=$SAVE/trained_on_$1 sh "$here/train.sh" --feature_cache "$SAVE/features" >/dev/null
     fi
     for mode in $modes; do
         echo "testing on $2, $mode-shot"
         DATASET=$2 DATA=$DATA/$2 CHECKPOINT=${trains:+$SAVE/trained_on_$1} SAVE=$SAVE/$2/${mode}_shot \
-            sh "$here/test_${mode}_shot.sh" >/dev/null
+            sh "$here/test_${mode}_shot.sh" --feature_cache "$SAVE/features" >/dev/null
     done
 }
 cross "$first" "$second"
 cross "$second" "$first"
+
+if [ "${small:-}" = yes ] && [ "$METHOD" = april_gan ]; then
+    bank=yes modes="$modes bank" sheets="$sheets bank"
+    for dataset in $first $second; do
+        echo "testing anomaly_dino on $dataset, few-shot: a memory bank of the same model's features"
+        METHOD=anomaly_dino DATASET=$dataset DATA=$DATA/$dataset SAVE=$SAVE/$dataset/bank_shot sh "$here/test_few_shot.sh" >/dev/null
+    done
+fi
 
 printf '\nPercent. px: per pixel, sp: per image; 100 is perfect, and 50 is chance for auroc. Several seeds: mean ± standard deviation.\n'
 for dataset in $first $second; do
@@ -69,10 +78,19 @@ for dataset in $first $second; do
         cat "$SAVE/$dataset/${mode}_shot/table.md"
     done
 done
+if [ "${bank:-}" ]; then
+    for dataset in $first $second; do
+        printf '\n## %s: both methods side by side\n\n' "$dataset"
+        PYTHONPATH=$here "$PYTHON" -m report.compare "$SAVE/$dataset/few_shot" "$SAVE/$dataset/bank_shot" \
+            --metrics auroc_sp auroc_px aupro --save_path "$SAVE/$dataset/comparison.html"
+    done
+fi
 printf '\nclearest hits and worst misses, a sheet per set, and pages to open (curves, scores, pictures):\n'
 for dataset in $first $second; do
-    PYTHONPATH=$here "$PYTHON" -m report.contact_sheet "$SAVE/$dataset/${last}_shot" >/dev/null
-    printf '    %s\n' "$SAVE/$dataset/${last}_shot/sheet.png"
+    for mode in $sheets; do
+        PYTHONPATH=$here "$PYTHON" -m report.contact_sheet "$SAVE/$dataset/${mode}_shot" >/dev/null
+        printf '    %s\n' "$SAVE/$dataset/${mode}_shot/sheet.png"
+    done
     for mode in $modes; do
         printf '    %s\n' "$SAVE/$dataset/${mode}_shot/report.html"
     done

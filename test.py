@@ -4,8 +4,9 @@
         --k_shot 1 2 4 --seed 1 2 3 --save_path ./results/visa
 
 Writes log.txt, table.md, report.html, config.json, metrics.json, metrics.csv, predictions.csv, k_shot.json, imgs/ and,
-with --save_maps, maps/ into --save_path. Until all classes are scored, finished/ keeps what is known of those that are;
-after an interruption the same command with --resume goes on there.
+with --save_maps, maps/ into --save_path; with --threshold also thresholds.json, and a verdict per image. Until all
+classes are scored, finished/ keeps what is known of those that are; after an interruption the same command with
+--resume goes on there.
 """
 
 import utils.packages  # noqa: F401 - first of all
@@ -22,9 +23,11 @@ from accelerate import Accelerator
 
 from config.resolve import resolve_test
 from config.settings import TestSettings, log_settings
+from data.meta import Sample
 from data.references import FewShotSetting
 from engine.batched import check_sets
 from engine.build import Built, build_for_scoring, check_memories, check_room
+from engine.class_scores import ClassScores
 from engine.encoding import Timer, encode_texts
 from engine.feature_cache import FeatureCache
 from engine.ground_truth import GroundTruth, Measuring, asked_measures
@@ -39,8 +42,11 @@ from engine.references import (
 )
 from engine.resume import FinishedClasses, run_identity
 from engine.test_run import ScoredData, TestFolder, read_dataset, save_memories, score_classes
+from inference.dataset_thresholds import DatasetThresholds
+from inference.predictor import Predictor
 from model import METHODS, memory_bank
 from report.gallery import Gallery
+from report.judged import JudgedClass
 from report.map_files import MapFiles
 from report.write import write_results
 from utils.devices import make_accelerator
@@ -67,8 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     built, shots, source = prepare(settings, accelerator, data, timer)
     decided = {**settings.as_dict(), **built.decided, **data.pixels._asdict()}
     identity = run_identity(
-        decided, built.description, accelerator, root, data.samples, shots, built.checkpoint, settings.memory
-    )
+        decided, built.description, accelerator, root, fixed_by(settings, data), shots, built.checkpoint,
+        settings.memory,
+    )  # fmt: skip
     files = MapFiles(
         save_path, root, data.samples, shots, overlays=not settings.no_images, maps=settings.save_maps,
         pixels=data.pixels, shown=built.detector.input_spec.shown, gather=lambda own: flatten(gather(own, accelerator)),
@@ -101,11 +108,32 @@ def main(argv: list[str] | None = None) -> None:
             if accelerator.is_main_process:
                 shared = {**built.description, "mode": settings.mode}
                 extra = (*METHODS[settings.method].PRESET.extra_metrics, *measures.metric_names())
-                write_results(save_path, results, shots, data.samples, files.galleries, shared, extra)
+                judged = judge(settings, accelerator, built, data, shots, source, results)
+                write_results(save_path, results, shots, data.samples, files.galleries, shared, extra, judged)
                 if settings.save_memory:
                     save_memories(settings.save_memory, memories, data.classes, shots, built.description)
                 finished.remove()
         shutdown(accelerator)
+
+
+def fixed_by(settings: TestSettings, data: ScoredData) -> list[Sample]:
+    """The images that results depend on, beside references."""
+    return [*data.samples, *(data.everything["validation"] if settings.threshold else ())]
+
+
+def judge(
+    settings: TestSettings, accelerator: Accelerator, built: Built, data: ScoredData, shots: list[FewShotSetting],
+    source: MemorySource, results: list[ClassScores],
+) -> list[JudgedClass] | None:  # fmt: skip
+    """Thresholds and verdicts of all classes; None where none are asked for."""
+    if settings.threshold is None:
+        return None
+    predictor = Predictor(built.detector, accelerator, settings.rule, built.description, built.batch_size)
+    thresholds = DatasetThresholds(
+        predictor, data, settings.data_path, shots, source, stored=settings.memory is not None,
+        num_workers=settings.num_workers,
+    )  # fmt: skip
+    return thresholds.judge(results)
 
 
 def check_owner(settings: TestSettings) -> None:

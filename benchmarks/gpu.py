@@ -64,7 +64,8 @@ def outside(detector: Any, images: torch.Tensor, count: int, accelerator: Accele
     masks[::2, size // 4 : size // 2, size // 4 : size // 2] = 1
     samples = [Sample("", "mask" if row % 2 == 0 else "", "nut", "", int(row % 2 == 0)) for row in range(batch)] * count
     regions = torch.from_numpy(np.stack([label_regions(mask) for mask in masks]))
-    shared = {"image": images, "regions": regions, "map_size": (size, size), "cls_name": ["nut"] * batch}
+    shared = {"image": images, "regions": regions, "map_size": (size, size), "cls_name": ["nut"] * batch,
+              "sizes": [(size, size)] * batch}  # fmt: skip
     batches = [[{**shared, "index": torch.arange(batch) + batch * number}] for number in range(count)]
     detector.encode_names(["nut"])
     shares = []

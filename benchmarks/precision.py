@@ -1,6 +1,6 @@
-"""bf16 against fp32, through test.py: metrics on the sample data with the small CLIP that ships, and time.
+"""bf16 against fp32, through test.py: metrics on the sample data with the small model that ships, and time.
 
-APRIL-GAN with adapters that train.py fits here on the other set (few epochs), WinCLIP and SDP as they are. Once on the
+APRIL-GAN with adapters that train.py fits here on the other set (few epochs), and AnomalyDINO. Once on the
 sample data as it is, where two of a class's 20 images that change places move its image AUROC by 0.0104, and once with
 ten times as many test images (on which the adapters are fitted, too), where what bf16 does shows beside chance.
 """
@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.common import QUICKSTART, Row, finish, sample_data
+from benchmarks.common import SHIPPED, Row, finish, sample_data
 from dataset import read
 from metrics.image import IMAGE
 from metrics.pixel import PIXEL
 
-CLIP = ["--config_path", f"{QUICKSTART}.json", "--pretrained", f"{QUICKSTART}.safetensors", "--num_workers", 1]
+CLIP = [*SHIPPED, "--num_workers", 1]
 SETS = ("demo_textures", "demo_objects")
 
 
@@ -31,10 +31,10 @@ def compared_on(data: Path, scratch: Path, sets: Sequence[str], epochs: int) -> 
         trained = scratch / train
         finish(["train.py", *CLIP, "--dataset", train, "--train_data_path", data / train, "--epoch", epochs,
                 "--save_freq", epochs, "--save_path", trained])  # fmt: skip
-        for method in ("april_gan", "winclip", "sdp"):
+        for method in ("april_gan", "anomaly_dino"):
             flags = [*CLIP, "--method", method, "--dataset", test, "--data_path", data / test, "--no_images"]
-            flags += ["--checkpoint_path", trained] if method == "april_gan" else []
-            flags += ["--k_shot", 0, 1, 4, "--seed", 1] if method != "sdp" else []
+            flags += ["--checkpoint_path", trained, "--k_shot", 0] if method == "april_gan" else ["--k_shot"]
+            flags += [1, 4, "--seed", 1]
             what = f"{method} on {test}, {len(read(data / test)['test'])} images"
             yield compared(what, flags, scratch / f"{method}-{test}")
 

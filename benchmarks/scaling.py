@@ -1,8 +1,7 @@
 """test.py as a whole, from 40 to 4000 images, and on two processes: time per further image, and peak memory.
 
-A folder of copies of the sample data's textures, APRIL-GAN with untrained adapters on the small CLIP that ships, no
-overlays. Every run is a process of its own, with one thread; its peak is that of the main process, and that of its
-largest worker.
+A folder of copies of the sample data's textures, APRIL-GAN on the small model that ships, no overlays. Every run is a
+process of its own, with one thread; its peak is that of the main process, and that of its largest worker.
 """
 
 import os
@@ -14,11 +13,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import PEAK_UNIT, QUICKSTART, ROOT, Row, finish, sample_data
-from engine import checkpoint
-from model import build
+from benchmarks.common import PEAK_UNIT, ROOT, SHIPPED, Row, finish, sample_data
+from config import embedded
 
-SMALL = {"model": QUICKSTART.name, "config_path": f"{QUICKSTART}.json", "pretrained": f"{QUICKSTART}.safetensors"}
+_SIDE = 128
 PEAK = """
 import resource, sys
 import test
@@ -31,10 +29,8 @@ def measure(quick: bool) -> Iterator[Row]:
     counts, turns = ((20, 40, 80), 1) if quick else ((40, 400, 4000), 3)
     with sample_data() as data, tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(0)
-        trained = Path(scratch, "adapters.pth")
-        checkpoint.save(trained, build("april_gan", **SMALL).trainable_state(), {})
         roots = {count: copies(data / "demo_textures", Path(scratch, str(count)), count) for count in counts}
-        flags = {count: [*flags_of(root, trained), "--save_path", root / "out"] for count, root in roots.items()}
+        flags = {count: [*flags_of(root), "--save_path", root / "out"] for count, root in roots.items()}
         seconds, peaks = {count: [] for count in counts}, {count: [] for count in counts}
         for _ in range(turns):
             for count in counts:
@@ -46,7 +42,9 @@ def measure(quick: bool) -> Iterator[Row]:
             statistics.median((b - a) / (more - less) for a, b in zip(seconds[less], seconds[more], strict=True))
             for less, more in ((few, some), (some, many))
         )
-        yield Row(f"from {few} to {some} images, {QUICKSTART.name} at 128", f"{1000 * first:.1f} ms per further image")
+        yield Row(
+            f"from {few} to {some} images, the model that ships, at {_SIDE}", f"{1000 * first:.1f} ms per further image"
+        )
         ratio = f"{second / first:.2f} times that"
         yield Row(f"from {some} to {many} images", f"{1000 * second:.1f} ms per further image", ratio)
         for place, who in enumerate(("main process", "largest worker")):
@@ -74,10 +72,9 @@ def processes(large: list, small: list, turns: int) -> Iterator[Row]:
               f"{taken['one'] / taken['two']:.2f} times as fast")  # fmt: skip
 
 
-def flags_of(root: Path, trained: Path) -> list:
-    named = [word for key, value in SMALL.items() for word in (f"--{key}", value)]
-    return [*named, "--dataset", "folder", "--data_path", root, "--checkpoint_path", trained, "--mode", "zero_shot",
-            "--batch_size", 8, "--num_workers", 1, "--no_images"]  # fmt: skip
+def flags_of(root: Path) -> list:
+    return [*SHIPPED, "--image_size", _SIDE, "--dataset", "folder", "--data_path", root, "--checkpoint_path",
+            embedded.ADAPTERS, "--mode", "zero_shot", "--batch_size", 8, "--num_workers", 1, "--no_images"]  # fmt: skip
 
 
 def copies(textures: Path, root: Path, count: int) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from metrics.names import MEASURES, VALIDATION_METRICS
+from metrics.thresholds import RULES
 from model import METHODS
 from model.options import POSITION_RULES, Option, natural, positive, probability
 from utils.devices import CPU_BATCH, PRECISIONS
@@ -101,6 +102,7 @@ def test_parser() -> argparse.ArgumentParser:
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
     add("--reference_draw", choices=("seeded", "published"), help="published: as the method's own program draws them")
     _add_measures(parser)
+    _add_threshold(parser, "none, and no verdicts")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
     add("--resume", action="store_true", help="go on with an interrupted run: its finished classes stay")
@@ -152,9 +154,9 @@ def app_parser() -> argparse.ArgumentParser:
     add("--allow_host", nargs="+", metavar="NAME", help="host names of the page beside localhost, addresses and --host")
     add("--checkpoint_path", help="trained parts, ours or published")
     _add_bits(parser)
-    _add_fpr(parser)
+    _add_threshold(parser)
     _add_options(parser, "test")
-    _add_detector(parser, "winclip, on the weights that ship unless others are named")
+    _add_detector(parser, "anomaly_dino with normal images, april_gan without, on the model that ships")
     _add_batch_size(parser)
     _add_device(parser)
     return parser
@@ -182,7 +184,7 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     add("--calibrate", metavar="FOLDER", action=_Once, help=text)
     add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
     _add_bits(parser)
-    _add_fpr(parser)
+    _add_threshold(parser)
     _add_options(parser, "test")
 
 
@@ -206,9 +208,15 @@ def _add_bits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=bits, metavar="N", help=text)
 
 
-def _add_fpr(parser: argparse.ArgumentParser) -> None:
-    text = "wanted share of normal images above the threshold (default 0.05)"
-    parser.add_argument("--fpr", type=probability, help=text)
+def _add_threshold(parser: argparse.ArgumentParser, default: str = "conformal, of scores alone") -> None:
+    add = parser.add_argument
+    text = (
+        "rule of the thresholds of scores and of pixels, from normal images: conformal keeps the rate of --fpr, "
+        "mean_std is mean + 3 standard deviations, quantile is that of 1 - fpr times --threshold_factor"
+    )
+    add("--threshold", choices=RULES, help=f"{text} (default: {default})")
+    add("--fpr", type=probability, help="wanted share of normal images above the threshold (default 0.05)")
+    add("--threshold_factor", type=rate, metavar="F", help="of --threshold quantile (default 1)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,12 @@ flags contradict each other.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from config import embedded
 from config.settings import (
-    QUICKSTART,
     AppSettings,
     ObjectSettings,
     OnnxSettings,
@@ -19,6 +20,7 @@ from config.settings import (
     TestSettings,
     TrainSettings,
 )
+from config.thresholds import FLAGS, decide_class_thresholds, decide_threshold
 from model import METHODS, capabilities
 from model.options import Option, Preset, for_dataset
 from utils.devices import CPU_BATCH, default_precision
@@ -39,7 +41,6 @@ _APP = {
     "max_total_megabytes": 2000, "allow_host": (),
 }  # fmt: skip
 _CACHE_SIZE = 50.0  # GB
-_FPR = 0.05
 _NO_NAME = "object"  # stands for the class name of a method without texts, where none is given
 _OWN_IMAGES = "own images"  # stands for the dataset where there is none
 # Flags of predict.py that --onnx can be combined with; they say nothing of the detector.
@@ -110,6 +111,7 @@ def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
     values.default("data_path", f"./data/{args.dataset}")
     values.default("save_path", f"./results/{method}/{args.dataset}/{mode}")
     values.default("metric_size", "input")
+    decide_class_thresholds(values, args, mode)
     return values.settings(TestSettings)
 
 
@@ -142,7 +144,7 @@ def resolve_predict(args: argparse.Namespace) -> tuple[PredictSettings, Sources]
         values.decide("mode", mode, "follows from the other flags")
     if values["mode"] == "batched":
         _mode(values["method"], "batched", few=False)
-        for key in ("references", "calibrate", "calibration", "fpr"):
+        for key in ("references", "calibrate", "calibration", *FLAGS):
             if getattr(args, key) is not None:
                 raise ValueError(
                     f"--{key} {getattr(args, key)}: images that are scored together take no normal images and have no "
@@ -209,30 +211,34 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
 
 
 def resolve_app(args: argparse.Namespace) -> tuple[AppSettings, Sources]:
-    """Where no flag names a method or a model: WinCLIP on the weights that ship, if any."""
-    shipped = {}
-    if not any((args.method, args.model, args.config_path, args.pretrained)) and QUICKSTART.is_file():
-        shipped = {"config_path": str(QUICKSTART.with_suffix(".json")), "pretrained": str(QUICKSTART)}
-    method = args.method or "winclip"
-    values = _own_image_values(argparse.Namespace(**{**vars(args), **shipped, "method": method}))
-    values.sources |= dict.fromkeys(shipped, "default")
+    """Where no flag names a method or a model: the model that ships, with normal images and without."""
+    if not embedded.is_asked(args):
+        return _app_values(args).settings(AppSettings)
+    alone, _ = _app_values(embedded.filled(args, embedded.TEXTS)[0]).settings(AppSettings)
+    args, shipped = embedded.filled(args, embedded.BANK)
+    values = _app_values(args)
+    values.sources |= shipped
+    settings, sources = values.settings(AppSettings)
+    return replace(settings, without_references=alone), sources
+
+
+def _app_values(args: argparse.Namespace) -> "_Values":
+    values = _own_image_values(args)
     for key, value in _APP.items():
         values.default(key, value)
-    if args.method is None:
-        values.sources["method"] = "default"
-    return values.settings(AppSettings)
+    return values
 
 
 def _object_values(args: argparse.Namespace) -> "_Values":
     """Of a detector for one object."""
     if args.calibrate is not None and args.calibration is not None:
         raise ValueError("--calibrate and --calibration both fix the scale; give one of them")
-    if args.calibration is not None and args.fpr is not None:
-        raise ValueError(f"--fpr {args.fpr:g}: the threshold of --calibration {args.calibration} has its own; drop one")
     name = (args.class_name or "").strip()
+    args, shipped = embedded.for_object(args)
     if not name and METHODS[args.method or _COMMON["method"]].needs_text:
         raise ValueError("--class_name is missing: say what the images show, as in --class_name screw")
     values = _own_image_values(argparse.Namespace(**{**vars(args), "class_name": name or None}))
+    values.sources |= shipped
     values.default("class_name", _NO_NAME)
     return values
 
@@ -240,10 +246,7 @@ def _object_values(args: argparse.Namespace) -> "_Values":
 def _own_image_values(args: argparse.Namespace) -> "_Values":
     """Of one's own images, which belong to no dataset."""
     values = _Values(args, "test", _OWN_IMAGES)
-    calibrated = getattr(args, "calibration", None) is not None
-    values.default("fpr", _FPR, "default; --calibration has its own" if calibrated else "default")
-    if not 0 < values["fpr"] < 1:
-        raise ValueError(f"--fpr {values['fpr']:g}: must be a rate between 0 and 1")
+    decide_threshold(values, args)
     values.default("batch_size", values.preset.batch_size, values.preset_label)
     return values
 
@@ -325,7 +328,7 @@ class _Values:
     def settings(self, kind: type[Settings]) -> tuple[Settings, Sources]:
         """The finished object; flags that it has no field for are the method's options, which it holds together."""
         names = kind.__dataclass_fields__  # type: ignore[attr-defined]
-        return kind(**{key: self._values[key] for key in names}), self.sources
+        return kind(**{key: self._values[key] for key in names if key in self._values}), self.sources
 
     def _cache_size(self) -> None:
         if self._values.get("feature_cache") is not None:

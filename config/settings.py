@@ -3,12 +3,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
+from metrics.thresholds import ThresholdRule
 from utils.logs import LOG
-
-QUICKSTART = Path(__file__).parent.parent / "exps/quickstart/quickstart-clip.safetensors"
 
 Sources = dict[str, str]  # name of a setting -> where its value comes from
 
@@ -37,7 +35,7 @@ class DetectorSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, as config.json and the log have them; the method's options among them."""
-        hidden = {"options", "val_options", "val_prompts"}
+        hidden = {"options", "val_options", "val_prompts", "without_references"}
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in hidden}
         return {**own, **self.options}
 
@@ -86,7 +84,27 @@ class TrainSettings(DataSettings, DetectorSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestSettings(DataSettings, DetectorSettings):
+class ThresholdSettings:
+    """How thresholds come from normal images.
+
+    threshold: the rule; None: conformal for scores and none for pixels; in test.py no thresholds at all.
+    fpr, threshold_factor: its numbers, None where it has none.
+    """
+
+    threshold: str | None
+    fpr: float | None
+    threshold_factor: float | None
+
+    @property
+    def rule(self) -> ThresholdRule:
+        """The same as one value."""
+        given = {"kind": self.threshold, "fpr": self.fpr, "factor": self.threshold_factor}
+        known: Mapping[str, Any] = {key: value for key, value in given.items() if value is not None}
+        return ThresholdRule(**known, pixels=self.threshold is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSettings(ThresholdSettings, DataSettings, DetectorSettings):
     """Of test.py. k_shot and seed are None where a file of references says them and no flag chooses among them."""
 
     __test__ = False  # no class of tests, whatever pytest takes its name for
@@ -110,7 +128,7 @@ class TestSettings(DataSettings, DetectorSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectSettings(DetectorSettings):
+class ObjectSettings(ThresholdSettings, DetectorSettings):
     """Of a detector for one object, as export.py makes it.
 
     bits: that images of 16 bits really use; None: all of them.
@@ -122,7 +140,6 @@ class ObjectSettings(DetectorSettings):
     references: str | None
     calibrate: str | None
     calibration: str | None
-    fpr: float
     batch_size: int | str
     save_path: str
     num_workers: int
@@ -162,11 +179,14 @@ class OnnxSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppSettings(DetectorSettings):
-    """Of app.py. port: None takes the first free one."""
+class AppSettings(ThresholdSettings, DetectorSettings):
+    """Of app.py.
+
+    port: None takes the first free one.
+    without_references: of another detector, for images that come without normal ones; None: this one serves them.
+    """
 
     checkpoint_path: str | None
-    fpr: float
     batch_size: int | str
     host: str
     port: int | None
@@ -177,6 +197,7 @@ class AppSettings(DetectorSettings):
     max_total_megabytes: int
     allow_host: Sequence[str]
     bits: int | None
+    without_references: "AppSettings | None" = None
 
 
 def log_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
@@ -185,6 +206,6 @@ def log_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     values: `as_dict` of the settings, with what was decided since in its place.
     """
     for key, value in sorted(values.items()):
-        if value is not None:
+        if value is not None and value != []:
             text = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
             LOG.info("%-20s %s (%s)", key, text, sources.get(key, "default"))

@@ -29,6 +29,7 @@ from utils.files import atomic_write, clear_leftovers, clear_results, read_json
 from utils.logs import LOG, Lines, log_to
 
 TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
+MORE = ("thresholds.json",)  # of some runs
 PICTURES = ("imgs", "maps", FOLDER)
 PATIENCE = 10  # seconds that an interrupted test waits for the pictures of a class that is scored
 WAITING = (".maps-*", ".thumbnails-*", "imgs/.maps-*")  # what a killed process leaves, of this version or an older one
@@ -123,7 +124,7 @@ class TestFolder:
             self.finished.load(self.expected, restore_page, self.samples, self.settings) if resume and is_main else {}
         )
         if is_main:
-            clear_results(self.path, (*TABLES, *WAITING, *(() if known else PICTURES)))
+            clear_results(self.path, (*TABLES, *MORE, *WAITING, *(() if known else PICTURES)))
             clear_leftovers(self.path, PICTURES)
         known = gather(known, accelerator)[0]  # nobody may write where the first process still clears
         log_to(self.path, append=bool(known), quiet=not is_main)

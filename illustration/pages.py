@@ -2,9 +2,9 @@
 
 After a quickstart, in an environment with requirements-app.txt and Playwright:
 
-    export METHOD=april_gan DATASET=demo_textures DATA=data/demo/demo_textures K_SHOT="1 4" SEED="1 2 3"
+    export METHOD=anomaly_dino DATASET=demo_textures DATA=data/demo/demo_textures K_SHOT="1 4" SEED="1 2 3"
     export CONFIG=exps/quickstart/quickstart-clip.json PRETRAINED=exps/quickstart/quickstart-clip.safetensors
-    SAVE=results/page CHECKPOINT=results/quickstart/trained_on_demo_objects MODEL=quickstart-clip sh test_few_shot.sh
+    SAVE=results/page MODEL=quickstart-clip sh test_few_shot.sh
     python illustration/pages.py results/page/report.html     # -> illustration/report.png
     python app.py --port 7860                                 # in another shell, then
     python illustration/pages.py http://127.0.0.1:7860        # -> illustration/app.png

@@ -82,6 +82,8 @@ class OnnxDetector:
             checksums = {str(name): str(value) for name, value in card.get(CHECKSUMS, {}).items()}
             if not checksums.keys() <= {ONNX_NAME, DATA_NAME}:
                 raise ValueError(f"{CHECKSUMS} names other files than {ONNX_NAME} and {DATA_NAME}")
+            if checksums and ONNX_NAME not in checksums:
+                raise ValueError(f"{CHECKSUMS} lacks {ONNX_NAME}")
             return str(card[ID]), checksums
         except (AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not written by export.py ({error})") from None

@@ -5,7 +5,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def export(
             "preprocessing": _PREPROCESSING,
             "input": {"images": "(batch, 3, *input_shape) uint8 RGB, batch of any size"},
             "outputs": {name: _MEANING.get(name, "(batch,) float32, a term of the score") for name in outputs},
-            "calibration": calibration and asdict(calibration),
+            "calibration": calibration and calibration.as_dict(),
             "difference": compare(one, open_session(folder / ONNX_NAME)),
             "made_with": dict(description),
             "settings": dict(settings),

@@ -12,7 +12,9 @@ import gradio as gr
 from gradio import processing_utils
 from PIL import Image
 
-from config.settings import QUICKSTART, AppSettings
+from config import embedded
+from config.settings import AppSettings
+from inference.calibration import Calibration
 from inference.service import Answer, InferenceService, View
 from inference.upload_folder import MAX_AGE, UploadFolder
 from inference.uploads import FORMATS, NAME_LENGTH, UploadLimits
@@ -165,8 +167,10 @@ STYLE = """
 
 def heading(settings: AppSettings, image_size: int) -> str:
     """Title, and what is running."""
-    running = f"{settings.method}, {settings.model} at {image_size} pixels"
-    sample = settings.pretrained == str(QUICKSTART)
+    alone = settings.without_references
+    other = f" with normal images, {alone.method} without" if alone else ""
+    running = f"{settings.method}{other}; {settings.model} at {image_size} pixels"
+    sample = settings.pretrained == str(embedded.WEIGHTS)
     note = "; small sample weights, to try it out: README.md says how to run real ones" if sample else ""
     return f"<h1>What is unusual here?</h1><p class=hint>{html.escape(running + note)}</p>"
 
@@ -208,14 +212,20 @@ def summary(answer: Answer) -> str:
     return (
         f"<div class=card><b class={verdict}>{verdict.capitalize()}</b> <p>Score {score:.3f} is {above} the threshold "
         f"{calibration.threshold:.3f} that the {calibration.normal_images} normal images give.</p>{notes}"
-        f"<p class=hint>So few leave up to {100 * calibration.fpr:.0f}% of further normal images above it. It took "
-        f"{took}.</p></div>"
+        f"<p class=hint>{_promise(calibration)} It took {took}.</p></div>"
     )
+
+
+def _promise(calibration: Calibration) -> str:
+    if calibration.rule is None and calibration.fpr is not None:
+        return f"So few leave up to {100 * calibration.fpr:.0f}% of further normal images above it."
+    return f"Rule of the threshold: {calibration.rule}; {calibration.promise()}."
 
 
 def numbers(answer: Answer) -> dict[str, Any]:
     """The same as numbers."""
     one = answer.calibration
     threshold = {"threshold": one.threshold, "false_positive_rate": one.fpr} if one else {}
+    threshold |= {"pixel_threshold": one.pixel_threshold} if one and one.pixel_threshold is not None else {}
     notes = {"notes": answer.notes} if answer.notes else {}
     return {**answer.result.values, **threshold, **notes, "seconds": round(answer.seconds, 4)}

@@ -1,6 +1,7 @@
 """A detector at work on images of one object, on a scale that no other test image moves."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from dataset import ReferenceViews
 from engine.encoding import encode_each
 from engine.evaluation import batches, fuse, infer, zero_shot
 from engine.references import read_references
-from inference.calibration import Calibration, limits_of, threshold_of
+from inference.calibration import Calibration, limits_of
+from metrics.thresholds import NormalPixels, ThresholdRule
 from model.interface import Memory, Prediction, ScoringDetector, TokenPasses
 from report.heatmap import HeatScale
 
@@ -74,7 +76,7 @@ class Predictor:
     Args:
         detector: with its weights.
         accelerator: device and precision.
-        fpr: wanted share of normal images above a threshold.
+        rule: of thresholds.
         description: what identifies the detector; calibrations keep it.
         batch_size: references at a time.
     """
@@ -83,11 +85,11 @@ class Predictor:
         self,
         detector: ScoringDetector,
         accelerator: Accelerator,
-        fpr: float,
+        rule: ThresholdRule,
         description: Mapping[str, Any],
         batch_size: int,
     ):
-        self.detector, self.accelerator, self.fpr, self.description = detector, accelerator, fpr, description
+        self.detector, self.accelerator, self.rule, self.description = detector, accelerator, rule, description
         self.batch_size = batch_size
 
     @torch.no_grad()
@@ -123,7 +125,15 @@ class Predictor:
 
     @torch.no_grad()
     def encode_references(
-        self, files: Sequence[Path], name: str, source: str | None, *, bits: int | None, num_workers: int = 0
+        self,
+        files: Sequence[Path],
+        name: str,
+        source: str | None,
+        *,
+        bits: int | None,
+        num_workers: int = 0,
+        exif: bool = True,
+        views: Sequence[ImageViews] | None = None,
     ) -> EncodedReferences:
         """The memory of references, and a calibration on them: each is compared with all others.
 
@@ -133,12 +143,14 @@ class Predictor:
             source: where the references come from, for the calibration; None wants none. One image alone gives none.
             bits: see `load_image`.
             num_workers: processes that read.
+            exif: turn pictures as their EXIF orientation says.
+            views: of each file; None: drawn by the method.
 
         Raises:
             ValueError: a file that cannot be read.
         """
         self._check_class(name)
-        count, pixels = len(files), PixelSettings(exif=True, bits=bits)
+        count, pixels = len(files), PixelSettings(exif=exif, bits=bits)
 
         def read(views: Sequence[ImageViews]) -> list[Any]:
             return read_references(
@@ -146,7 +158,7 @@ class Predictor:
                 num_workers=num_workers, pixels=pixels,
             )  # fmt: skip
 
-        references = read(self._views(files, name))
+        references = read(self._views(files, name) if views is None else views)
         memory = self.detector.build_memory(references)
         if source is None or count < 2:
             return EncodedReferences(memory, None, [])
@@ -213,6 +225,7 @@ class Predictor:
         normal images may be many."""
         components: dict[str, list[float]] = {}
         heat, seen = HeatScale(_HEAT_IMAGES), 0
+        pixels = NormalPixels() if self.rule.pixels else None
         for results in batches:
             check_finite(results, [f"normal image {seen + row} of {source}" for row in range(1, len(results) + 1)])
             seen += len(results)
@@ -221,11 +234,17 @@ class Predictor:
                     components.setdefault(key, []).append(value)
                 if not heat.full:
                     heat.add(result.map)
+                if pixels:
+                    pixels.add(result.map)
         limits = limits_of(components)
         terms = {key: torch.tensor(values) for key, values in components.items()}
         scores = self.detector.image_scores(terms, limits).tolist()
-        threshold, rate = threshold_of(scores, self.fpr)
-        return Calibration(limits, threshold, rate, seen, source, heat.ends(_STRETCH), dict(self.description))
+        threshold, rate = self.rule.of_scores(scores)
+        own = Calibration(limits, threshold, rate, seen, source, heat.ends(_STRETCH), dict(self.description))
+        if pixels is None:
+            return own
+        pixel_threshold, pixel_rate = pixels.threshold(self.rule)
+        return replace(own, rule=str(self.rule), pixel_threshold=pixel_threshold, pixel_fpr=pixel_rate)
 
     def _results(self, prediction: Prediction, calibration: Calibration | None) -> list[ImageResult]:
         components = {key: term.float().cpu() for key, term in prediction.score_components.items()}

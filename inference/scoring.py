@@ -67,9 +67,11 @@ def score_and_report(
     if calibration:
         if accelerator.is_main_process:
             calibration.save(save_path / "calibration.json")
-        share, count = 100 * calibration.fpr, calibration.normal_images
-        LOG.info("threshold %.4g: about %.1f%% of normal images lie above it", calibration.threshold, share)
-        LOG.info("scale and threshold come from %d normal images: %s", count, calibration.source)
+        LOG.info("threshold %.4g: %s", calibration.threshold, calibration.promise())
+        if calibration.pixel_threshold is not None:
+            LOG.info("threshold of pixels %.4g; rule: %s", calibration.pixel_threshold, calibration.rule)
+        count, source = calibration.normal_images, calibration.source
+        LOG.info("scale and threshold come from %d normal images: %s", count, source)
     else:
         LOG.info("scores are on a scale of their own, and there is no verdict; %s", no_verdict)
     skipped = score_images(options, predict, images, calibration, accelerator)

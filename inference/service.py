@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from accelerate import Accelerator
 
 from config.settings import AppSettings
 from data.images import bits_hint, load_image
@@ -31,6 +32,7 @@ from utils.text import escape_controls
 _SIDE = 768  # of the picture that is shown, in pixels
 _SET_SIDE = 384  # of each picture of a set
 _KEPT = 4  # sets of encoded references
+_NO_NAME = "object"  # where none is given, of a method without texts
 
 
 class View(NamedTuple):
@@ -72,13 +74,15 @@ class InferenceService:
 
     def __init__(self, settings: AppSettings):
         accelerator = make_accelerator(settings.device, settings.precision)
-        built = build_for_scoring(settings, settings.batch_size, settings.checkpoint_path, OWN_IMAGES, accelerator)
-        self.description = built.description
-        self._predictor = Predictor(built.detector, accelerator, settings.fpr, built.description, built.batch_size)
+        self._predictor = _predictor(settings, accelerator)
+        alone = settings.without_references
+        self._without = self._predictor if alone is None else _predictor(alone, accelerator)
+        self.description = self._predictor.description
         most = settings.max_references if capabilities(settings.method).few_shot else 0
-        self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, built.detector.input_spec.side)
+        detector = self._predictor.detector
+        self.limits = UploadLimits(settings.max_megabytes, settings.max_pixels, most, detector.input_spec.side)
         self._bits, self.most = settings.bits, settings.max_set
-        self.least: int = getattr(built.detector, "SET_MINIMUM", 1)
+        self.least: int = getattr(detector, "SET_MINIMUM", 1)
         self._worker = ThreadPoolExecutor(1)  # torch's memory is that of one thread
         self._encoded: OrderedDict[tuple[str, ...], EncodedReferences] = OrderedDict()
 
@@ -88,9 +92,11 @@ class InferenceService:
         Raises:
             ValueError: a sentence for the user, see `UploadLimits.check`; a file that turns out to be broken.
         """
-        checked = self.limits.check(name, image, references)
+        predictor = self._predictor if references else self._without
+        checked = self.limits.check(name, image, references, needs_name=predictor.detector.needs_text)
+        name = name.strip() or _NO_NAME
         with _named_by_themselves([checked, *references]):
-            return self._worker.submit(self._inspect, name.strip(), checked, references).result()
+            return self._worker.submit(self._inspect, predictor, name, checked, references).result()
 
     def rank(self, images: Sequence[str]) -> RankedSet:
         """Score image files together, of a method that does that.
@@ -130,21 +136,22 @@ class InferenceService:
         return RankedSet(found, notes, time.perf_counter() - start)
 
     def _coloured(self, file: str, one: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
-        return blend_heatmap(self._picture(Path(file), _SET_SIDE), on_scale(one, *ends))
+        return blend_heatmap(self._picture(self._predictor, Path(file), _SET_SIDE), on_scale(one, *ends))
 
-    def _picture(self, file: Path, side: int) -> np.ndarray:
+    def _picture(self, predictor: Predictor, file: Path, side: int) -> np.ndarray:
         """What a map shows of an image, the longer side as given, (H, W, 3) uint8 RGB."""
         whole = load_image(file, upright=True, bits=self._bits)
-        return resize_longest_side(crop(whole, self._predictor.detector.input_spec.shown), side)
+        return resize_longest_side(crop(whole, predictor.detector.input_spec.shown), side)
 
-    def _inspect(self, name: str, image: str, references: Sequence[str]) -> Answer:
+    def _inspect(self, predictor: Predictor, name: str, image: str, references: Sequence[str]) -> Answer:
         start = time.perf_counter()
         first, copies = distinct(map(Path, references), self._bits)
         encoded = self._encode(name, first) if first else None
         memory, calibration = (encoded.memory, encoded.calibration) if encoded else (None, None)
-        (group,) = readable(batches(self._images(Path(image)), 1, 0, self._predictor.accelerator, shared=False))
-        picture = self._picture(Path(image), _SIDE)
-        results = self._predictor.predict(group["image"], name, memory, calibration, group["map_size"])
+        images = UnlabeledImages([Path(image)], predictor.detector.input_spec, bits=self._bits)
+        (group,) = readable(batches(images, 1, 0, predictor.accelerator, shared=False))
+        picture = self._picture(predictor, Path(image), _SIDE)
+        results = predictor.predict(group["image"], name, memory, calibration, group["map_size"])
         check_finite(results, [Path(image).name])
         (result,) = results
         notes = self._notes(Path(image), list(first.values()), copies, encoded)
@@ -184,8 +191,10 @@ class InferenceService:
             )
         return notes
 
-    def _images(self, file: Path) -> UnlabeledImages:
-        return UnlabeledImages([file], self._predictor.detector.input_spec, bits=self._bits)
+
+def _predictor(settings: AppSettings, accelerator: Accelerator) -> Predictor:
+    built = build_for_scoring(settings, settings.batch_size, settings.checkpoint_path, OWN_IMAGES, accelerator)
+    return Predictor(built.detector, accelerator, settings.rule, built.description, built.batch_size)
 
 
 @contextmanager

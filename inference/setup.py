@@ -14,9 +14,10 @@ from engine.build import Built, build_for_scoring, check_memories
 from engine.encoding import encode_texts
 from engine.evaluation import batches
 from engine.feature_cache import FeatureCache
-from inference.calibration import Calibration, images_needed
+from inference.calibration import Calibration
 from inference.inputs import NormalImages, find_normal_images
 from inference.predictor import OWN_IMAGES, Predictor, readable
+from metrics.thresholds import ThresholdRule, images_needed
 from model import capabilities, memory_bank
 from model.interface import Memory
 from utils import memory_check
@@ -84,7 +85,7 @@ def build_for_object(
     if known:
         _check_calibration(str(settings.calibration), known, description)
     encode_texts(built.detector, [settings.class_name])
-    predictor = Predictor(built.detector, accelerator, settings.fpr, description, built.batch_size)
+    predictor = Predictor(built.detector, accelerator, settings.rule, description, built.batch_size)
     return ObjectDetector(built, predictor, settings.class_name, description, memory, known)
 
 
@@ -170,12 +171,18 @@ def encode_normal_images(
         images = UnlabeledImages(list(normal.calibrate.values()), predictor.detector.input_spec, bits=settings.bits)
         loader = batches(images, predictor.batch_size, settings.num_workers, predictor.accelerator, shared=False)
         calibration = predictor.calibrate(readable(loader), one.class_name, memory, settings.calibrate)
-    if calibration and calibration.fpr > settings.fpr and settings.calibration is None:
-        LOG.warning(
-            "--fpr %g takes %d normal images; with %d the rate is %.2g, and the threshold is their highest score",
-            settings.fpr, images_needed(settings.fpr), calibration.normal_images, calibration.fpr,
-        )  # fmt: skip
+    if calibration and settings.calibration is None:
+        log_too_few(calibration, settings.rule)
     return memory, calibration
+
+
+def log_too_few(calibration: Calibration, rule: ThresholdRule, of: str = "") -> None:
+    """Say where a rate cannot be kept with so few normal images. of: what they are of, to begin the line with."""
+    if rule.kind == "conformal" and calibration.fpr is not None and calibration.fpr > rule.fpr:
+        LOG.warning(
+            "%s--fpr %g takes %d normal images; with %d the rate is %.2g, and the threshold is their highest score",
+            of, rule.fpr, images_needed(rule.fpr), calibration.normal_images, calibration.fpr,
+        )  # fmt: skip
 
 
 def _log_near_copies(files: Sequence[Path], count: int) -> None:

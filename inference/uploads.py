@@ -23,13 +23,14 @@ class UploadLimits:
     references: int
     side: int
 
-    def check(self, name: str, image: str | None, references: Sequence[str]) -> str:
+    def check(self, name: str, image: str | None, references: Sequence[str], *, needs_name: bool = True) -> str:
         """Returns the image's path. Raises ValueError with a sentence for the user: something missing, too much, or no
         image by its content."""
         if image is None:
             raise ValueError("There is no image yet: drop one, or take one of the examples.")
-        if not name.strip():
-            raise ValueError("Type what the image shows: screw, leather, circuit board ...")
+        if needs_name and not name.strip():
+            other = "" if references or not self.references else " Or add normal images to compare it with."
+            raise ValueError(f"Type what the image shows: screw, leather, circuit board ...{other}")
         if len(name) > NAME_LENGTH:
             raise ValueError(f"The name has {len(name)} characters; {NAME_LENGTH} are allowed.")
         if len(references) > self.references:

@@ -20,7 +20,7 @@ from model import anomaly_map, memory_bank
 from model.class_rules import PREPROCESSING, ClassRules
 from model.foreground import foreground
 from model.interface import ImageTower, Memory, Prediction, ScoreRange, SimilarityCache, TokenPasses
-from model.layer_features import average, coarsest, join_layers
+from model.layer_features import average, coarsest, compared_layers, join_layers
 from model.options import Option, PositionRules, Preset, boolean, check_known, check_read, positive
 
 _LOG = logging.getLogger("vand")
@@ -114,7 +114,7 @@ class AnomalyDino(nn.Module):
         self.rules = ClassRules(preprocess, masking, rotation)
         self._said: set[str] = set()  # what the log has been told once
         self.backbone = backbone
-        self.layers = backbone.number_layers("--features_list", features_list or _default_layers(backbone))
+        self.layers = backbone.number_layers("--features_list", features_list or compared_layers(backbone, [-1]))
         self.mask_references, self.metric, self.neighbors = mask_references, metric, neighbors
         self._preprocess, self._masking, self._rotation = preprocess, masking, rotation
 
@@ -311,7 +311,3 @@ class AnomalyDino(nn.Module):
         each = zip(*tokens.processes.gather(found), strict=True)  # one process has a row, and the others zeros
         for (bundle, mask), parts in zip(kept, each, strict=True):
             yield self._prediction(torch.stack(parts).sum(0).to(device), bundle, mask)
-
-
-def _default_layers(backbone: ImageTower) -> list[int]:
-    return [-1] if backbone.grid is not None else [-3, -2]

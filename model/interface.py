@@ -142,7 +142,7 @@ class ImageTower(Protocol):
         """Grid (g_h, g_w) of a layer for images of (H, W) pixels."""
 
     def default_layers(self) -> list[int]:
-        """Four evenly spaced layers, the last included."""
+        """Layers for a method that names none: four evenly spaced ones, the last included, or the last two stages."""
 
     def check_layers(self, flag: str, layers: Sequence[int]) -> None:
         """Raises ValueError where a layer does not exist or is listed twice."""

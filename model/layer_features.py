@@ -18,6 +18,12 @@ def join_layers(tokens: Tokens, layers: Sequence[int]) -> Tensor:
     return torch.cat(averaged, dim=-1)
 
 
+def compared_layers(backbone: ImageTower, published: Sequence[int]) -> Sequence[int]:
+    """The layers whose tokens are compared with others' where no flag names any: the published ones of a ViT; of a CNN
+    the two stages before the last, which is coarse and knows classes better than places."""
+    return published if backbone.grid is not None else [-3, -2]
+
+
 def aggregate(tokens: Tokens, groups: Sequence[Sequence[int]]) -> tuple[Tensor, tuple[int, int]]:
     """Per patch the means of groups of layers, concatenated.
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map
 from model.interface import ImageTower, Prediction, ScoreRange, TokenPasses, Tokens
+from model.layer_features import average, coarsest, compared_layers
 from model.mutual_scoring import mutual_scores
 from model.options import ByDataset, Option, PositionRules, Preset, check_read, positive
 from utils import memory_check
@@ -69,7 +70,8 @@ class MuSc(nn.Module):
         Option(
             "features_list",
             int,
-            "layers whose patches are compared, counted from 1, -1 the last (default: four evenly spaced ones)",
+            "layers whose patches are compared, counted from 1, -1 the last (default: four evenly spaced ones; of a "
+            "CNN the two stages before the last)",
             nargs="+",
             scripts=("test",),
         ),
@@ -119,15 +121,15 @@ class MuSc(nn.Module):
         divide_num: int = 1,
     ):
         super().__init__()
-        if backbone.grid is None:
-            raise ValueError(f"musc needs a ViT: the stages of {backbone.name} have grids of their own")
         check_read("--neighborhoods", neighborhoods, odd)
         check_read("--lowest", [lowest], share)
         check_read("--rescoring", rescoring, positive)
         check_read("--divide_num", [divide_num], positive)
         self.backbone = backbone
         self.features_list = tuple(
-            backbone.number_layers("--features_list", features_list or backbone.default_layers())
+            backbone.number_layers(
+                "--features_list", features_list or compared_layers(backbone, backbone.default_layers())
+            )
         )
         self.neighborhoods = tuple(neighborhoods)
         self.lowest, self.rescoring, self.divide_num = lowest, tuple(rescoring), divide_num
@@ -152,8 +154,12 @@ class MuSc(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
         """Patches: raw outputs of CLIP's blocks; of other ViTs, with the model's final norm. The class token comes
-        after the last norm; CLIP's is projected, and of unit length."""
+        after the last norm; CLIP's is projected, and of unit length. Stages of a CNN are averaged on the coarsest of
+        their grids."""
         tokens = self.backbone(images, self.features_list, normed=not self.backbone.has_text)
+        grid = coarsest(tokens, self.features_list)
+        patches = {layer: average(one, tokens.grids[layer], grid) for layer, one in tokens.patches.items()}
+        tokens = tokens._replace(patches=patches, grids=dict.fromkeys(patches, grid))
         return tokens._replace(pooled=F.normalize(tokens.pooled, dim=-1)) if self.backbone.has_text else tokens
 
     # --- a set of images --------------------------------------------------------------------------------------------

@@ -75,16 +75,16 @@ class WinClip(nn.Module):
 
     def __init__(self, backbone: "Backbone", *, scales: Sequence[int] = _SCALES, prompts: Prompts = WINCLIP):
         super().__init__()
-        if backbone.grid is None:
-            raise ValueError(f"winclip needs a ViT: {backbone.name} is a ResNet, whose patches cannot be left out")
+        backbone.check_blocks("winclip")  # whose patches can be left out
+        grid = backbone.image_size // backbone.patch
         for scale in scales:
-            if not 1 <= scale <= backbone.grid or len(set(scales)) != len(scales):
+            if not 1 <= scale <= grid or len(set(scales)) != len(scales):
                 raise ValueError(
-                    f"--scales {' '.join(map(str, scales))}: must be different window sides from 1 to {backbone.grid}, "
+                    f"--scales {' '.join(map(str, scales))}: must be different window sides from 1 to {grid}, "
                     f"the patches a side of {backbone.name} at {backbone.image_size} pixels"
                 )
         self.backbone = backbone
-        self.grid: int = backbone.grid
+        self.grid = grid
         self.scales = tuple(sorted(scales))
         self.prompts = prompts
         self.texts = TextFeatures(self._encode_name)

@@ -34,7 +34,7 @@ class Column(NamedTuple):
     """One k of one run, or the published figures of one source.
 
     label: the run, or the source.
-    title: k and seeds, such as "4-shot, seeds 1 2".
+    title: method, k and seeds, such as "winclip, 4-shot, seeds 1 2".
     settings: of the run.
     classes: name -> mean and standard deviation of each metric over seeds, as fractions; the latter None of one seed.
     mean: the same of the mean over classes.
@@ -178,7 +178,8 @@ def _column(label: str, settings: Mapping[str, Any], k_shot: int, runs: Sequence
         mean, std = tables.over_seeds(seeds)
         lines.append((name, (mean, std if len(runs) > 1 else None)))
     settings = {**settings, "k_shot": k_shot}
-    return Column(label, tables.title(k_shot, runs), settings, dict(lines[:-1]), lines[-1][1])
+    title = f"{settings.get('method', 'unknown method')}, {tables.title(k_shot, runs)}"
+    return Column(label, title, settings, dict(lines[:-1]), lines[-1][1])
 
 
 def published(columns: Sequence[Column]) -> list[Column]:

@@ -9,6 +9,7 @@ import utils.packages  # noqa: F401 - first of all
 
 # isort: split
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -59,10 +60,20 @@ def main(argv: list[str] | None = None) -> None:
         Section(title, [(image, _panels_of(folder / f"{names[image.img_path]}.png")) for image in selected])
         for title, selected in zip(_TITLES, choose(images), strict=True)
     ]
-    references = f"{k_shot} normal reference images per class" if k_shot else "no reference images"
+    references = f"{k_shot} normal reference images per class, seed {seed}" if k_shot else "no reference images"
     with atomic_write(args.folder / "sheet.png") as path:
-        draw_sheet(f"{args.folder.resolve().parent.name}, {references}", _NOTE, sections).save(path)
+        draw_sheet(f"{_run_name(args.folder)}: {references}", _NOTE, sections).save(path)
     print(f"wrote {args.folder / 'sheet.png'}")
+
+
+def _run_name(folder: Path) -> str:
+    """Method and dataset of a test; of results that do not say them, the folder above."""
+    try:
+        content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        settings = (content.get("runs") or [content])[0]["settings"]
+        return f"{settings['method']} on {settings['dataset']}"
+    except (AttributeError, LookupError, OSError, TypeError, ValueError):
+        return folder.resolve().parent.name
 
 
 def of_setting(images: Sequence[ScoredImage], k_shot: int | None, seed: int | None) -> list[ScoredImage]:

@@ -15,9 +15,10 @@ from PIL import Image
 from metrics.curves import Points
 from metrics.image import image_curves
 from metrics.names import split_kind
-from report import charts, tables
+from report import charts, judged, tables
 from report.charts import Chart, Histogram
 from report.gallery import Gallery
+from report.judged import JudgedClass, ThresholdRow
 from report.predictions import ClassScores, ScoredImage
 from report.tables import TABLE, Row, Run
 from utils.files import atomic_write
@@ -39,6 +40,7 @@ def write_page(
     results: Iterable[ClassScores],
     galleries: Mapping[tuple[int, str], Gallery],
     extra: Sequence[str] = (),
+    verdicts: Sequence[JudgedClass] = (),
 ) -> None:
     """Write the page.
 
@@ -49,6 +51,7 @@ def write_page(
         results: of all settings and classes, for the curves of the pixels.
         galleries: (setting, class) -> its pictures; what is not there has none.
         extra: metrics to show beside those of `tables.TABLE`.
+        verdicts: thresholds and verdicts, where they were asked for.
     """
     curves = {(result.setting, result.name): result.curves for result in results}
     scored: _Scored = {}
@@ -62,6 +65,7 @@ def write_page(
             [(kind, table(own, tables.by_class(group), len(group) > 1)) for kind, own in of_kinds],
             [_class_view(name, runs, group, curves, scored, galleries) for name in group[0].classes],
             group[0].seed if len(group) > 1 else None,
+            judged.rows(verdicts, [runs.index(run) for run in group], [run.seed for run in group]),
         )
         for k_shot, group in tables.by_k(runs).items()
     ]
@@ -130,6 +134,7 @@ class _Panel(NamedTuple):
     kinds: list[tuple[str, Table]]
     classes: list["_ClassView"]
     seed: int | None  # that histograms and pictures are of, where there are several
+    thresholds: list[ThresholdRow]
 
 
 class _ClassView(NamedTuple):

@@ -9,6 +9,7 @@ from data.meta import Sample, shown_kind
 from data.references import FewShotSetting
 from metrics.curves import Points
 from metrics.names import PER_IMAGE
+from report.judged import VERDICTS, JudgedClass
 from utils.files import atomic_write
 from utils.text import csv_cell, csv_value
 
@@ -55,6 +56,8 @@ class ScoredImage(NamedTuple):
     score: float
     score_components: Mapping[str, float] = {}
     measures: Mapping[str, float] = {}  # of PER_IMAGE; what cannot be computed is not there
+    judged_score: float | None = None  # on the scale of normal images, which verdicts are about
+    verdict: str = ""  # "anomalous" or "normal"; "" where there is no threshold
 
     @property
     def kind(self) -> str:
@@ -62,11 +65,15 @@ class ScoredImage(NamedTuple):
         return shown_kind(self.specie_name, self.anomaly)
 
 
-_COLUMNS = ScoredImage._fields[:-2]  # those of the score components follow, then those of the measures
+_COLUMNS = ScoredImage._fields[:-4]  # those of components and measures follow, then those of verdicts, if any
+_JUDGED = ("judged_score", "verdict")
 
 
-def scored_images(result: ClassScores, setting: FewShotSetting, samples: Sequence[Sample]) -> list[ScoredImage]:
+def scored_images(
+    result: ClassScores, setting: FewShotSetting, samples: Sequence[Sample], judged: JudgedClass | None = None
+) -> list[ScoredImage]:
     """The images of one class under one setting, in the order of the samples."""
+    verdicts = [VERDICTS[above] for above in judged.verdicts] if judged else []
     return [
         ScoredImage(
             img_path=sample.img_path,
@@ -80,6 +87,8 @@ def scored_images(result: ClassScores, setting: FewShotSetting, samples: Sequenc
             measures={
                 key: value for key, values in result.image_measures.items() if (value := values[place]) is not None
             },
+            judged_score=judged.scores[place] if judged and verdicts else None,
+            verdict=verdicts[place] if verdicts else "",
         )
         for place, sample in enumerate(samples[index] for index in result.indices)
     ]
@@ -87,10 +96,12 @@ def scored_images(result: ClassScores, setting: FewShotSetting, samples: Sequenc
 
 def write_predictions(path: Path, images: Iterable[ScoredImage]) -> None:
     """Write a row per image and setting; a component or measure that only some images have is blank for the others."""
+    images = list(images)
     rows = [{**image._asdict(), **image.score_components, **image.measures} for image in images]
     components = dict.fromkeys(key for kind in ("score_components", "measures") for row in rows for key in row[kind])
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*_COLUMNS, *components], restval="", extrasaction="ignore")
+        judged = _JUDGED if any(image.verdict for image in images) else ()
+        writer = csv.DictWriter(file, [*_COLUMNS, *components, *judged], restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)
 
@@ -126,7 +137,9 @@ def _parse(row: Mapping[str, Any]) -> ScoredImage:
         seed=int(row["seed"]) if row["seed"] else None,
         score=float(row["score"]),
         score_components={
-            key: float(value) for key, value in row.items() if key not in (*_COLUMNS, *PER_IMAGE) and value
+            key: float(value) for key, value in row.items() if key not in (*_COLUMNS, *PER_IMAGE, *_JUDGED) and value
         },
         measures={key: float(row[key]) for key in PER_IMAGE if row.get(key)},
+        judged_score=float(row["judged_score"]) if row.get("judged_score") else None,
+        verdict=row.get("verdict") or "",
     )

@@ -1,6 +1,7 @@
 """The files of a test run: tables, predictions, the page."""
 
 import csv
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 from data.meta import Sample
 from data.references import FewShotSetting
-from report import html, predictions, tables
+from report import html, judged, predictions, tables
 from report.gallery import Gallery
+from report.judged import JudgedClass
 from report.missing import missing_metrics
 from report.predictions import ClassScores, scored_images
 from report.tables import Run, metric_names
@@ -26,6 +28,7 @@ def write_results(
     galleries: Mapping[tuple[int, str], Gallery],
     description: Mapping[str, Any],
     extra: Sequence[str] = (),
+    verdicts: Sequence[JudgedClass] | None = None,
 ) -> None:
     """Write table.md, metrics.json, metrics.csv, predictions.csv, report.html and, of few-shot settings, k_shot.json;
     log the tables, and which metrics are missing and why.
@@ -38,6 +41,8 @@ def write_results(
         galleries: (setting, class) -> the pictures of the page.
         description: what all runs share, for metrics.json.
         extra: metrics to show beside those of `tables.TABLE`.
+        verdicts: thresholds and verdicts of all classes under all settings, where they are asked for: they go to
+            thresholds.json, predictions.csv, the page and the log.
     """
 
     def place(result: ClassScores) -> tuple[int, int, int]:
@@ -50,10 +55,20 @@ def write_results(
     few_shot = [setting.as_dict() for setting in settings if setting.k_shot > 0]
     if few_shot:
         write_json(save_path / "k_shot.json", few_shot)
-    images = list(chain.from_iterable(scored_images(one, settings[one.setting], samples) for one in results))
+    of_class = {(one.setting, one.name): one for one in verdicts or ()}
+    images = list(
+        chain.from_iterable(
+            scored_images(one, settings[one.setting], samples, of_class.get((one.setting, one.name))) for one in results
+        )
+    )
     predictions.write_predictions(save_path / predictions.FILE, images)
     write_tables(save_path, runs, description, extra)
-    html.write_page(save_path / "report.html", runs, images, results, galleries, extra)
+    html.write_page(save_path / "report.html", runs, images, results, galleries, extra, verdicts or ())
+    if verdicts is not None:
+        judged.write_thresholds(save_path / judged.FILE, verdicts, settings)
+    for one in verdicts or ():
+        text = escape_controls(judged.line(one, settings[one.setting]))
+        LOG.log(logging.WARNING if one.reason else logging.INFO, "%s", text)
     for line in missing_metrics(results, samples):
         LOG.warning("%s", escape_controls(line))
     LOG.info("\n%s\n\nresults are in %s", Lines(tables.markdown(runs, extra)), save_path)

@@ -9,12 +9,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import open_clip
 import timm
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from model.interface import Normalization
@@ -118,10 +119,9 @@ def architecture(model: str) -> dict[str, Any]:
                        ("patch_size", vision.get("patch_size") or 16), ("width", vision.get("width", 64))):  # fmt: skip
         if type(value) is not int or value < 1:
             raise ValueError(f"model '{model}': {key} must be a positive whole number, not {value!r:.80}")
-    if "timm_model_name" in vision:
-        raise ValueError(
-            f"model '{model}': its image tower comes from timm; only open_clip's own ViTs and ResNets give layers"
-        )
+    timm_name = vision.get("timm_model_name")
+    if timm_name is not None and (not isinstance(timm_name, str) or not timm.is_model(timm_name)):
+        raise ValueError(f"model '{model}': timm has no model {timm_name!r:.80} for its image tower")
     stages = vision.get("layers", _VIT_LAYERS)
     for layers in (*(stages if isinstance(stages, list) else [stages]), text.get("layers", _VIT_LAYERS)):
         if type(layers) is not int or not 1 <= layers <= _MOST_LAYERS:
@@ -131,8 +131,11 @@ def architecture(model: str) -> dict[str, Any]:
     return config
 
 
-def create(model: str, quick_gelu: bool, image_size: int | None) -> open_clip.CLIP | open_clip.CustomTextCLIP:
-    """The model with random weights, on the CPU.
+Clip: TypeAlias = open_clip.CLIP | open_clip.CustomTextCLIP
+
+
+def create(model: str, quick_gelu: bool, image_size: int | None) -> tuple[Clip, Clip]:
+    """The model with random weights, on the CPU, and the same without data, on the meta device.
 
     Args:
         image_size: None takes the architecture's own.
@@ -142,16 +145,14 @@ def create(model: str, quick_gelu: bool, image_size: int | None) -> open_clip.CL
     """
     with torch.device("meta"):
         draft = _create(model, quick_gelu, image_size, "meta")
-    if not isinstance(draft.visual, VisionTransformer | ModifiedResNet):
-        raise ValueError(f"model '{model}': only open_clip's own ViTs and ResNets give layers")
+    if not isinstance(draft.visual, VisionTransformer | ModifiedResNet | TimmModel):
+        raise ValueError(f"model '{model}': only open_clip's ViTs and ResNets, and towers of timm, give layers")
     need = sum(value.numel() * value.element_size() for value in (*draft.parameters(), *draft.buffers()))
     memory_check.check(need, "cpu", f"the weights of model '{model}'", "take a smaller one")
-    return _create(model, quick_gelu, image_size, "cpu")
+    return _create(model, quick_gelu, image_size, "cpu"), draft
 
 
-def _create(
-    model: str, quick_gelu: bool, image_size: int | None, device: str
-) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+def _create(model: str, quick_gelu: bool, image_size: int | None, device: str) -> Clip:
     try:
         with silent():
             return open_clip.create_model(

@@ -73,8 +73,8 @@ def register(config_path: str) -> str:
 def is_timm(model: str, *, text: bool) -> bool:
     """Whether timm has the model.
 
-    A few names are in both libraries: open_clip means a CLIP whose image tower is timm's, which gives no layers. Such a
-    name means timm's model for a method without texts.
+    A few names are in both libraries: open_clip means a CLIP whose image tower is of that architecture. Such a name
+    means timm's model, with timm's weights, for a method without texts.
     """
     if not timm_models.known(model):
         return False

@@ -1,7 +1,7 @@
 """The frozen CLIP of open_clip: an image tower, and a text tower beside it.
 
 A `Backbone` turns images into `Tokens`; its `text` turns sentences into embeddings. Layers count from 1: the blocks of
-a ViT, or the four stages of a ResNet.
+a ViT, or the stages of a CNN.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,10 +12,13 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
+from model.backbones import timm_towers
 from model.backbones.architectures import architecture, create
 from model.backbones.frozen import FrozenTower, least_bytes, named
+from model.backbones.positions import PositionTable
 from model.backbones.taps import ResNetTaps, ViTTaps
 from model.backbones.text_tower import TextTower
+from model.backbones.timm_taps import PlainTaps, StageTaps, common_grid
 from model.backbones.weights import Weights, fingerprint
 from model.interface import DualTokens, Tokens
 from model.options import PositionRules, check_no_position_rule
@@ -61,44 +64,67 @@ class Backbone(FrozenTower):
     ):
         config = architecture(model)
         vision = config["vision_cfg"]
-        is_vit = isinstance(vision.get("layers", 12), int)
-        patch: int = (vision.get("patch_size") or 16) if is_vit else 32
+        timm_name: str | None = vision.get("timm_model_name")
+        is_vit = timm_name is None and isinstance(vision.get("layers", 12), int)
+        patch, width = timm_towers.patch_and_width(timm_name) if timm_name else (32, 0)
+        if is_vit:
+            patch, width = vision.get("patch_size") or 16, vision.get("width", 768)
         gelu = {"on": True, "off": False, "auto": bool(config.get("quick_gelu", False))}[quick_gelu]
-        if not is_vit:
-            check_no_position_rule(position_rule, model)
         source = Weights.find(model, pretrained, mean, std)
         source.log(model, gelu, asked=quick_gelu != "auto")
         super().__init__(model, pretrained, image_size or vision.get("image_size", 224), patch, source.normalization)
         self.quick_gelu = gelu
         self.embed_dim = config["embed_dim"]
         self.position_rule = (position_rules or PositionRules()).clip if position_rule == "auto" else position_rule
-        self._least_bytes = least_bytes(self.image_size, patch, vision.get("width", 768) if is_vit else 0)
+        self._least_bytes = least_bytes(self.image_size, patch, width)
         self.check_room(1, "cpu", f"--image_size {self.image_size}", "take a smaller one")
-        # The attention pool of a ResNet is built at its own size and resampled where it is used (see ResNetTaps).
-        self.clip: open_clip.CLIP | open_clip.CustomTextCLIP = create(
-            model, self.quick_gelu, self.image_size if is_vit else None
-        )
+        # Other towers are built at their own size and resampled where they are used (see ResNetTaps, PlainTaps).
+        self.clip, draft = create(model, self.quick_gelu, self.image_size if is_vit else None)
         stored = source.load_into(self.clip, half_weights)
         visual = self.clip.visual
-        self.taps: ViTTaps | ResNetTaps = (
-            ViTTaps(visual, stored, self.position_rule) if is_vit else ResNetTaps(visual, self.image_size)
-        )
-        self.prefix_tokens = 1 if is_vit else 0
+        self.taps: ViTTaps | ResNetTaps | PlainTaps | StageTaps
+        if is_vit:
+            self.taps = ViTTaps(visual, stored, self.position_rule)
+        elif timm_name is None:
+            self.taps = ResNetTaps(visual, self.image_size)
+        else:
+            self.taps = timm_towers.taps(model, timm_name, visual, draft.visual, self.image_size, self.position_rule)
+        if self._table is None:
+            check_no_position_rule(position_rule, model)
+        self.prefix_tokens = 1 if is_vit else int(getattr(getattr(visual, "trunk", None), "num_prefix_tokens", 0))
         self.text = TextTower(self.clip, model)
         self.fingerprint = fingerprint(self.clip)
         self.freeze()
 
     @property
     def grid(self) -> int | None:
-        """Patches a side, G, of a ViT; None for a ResNet, whose stages have grids of their own."""
+        """Patches a side, G, of a ViT; None for a CNN, whose stages have grids of their own."""
+        if isinstance(self.taps, PlainTaps | StageTaps):
+            return common_grid(self.taps, self.image_size)
+        return self.image_size // self.patch if isinstance(self.taps, ViTTaps) else None
+
+    @property
+    def _table(self) -> PositionTable | None:
+        """Of a ViT."""
+        return self.taps.table if isinstance(self.taps, ViTTaps | PlainTaps) else None
+
+    def default_layers(self) -> list[int]:
+        """Four evenly spaced layers, the last included; of the stages of a model of timm the last two, since earlier
+        ones tell texture from texture, and adapters on them learn that."""
+        if isinstance(self.taps, StageTaps) and self.grid is None:
+            return [self.depth - 1, self.depth]
+        return super().default_layers()
+
+    def check_blocks(self, method: str) -> None:
+        """Raises ValueError where `embed`, `encode` and `pool` cannot run: they need a ViT of open_clip's own."""
         if not isinstance(self.taps, ViTTaps):
-            return None
-        return self.image_size // self.patch
+            what = "a ResNet" if isinstance(self.taps, ResNetTaps) else "a CLIP whose image tower is timm's"
+            raise ValueError(f"{method} needs a ViT of open_clip's own, as ViT-L-14-336 is; {self.name} is {what}")
 
     @property
     def _vit(self) -> ViTTaps:
         if not isinstance(self.taps, ViTTaps):
-            raise TypeError(f"{self.name} is a ResNet: it has no blocks and no class token")
+            raise TypeError(f"{self.name} has no blocks of open_clip")
         return self.taps
 
     def check_saliency(self, flag: str, index: int) -> None:
@@ -110,7 +136,7 @@ class Backbone(FrozenTower):
         raise TypeError(f"{self.name} gives no attention")
 
     def _described(self) -> dict[str, Any]:
-        rule = {"position_rule": self.position_rule} if isinstance(self.taps, ViTTaps) else {}
+        rule = {} if self._table is None else {"position_rule": self.position_rule}
         return {"quick_gelu": self.quick_gelu, **rule}
 
     def _library(self) -> str:
@@ -119,9 +145,9 @@ class Backbone(FrozenTower):
     def _positions(self, size: tuple[int, int]) -> dict[str, str]:
         # Square images by the usual rule have the table that `_vision` has.
         square = size == (self.image_size, self.image_size) and self.position_rule == PositionRules().clip
-        if square or not isinstance(self.taps, ViTTaps):
+        if square or self._table is None:
             return {}
-        return {"positions": f"{self.position_rule} {self.taps.table.digest}"}
+        return {"positions": f"{self.position_rule} {self._table.digest}"}
 
     def _vision(self) -> tuple[Any, Mapping[str, Tensor]]:
         usual = self.position_rule == PositionRules().clip  # not named, so that older caches stay of use
@@ -153,9 +179,8 @@ class Backbone(FrozenTower):
 
     def check_value_path(self, method: str) -> None:
         """Raises ValueError where `dual_path` cannot run: it needs the plain attention blocks of a CLIP ViT."""
-        if self.grid is None:
-            raise ValueError(f"{method} needs a ViT: {self.name} is a ResNet, which has no attention in its stages")
-        visual = self.taps.visual
+        self.check_blocks(method)
+        visual = self._vit.visual
         plain = all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks)
         if not plain or visual.attn_pool is not None or visual.final_ln_after_pool:
             raise ValueError(f"{method} needs a ViT of plain blocks with a class token; {self.name} is of another kind")

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones import timm_models
-from model.backbones.architectures import silent
 from model.backbones.frozen import FrozenTower, least_bytes
-from model.backbones.timm_taps import PlainTaps, StageTaps, is_plain
+from model.backbones.timm_taps import PlainTaps, StageTaps, common_grid, is_plain, stage_taps
 from model.backbones.timm_weights import TimmWeights
 from model.backbones.weights import fingerprint
 from model.options import PositionRules, check_no_position_rule
@@ -77,37 +76,15 @@ class TimmBackbone(FrozenTower):
             self.taps = PlainTaps(timm_model, rule)
             self.position_rule = rule if self.taps.table is not None else None
         else:
-            self.taps = self._stages(timm_model, draft)
+            self.taps = stage_taps(self.name, timm_model, draft, self.image_size, _own_size(architecture, timm_model))
         self.prefix_tokens = int(getattr(timm_model, "num_prefix_tokens", 0))
         self.embed_dim = self.taps.embed_dim
         self.freeze()
 
-    def _stages(self, model: Any, draft: Any) -> StageTaps:
-        """Taps of what is no plain ViT; where a model takes images of one size, it is brought to that of the images."""
-        fixed, own = None, _own_size(self._architecture, model)
-        if model.pretrained_cfg.get("fixed_input_size") and not getattr(model, "dynamic_img_size", False):
-            fixed = (self.image_size, self.image_size)
-            for one in (model, draft) if fixed != own else ():
-                if not hasattr(one, "set_input_size"):
-                    sides = " x ".join(map(str, own[::-1]))
-                    raise ValueError(
-                        f"--image_size {self.image_size}: {self.name} takes images of {sides} pixels alone"
-                    )
-                with silent():
-                    one.set_input_size(img_size=fixed)
-        taps = StageTaps(model, draft, fixed)
-        taps.grid(taps.depth, (self.image_size, self.image_size))  # refuses what the model cannot take
-        return taps
-
     @property
     def grid(self) -> int | None:
         """Places a side, G, where all layers share one square grid, as those of a ViT do; else None."""
-        if isinstance(self.taps, PlainTaps):
-            return self.image_size // self.patch
-        size = (self.image_size, self.image_size)
-        grids = {self.taps.grid(layer, size) for layer in range(self.taps.first, self.depth + 1)}
-        ((height, width), *others) = grids
-        return None if others or height != width else height
+        return common_grid(self.taps, self.image_size)
 
     def check_saliency(self, flag: str, index: int) -> None:
         """Raises ValueError, beginning with `flag`, where `saliency` of a block, counted from 0, cannot be had."""

@@ -10,6 +10,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from model.backbones.architectures import silent
 from model.backbones.positions import PositionTable
 from utils.errors import first_line
 
@@ -32,14 +33,15 @@ class PlainTaps(nn.Module):
     Args:
         model: a `VisionTransformer` or `Eva`, see `is_plain`, at the size of its stored position table.
         rule: of the position table, see `positions.resample`; nothing depends on it where there is none.
+        joint: what leads from the model's own head into the embedding of a CLIP; None: there is none.
     """
 
     first = 0
     model: Any  # of timm, whose attributes are checked by `is_plain`
 
-    def __init__(self, model: Any, rule: str):
+    def __init__(self, model: Any, rule: str, joint: nn.Module | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.joint = model, joint
         self.depth = len(model.blocks)
         self.patch = int(model.feature_info[-1]["reduction"])
         self.norm: nn.Module = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
@@ -51,7 +53,7 @@ class PlainTaps(nn.Module):
 
     @property
     def embed_dim(self) -> int:
-        """Width of the pooled embedding."""
+        """Width of the tokens."""
         width: int = self.model.embed_dim
         return width
 
@@ -92,7 +94,8 @@ class PlainTaps(nn.Module):
     def forward(
         self, images: Tensor, layers: Collection[int], *, normed: bool = False, pooled: bool = True
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """As `Taps`. Pooled is the class token after the final norm; without one, what the model's own head takes."""
+        """As `Taps`. Pooled is the embedding of a CLIP; else the class token after the final norm; without one, what
+        the model's own head takes."""
         x, beside = self.embed(images)
         outputs = {0: x} if 0 in layers else {}
         last = self.depth if pooled else max(layers, default=0)
@@ -106,6 +109,9 @@ class PlainTaps(nn.Module):
         return (self._pool(x) if pooled else x.new_empty(x.shape[0], 0)), patches
 
     def _pool(self, x: Tensor) -> Tensor:
+        if self.joint is not None:
+            embedding: Tensor = self.joint(self.model.forward_head(self.model.norm(x)))
+            return embedding
         if self.model.cls_token is not None:
             return self.norm(x)[:, 0]
         found: Tensor = self.model.forward_head(self.model.norm(x), pre_logits=True)
@@ -147,13 +153,14 @@ class StageTaps(nn.Module):
         model: any model of timm.
         draft: the same on the meta device, which says the shapes.
         fixed: (H, W) of the only images that it takes; None: any.
+        joint: as of `PlainTaps`.
     """
 
     model: Any
 
-    def __init__(self, model: Any, draft: Any, fixed: tuple[int, int] | None):
+    def __init__(self, model: Any, draft: Any, fixed: tuple[int, int] | None, joint: nn.Module | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.joint = model, joint
         self._draft = (draft,)  # hidden from nn.Module: it must neither move nor be saved
         self.fixed = fixed
         strides = [int(one["reduction"]) for one in model.feature_info]
@@ -165,7 +172,7 @@ class StageTaps(nn.Module):
         norm = getattr(model, "norm", None)
         norm = getattr(model, "fc_norm", None) if isinstance(norm, nn.Identity) else norm
         self._norm = norm if isinstance(norm, nn.LayerNorm) else None
-        self.run: Callable[[Tensor, list[int]], list[Tensor]] = self._run
+        self.run: Callable[[Tensor, list[int], bool], tuple[Tensor | None, list[Tensor]]] = self._run
 
     @property
     def embed_dim(self) -> int:
@@ -175,8 +182,8 @@ class StageTaps(nn.Module):
     def compile_blocks(self) -> None:
         self.run = torch.compile(self._run)
 
-    def _run(self, images: Tensor, indices: list[int]) -> list[Tensor]:
-        return _maps(self.model, images, indices)
+    def _run(self, images: Tensor, indices: list[int], whole: bool) -> tuple[Tensor | None, list[Tensor]]:
+        return _maps(self.model, images, indices, whole)
 
     def shape(self, layer: int, size: tuple[int, int]) -> tuple[int, int, int]:
         """(W, g_h, g_w) of a layer for images of (H, W) pixels. Raises ValueError where it does not take these."""
@@ -188,7 +195,7 @@ class StageTaps(nn.Module):
         if size not in self._shapes:
             every = list(range(self._skipped + self.depth))
             try:
-                maps = _maps(self._draft[0], torch.empty(1, 3, *size, device="meta"), every)
+                _, maps = _maps(self._draft[0], torch.empty(1, 3, *size, device="meta"), every)
             except Exception as error:  # whatever stops a model, the user needs to know which images do
                 reason = textwrap.shorten(first_line(error), 100) or type(error).__name__
                 raise ValueError(
@@ -212,19 +219,65 @@ class StageTaps(nn.Module):
     def forward(
         self, images: Tensor, layers: Collection[int], *, normed: bool = False, pooled: bool = True
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """As `Taps`. Pooled is the mean of the last layer's map; only layers of its width go through the final norm."""
+        """As `Taps`. Pooled is the embedding of a CLIP, else the mean of the last layer's map; only layers of its width
+        go through the final norm."""
         asked = sorted({*layers, self.depth} if pooled else set(layers))
-        maps = dict(zip(asked, self.run(images, [self._index(layer) for layer in asked]), strict=True))
+        top, found = self.run(images, [self._index(layer) for layer in asked], pooled and self.joint is not None)
+        maps = dict(zip(asked, found, strict=True))
         patches = {layer: maps[layer].flatten(2).transpose(1, 2) for layer in layers}  # (B, N, W)
         if normed and self._norm is not None:
             shape = self._norm.normalized_shape
             patches = {layer: self._norm(x) if x.shape[2:] == shape else x for layer, x in patches.items()}
-        return (maps[self.depth].mean((2, 3)) if pooled else images.new_empty(images.shape[0], 0)), patches
+        if not pooled:
+            return images.new_empty(images.shape[0], 0), patches
+        if self.joint is None:
+            return maps[self.depth].mean((2, 3)), patches
+        return self.joint(self.model.forward_head(top)), patches
 
 
-def _maps(model: Any, images: Tensor, indices: list[int]) -> list[Tensor]:
-    """Feature maps (B, W, g_h, g_w) of timm's indices, in order."""
-    found: list[Tensor] = model.forward_intermediates(
-        images, indices=indices, stop_early=True, output_fmt="NCHW", intermediates_only=True
-    )
-    return found
+def common_grid(taps: PlainTaps | StageTaps, side: int) -> int | None:
+    """Places a side, G, where all layers share one square grid on square images, as those of a ViT do; else None.
+
+    side: of the images, in pixels.
+    """
+    grids = {taps.grid(layer, (side, side)) for layer in range(taps.first, taps.depth + 1)}
+    ((height, width), *others) = grids
+    return None if others or height != width else height
+
+
+def stage_taps(
+    name: str, model: Any, draft: Any, image_size: int, own: tuple[int, int], joint: nn.Module | None = None
+) -> StageTaps:
+    """Taps of what is no plain ViT; where a model takes images of one size, it is brought to that of the images.
+
+    Args:
+        name: for messages.
+        image_size: side S of the square input, or its shorter side, in pixels.
+        own: (H, W) of the images that the model is made for.
+        draft, joint: see `StageTaps`.
+
+    Raises:
+        ValueError: the model cannot take such images.
+    """
+    fixed = None
+    if model.pretrained_cfg.get("fixed_input_size") and not getattr(model, "dynamic_img_size", False):
+        fixed = (image_size, image_size)
+        for one in (model, draft) if fixed != own else ():
+            if not hasattr(one, "set_input_size"):
+                sides = " x ".join(map(str, own[::-1]))
+                raise ValueError(f"--image_size {image_size}: {name} takes images of {sides} pixels alone")
+            with silent():
+                one.set_input_size(img_size=fixed)
+    taps = StageTaps(model, draft, fixed, joint)
+    taps.grid(taps.depth, (image_size, image_size))  # refuses what the model cannot take
+    return taps
+
+
+def _maps(model: Any, images: Tensor, indices: list[int], whole: bool = False) -> tuple[Tensor | None, list[Tensor]]:
+    """What the model's head takes, if the whole is wanted, and feature maps (B, W, g_h, g_w) of timm's indices, in
+    order."""
+    kwargs = {"indices": indices, "output_fmt": "NCHW"}
+    if whole:
+        top, maps = model.forward_intermediates(images, stop_early=False, intermediates_only=False, **kwargs)
+        return top, maps
+    return None, model.forward_intermediates(images, stop_early=True, intermediates_only=True, **kwargs)

@@ -181,8 +181,8 @@ def test_python_examples_run(tiny_a, mini_mvtec):
 
 @pytest.mark.slow
 def test_readme_command_for_photographs_runs(tmp_path, monkeypatch):
-    """The one on the small CLIP that ships, which needs no download."""
-    command = next(line for line in commands_of(PAGES[README]) if "predict.py" in line and "quickstart-clip" in line)
+    """The one on the small model that ships, which needs no download."""
+    command = next(line for line in commands_of(PAGES[README]) if "predict.py photos/ --references" in line)
     bricks = REFERENCE / "data/mini_mvtec/brick"
     folders = {"photos": bricks / "test", "good_screws": bricks / "train/good", "exps": ROOT / "exps"}
     for name, source in folders.items():
@@ -225,7 +225,8 @@ def files_of_table(heading: str) -> set[str]:
 @pytest.mark.slow
 def test_the_files_of_a_run_are_those_that_the_docs_list(tiny_a, mini_mvtec, tmp_path):
     argv = [*tiny_a.flags, "--data_path", mini_mvtec, "--class", "brick", "--method", "winclip", "--image_size", 96,
-            "--num_workers", 0, "--k_shot", 1, "--save_maps", "--save_path", tmp_path]  # fmt: skip
+            "--num_workers", 0, "--k_shot", 1, "--threshold", "conformal", "--save_maps",
+            "--save_path", tmp_path]  # fmt: skip
     test_script.main([str(word) for word in argv])
     assert {path.name for path in tmp_path.iterdir()} == files_of_table("`test.py` fills `--save_path`")
 

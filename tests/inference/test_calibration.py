@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from inference.calibration import Calibration, images_needed, limits_of, threshold_of
+from inference.calibration import Calibration, limits_of
+from metrics.thresholds import conformal, images_needed
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.2, 0.5])
@@ -12,24 +13,24 @@ def test_threshold_keeps_the_rate_on_further_images(fpr):
     rng, above = np.random.default_rng(0), 0
     for _ in range(4000):
         *known, further = rng.normal(size=120)
-        threshold, rate = threshold_of(known, fpr)
+        threshold, rate = conformal(known, fpr)
         assert rate == fpr
         above += further > threshold
     assert above / 4000 <= fpr + 0.02 and above / 4000 >= fpr - 0.03
 
 
 def test_few_images_promise_what_they_can():
-    assert threshold_of([0.3, 0.1, 0.2], 0.05) == (0.3, 0.25)
-    assert threshold_of([0.3], 0.4) == (0.3, 0.5)
-    assert threshold_of([0.4, 0.1, 0.2, 0.3], 0.2) == (0.4, 0.2)
-    assert threshold_of([0.4, 0.1, 0.2, 0.3], 0.4) == (0.3, 0.4)
+    assert conformal([0.3, 0.1, 0.2], 0.05) == (0.3, 0.25)
+    assert conformal([0.3], 0.4) == (0.3, 0.5)
+    assert conformal([0.4, 0.1, 0.2, 0.3], 0.2) == (0.4, 0.2)
+    assert conformal([0.4, 0.1, 0.2, 0.3], 0.4) == (0.3, 0.4)
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1, 0.2, 0.3, 0.5])
 def test_how_many_images_keep_a_rate(fpr):
     count = images_needed(fpr)
-    assert threshold_of(range(count), fpr)[1] == pytest.approx(fpr)
-    assert count == 1 or threshold_of(range(count - 1), fpr)[1] > fpr + 1e-6
+    assert conformal(range(count), fpr)[1] == pytest.approx(fpr)
+    assert count == 1 or conformal(range(count - 1), fpr)[1] > fpr + 1e-6
 
 
 def test_limits():

@@ -100,6 +100,8 @@ def test_a_flipped_bit_in_the_graph_or_its_data_is_refused(tmp_path):
 def test_checksums_name_no_other_files(tmp_path):
     file = save(tmp_path, graph(), **{CHECKSUMS: {"../secret": "0" * 64}})
     assert "not written by export.py" in refusal(file)
+    file = save(tmp_path, graph(), **{CHECKSUMS: {DATA_NAME: "0" * 64}})
+    assert "sha256 lacks detector.onnx" in refusal(file)
 
 
 def test_an_export_of_an_earlier_version_loads_with_one_line(tmp_path, caplog, monkeypatch):

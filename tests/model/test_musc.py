@@ -183,6 +183,14 @@ def test_values_that_no_option_takes(flag, value, capsys):
     assert f"argument --{flag}: {value}: must be" in capsys.readouterr().err
 
 
-def test_a_backbone_without_one_grid_is_refused():
-    with pytest.raises(ValueError, match="musc needs a ViT: the stages of RN50 have grids of their own"):
-        build("musc", model="RN50", image_size=64)
+def test_stages_with_grids_of_their_own_are_compared_on_the_coarsest():
+    torch.manual_seed(0)
+    detector = build("musc", model="RN50", image_size=64, rescoring=[1])
+    assert detector.features_list == (2, 3)
+    images = torch.randint(256, (5, 3, 64, 64), dtype=torch.uint8)
+    tokens = detector.encode(images)
+    assert tokens.grids == {2: (4, 4), 3: (4, 4)}
+    whole = detector.backbone(images, [2]).patches[2].unflatten(1, (8, 8))
+    torch.testing.assert_close(tokens.patches[2][:, 0], whole[:, :2, :2].mean((1, 2)))
+    (prediction,) = detector.score_set(Passes(map(str, range(5)), [tokens]), "nut")
+    assert prediction.maps.shape == (5, 64, 64) and prediction.maps.isfinite().all()

@@ -40,8 +40,10 @@ def test_columns(one, seeds):
     columns = compare([one, seeds / "metrics.json"])
     own = [column for column in columns if not column.published]
     assert [(c.label, c.title, c.settings["k_shot"]) for c in own] == [
-        ("one", "1-shot, seed 7", 1), ("more/seeds", "1-shot, seeds 1 3", 1), ("more/seeds", "4-shot, seeds 1 3", 4)
-    ]  # fmt: skip
+        ("one", "winclip, 1-shot, seed 7", 1),
+        ("more/seeds", "winclip, 1-shot, seeds 1 3", 1),
+        ("more/seeds", "winclip, 4-shot, seeds 1 3", 4),
+    ]
     cells = rows_of(class_rows(columns, "ap_px"))["screw"]
     assert [(c.text, c.difference, c.best) for c in cells[:3]] == [
         ("50.0", "", False), ("62.0 ± 1.0", "+12.0", True), ("62.0 ± 1.0", "+12.0", True)
@@ -99,7 +101,7 @@ def test_terminal_and_page(one, seeds, tmp_path, capsys):
     page = tmp_path / "deep/compared.html"
     main([str(one), str(seeds), "--save_path", str(page), "--metrics", "ap_px", "auroc_sp"])
     out = capsys.readouterr().out
-    assert "1. one: 1-shot, seed 7" in out and "| ap_px    | 65.0 | **71.0 ± 0.5** (+6.0) |" in out
+    assert "1. one: winclip, 1-shot, seed 7" in out and "| ap_px    | 65.0 | **71.0 ± 0.5** (+6.0) |" in out
     assert "Published figures were not measured by this project" in out and "(published)" in out
     html = page.read_text(encoding="utf-8")
     assert "<small>+12.0</small>" in html and 'id="ap_px"' in html and 'id="f1_px"' not in html
@@ -164,7 +166,9 @@ def test_images_are_paired(tmp_path, capsys):
     out = capsys.readouterr().out
     columns = compare([tmp_path / f"runs/{name}" for name in "abc"])
     (title, rows), (_, same) = paired_tests(columns, ["aupimo"])
-    assert title == "aupimo image by image: b, 1-shot, seed 7 against a, 1-shot, seed 7" and title in out
+    assert (
+        title == "aupimo image by image: b, winclip, 1-shot, seed 7 against a, winclip, 1-shot, seed 7" and title in out
+    )
     assert [(r.name, r.images, r.differences) for r in rows] == [
         ("screw", 6, 6),
         ("wood", 6, 6),

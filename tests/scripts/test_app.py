@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import config.resolve as resolve_module
 import predict as predict_script
+from config import embedded
 from config.flags import app_parser
 from config.resolve import resolve_app
 from conftest import REFERENCE, ROOT
@@ -86,16 +86,20 @@ def resolve(*flags: str):
     return resolve_app(app_parser().parse_args(list(flags)))
 
 
-def test_without_flags_the_weights_that_ship(monkeypatch, tmp_path):
-    monkeypatch.setattr(resolve_module, "QUICKSTART", tmp_path / "clip.safetensors")
+def test_without_flags_the_model_that_ships(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded, "WEIGHTS", tmp_path / "clip.safetensors")
     (tmp_path / "clip.safetensors").write_bytes(b"")
     settings, _ = resolve()
-    assert (settings.method, settings.model, settings.host) == ("winclip", "clip", "127.0.0.1")
+    assert (settings.method, settings.model, settings.host) == ("anomaly_dino", "quickstart-clip", "127.0.0.1")
     assert settings.pretrained == str(tmp_path / "clip.safetensors") and settings.image_size is None
+    assert settings.checkpoint_path is None
+    alone = settings.without_references
+    assert (alone.method, alone.checkpoint_path) == ("april_gan", str(embedded.ADAPTERS))
     settings, sources = resolve("--method", "april_gan", "--checkpoint_path", "a.pth")
     assert (settings.model, settings.pretrained, sources["method"]) == ("ViT-L-14-336", "openai", "flag")
+    assert settings.without_references is None
     (tmp_path / "clip.safetensors").unlink()
-    assert resolve()[0].pretrained == "laion400m_e31"
+    assert resolve()[0].pretrained == "openai"
 
 
 def test_without_gradio_one_line_says_what_to_install():
@@ -194,7 +198,7 @@ def test_recolouring_needs_no_detector(page, service, uploads):
 
 def test_examples_are_made_where_they_are_missing(app, tmp_path):
     shown = app.examples(tmp_path / "demo")
-    assert len(shown) == len(app.EXAMPLES)
+    assert len(shown) == 2 * len(app.EXAMPLES)
     for _, image, references in shown:
         assert Path(image).is_file() and len(references) == 4 and all(Path(path).is_file() for path in references)
     (tmp_path / "file").write_text("")

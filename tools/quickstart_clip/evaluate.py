@@ -1,11 +1,11 @@
-"""Measure what the quickstart's CLIP finds in photographs that it was not trained on.
+"""Measure what the quickstart's model finds in photographs that it was not trained on.
 
-    python -m tools.quickstart_clip.evaluate [--weights FILE ...] [--demo_root data/demo] [--mtd_root data/mtd]
+    python -m tools.quickstart_clip.evaluate [--weights DIR ...] [--demo_root data/demo] [--mtd_root data/mtd]
 
-The sample data (data/demo.py): image AUROC without references or adapters; APRIL-GAN trained on one set and tested on
-the other, pixel AUROC and AUPRO without references, image AUROC with 4 shots (mean over seeds 1, 2 and 3). The magnetic
-tiles (data/mtd.py), where given: image AUROC and, without adapters, pixel AUROC, the tokens of the last block
-through the image tower's own last norm and projection against the texts. Several files: their mean in a last line.
+For each folder that tools.quickstart_clip.train wrote: without references, by its own adapters; APRIL-GAN trained on
+one set of the sample data and tested on the other, without references and with 4 (seeds 1, 2 and 3). Once, since the
+part of the network that it compares is the same in all of them: AnomalyDINO's memory bank with 1 and 4 references. All
+metrics, as test.py computes them, mean over classes and seeds; of several folders their means, too.
 """
 
 import argparse
@@ -13,73 +13,89 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
-from dataset import AnomalyDataset, read
-from metrics import evaluate
-from model import anomaly_map
-from model.april_gan import AprilGan
-from model.backbones.architectures import register_architecture
-from model.backbones.clip import Backbone
+from report.tables import TABLE as METRICS
 from utils.errors import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURE = ROOT / "exps/quickstart/quickstart-clip.json"
 SETS = ("demo_textures", "demo_objects")
+_SEEDS = ("1", "2", "3")
+Row = tuple[str, dict[str, float]]  # what was measured, and its metrics as fractions
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="+", default=[str(ARCHITECTURE.with_suffix(".safetensors"))], metavar="FILE")
+    parser.add_argument("--weights", nargs="+", default=[str(ARCHITECTURE.parent)], metavar="DIR")
     parser.add_argument("--demo_root", default=str(ROOT / "data/demo"), metavar="DIR")
     parser.add_argument("--mtd_root", metavar="DIR", help="left out where not given")
     parser.add_argument("--classes", action="store_true", help="every class, not the means alone")
     args = parser.parse_args(argv)
-    model = register_architecture(str(ARCHITECTURE))
-    found = []
-    for weights in args.weights:
-        rows = across_sets(model, weights, Path(args.demo_root))
-        if args.mtd_root:
-            rows |= without_adapters(model, weights, Path(args.mtd_root))
-        found.append({key: row for key, row in rows.items() if args.classes or "/" not in key})
-        show(weights, found[-1])
-    if len(found) > 1:
-        show("mean", {key: sum(row[key] for row in found) / len(found) for key in found[0]})
+    data = {name: Path(args.demo_root, name) for name in SETS}
+    if args.mtd_root:
+        data["mtd"] = Path(args.mtd_root)
+    print(f"| {'':60} | " + " | ".join(METRICS) + " |", flush=True)
+    measured: list[list[Row]] = []
+    for folder in args.weights:
+        measured.append([])
+        for title, row in rows_of(Path(folder), data, args.classes):
+            measured[-1].append((title, row))
+            show(f"{folder}: {title}", row)
+    for same in zip(*measured, strict=True) if len(measured) > 1 else ():
+        means = {key: sum(row[key] for _, row in same) / len(same) for key in METRICS}
+        show(f"mean: {same[0][0]}", means)
+    for title, row in bank_rows(Path(args.weights[0]), data, args.classes):
+        show(title, row)
 
 
 def show(title: str, row: dict[str, float]) -> None:
-    print(f"{title}: " + ", ".join(f"{key} {100 * value:.1f}" for key, value in row.items()), flush=True)
+    print(f"| {title:60} | " + " | ".join(f"{100 * row[key]:.1f}" for key in METRICS) + " |", flush=True)
 
 
-def across_sets(model: str, weights: str, root: Path) -> dict[str, float]:
-    """Measure -> fraction, for both directions between the two sets of the sample data, and for their classes."""
-    rows = {}
+def rows_of(weights: Path, data: dict[str, Path], classes: bool) -> Iterator[Row]:
+    """What depends on the trained part of the weights."""
+    adapters = ["--checkpoint_path", str(weights / "april_gan.pth")]
+    for name, root in data.items():
+        yield from tested(weights, name, root, [*adapters, "--mode", "zero_shot"], "own adapters", classes)
     with tempfile.TemporaryDirectory() as folder:
-        common = ["--model", model, "--config_path", str(ARCHITECTURE), "--pretrained", weights, "--num_workers", "0"]
         for trained_on, tested_on in (SETS, SETS[::-1]):
-            adapters, results = f"{folder}/trained_on_{trained_on}", f"{folder}/{tested_on}"
-            run("train.py", [*common, "--dataset", trained_on, "--train_data_path", str(root / trained_on),
-                                        "--save_path", adapters])  # fmt: skip
-            run("test.py", [*common, "--dataset", tested_on, "--data_path", str(root / tested_on),
-                                       "--checkpoint_path", adapters, "--save_path", results, "--no_images",
-                                       "--k_shot", "0", "4", "--seed", "1", "2", "3"])  # fmt: skip
-            measured = json.loads(Path(results, "metrics.json").read_text())
-            zero = measured["runs"][0]
-            parts = {"": (zero["mean"], measured["mean"]["4"]["auroc_sp"])}
-            for name, row in zero["classes"].items():
-                four = [run["classes"][name]["auroc_sp"] for run in measured["runs"][1:]]
-                parts["/" + name] = row, sum(four) / len(four)
-            for name, (row, four) in parts.items():
-                key = tested_on + name
-                rows |= {f"{key} image": row["auroc_sp"], f"{key} pixel": row["auroc_px"], f"{key} aupro": row["aupro"],
-                         f"{key} 4-shot image": four}  # fmt: skip
-    for measure in ("image", "pixel", "aupro", "4-shot image"):
-        rows[f"both {measure}"] = sum(rows[f"{name} {measure}"] for name in SETS) / 2
-    return rows
+            trained = f"{folder}/{trained_on}"
+            run("train.py", [*model(weights), "--dataset", trained_on, "--train_data_path", str(data[trained_on]),
+                             "--save_path", trained])  # fmt: skip
+            flags = ["--checkpoint_path", trained, "--k_shot", "0", "4", "--seed", *_SEEDS]
+            yield from tested(weights, tested_on, data[tested_on], flags, f"trained on {trained_on}", classes)
+
+
+def bank_rows(weights: Path, data: dict[str, Path], classes: bool) -> Iterator[Row]:
+    for name, root in data.items():
+        flags = ["--method", "anomaly_dino", "--k_shot", "1", "4", "--seed", *_SEEDS]
+        yield from tested(weights, name, root, flags, "bank", classes)
+
+
+def tested(weights: Path, name: str, root: Path, flags: Sequence[str], how: str, classes: bool) -> Iterator[Row]:
+    """A row per number of references: means over classes and seeds, or those of each class too."""
+    with tempfile.TemporaryDirectory() as folder:
+        run("test.py", [*model(weights), "--dataset", name, "--data_path", str(root), "--save_path", folder,
+                        "--no_images", *flags])  # fmt: skip
+        content = json.loads(Path(folder, "metrics.json").read_text())
+    runs: list[dict[str, Any]] = content.get("runs") or [content]  # of one setting, the file is the run
+    for shots in dict.fromkeys(one["settings"]["k_shot"] for one in runs):
+        same = [one for one in runs if one["settings"]["k_shot"] == shots]
+        title = f"{name}, {how}, {f'{shots}-shot' if shots else 'zero-shot'}"
+        for label in same[0]["classes"] if classes else ():
+            yield f"{title}, {label}", mean([one["classes"][label] for one in same])
+        yield title, mean([one["mean"] for one in same])
+
+
+def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: sum(row[key] for row in rows) / len(rows) for key in METRICS}
+
+
+def model(weights: Path) -> list[str]:
+    return ["--config_path", str(ARCHITECTURE), "--pretrained", str(weights / "quickstart-clip.safetensors")]
 
 
 def run(script: str, flags: Sequence[str]) -> None:
@@ -87,31 +103,6 @@ def run(script: str, flags: Sequence[str]) -> None:
     done = subprocess.run([sys.executable, ROOT / script, *flags], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{script} failed: {done.stderr[-2000:]}")
-
-
-@torch.no_grad()
-def without_adapters(model: str, weights: str, root: Path) -> dict[str, float]:
-    """Image and pixel AUROC of a dataset of one class; the map is the joint embedding of the last block's tokens."""
-    detector = AprilGan(Backbone(model, weights))
-    backbone, samples = detector.backbone, read(root)["test"]
-    text = detector.texts([samples[0].cls_name])  # (1, D, 2)
-    scores, heat, masks = [], [], []
-    for batch in DataLoader(AnomalyDataset(root, samples, backbone.image_size), 16):
-        tokens = backbone(batch["image"], {backbone.depth})
-        last = joint_patches(backbone, tokens.patches[backbone.depth])
-        logits = anomaly_map.state_logit(last, text.expand(len(last), -1, -1), 100.0)
-        grid = tokens.grids[backbone.depth]
-        heat += list(anomaly_map.upsample(logits, grid, backbone.image_size, align_corners=False).numpy())
-        masks += list(batch["mask"].numpy())
-        scores += anomaly_map.state_logit(tokens.pooled[:, None], text.expand(len(last), -1, -1), 100.0)[:, 0].tolist()
-    row = evaluate(heat, masks, [sample.anomaly for sample in samples], scores)
-    return {"tiles image": row["auroc_sp"], "tiles pixel": row["auroc_px"], "tiles aupro": row["aupro"]}
-
-
-def joint_patches(backbone: Backbone, patches: torch.Tensor) -> torch.Tensor:
-    """Patch tokens of the last block, (B, N, W), in the joint embedding, (B, N, D), as the class token gets there."""
-    visual = backbone.clip.visual
-    return visual.ln_post(patches) @ visual.proj
 
 
 if __name__ == "__main__":

@@ -1,130 +1,66 @@
-"""Generated pictures in batches: drawn once, cut, recoloured and strengthened anew each time."""
+"""Generated pairs of pictures, flawless and defective, as the training takes them: drawn, recoloured, strengthened."""
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from tools.quickstart_clip import scenes
 
-PICTURES = 2  # seed of the pictures
-PAIRS = 24, 8  # in a batch, of parts and of whole pictures
-LEAST = 12  # pixels of a defect that make a picture abnormal
+_STRENGTHENED = 0.3  # share of the pairs whose defect is made plain
 
 
-class Pictures(NamedTuple):
-    flawless: np.ndarray  # (n, S, S, 3) uint8
-    images: np.ndarray  # (n, S, S, 3) uint8, the same with a defect
-    masks: np.ndarray  # (n, S, S) bool
-    nouns: list[Sequence[str]]
-    kinds: list[str]
-    scenes: list[str]
+class Pair(NamedTuple):
+    images: np.ndarray  # (2, S, S, 3) uint8 RGB, without and with the defect
+    mask: np.ndarray  # (S, S) bool
+    nouns: Sequence[str]
+    kind: str  # of the defect
 
 
-def _draw(job: tuple[int, int, int]) -> scenes.Picture:
-    size, seed, index = job
-    return scenes.picture(size, np.random.default_rng((seed, index)))
+def pair(size: int, seed: int, index: int) -> Pair | None:
+    """Pair `index` of a seed; None where its defect is too faint to learn from."""
+    rng = np.random.default_rng((seed, index))
+    one = scenes.picture(size, rng)
+    if one.defect is None or not scenes.telling(one):
+        return None
+    both = _recoloured(np.stack([one.flawless, one.image]).astype(np.float32) / 255, rng)
+    if rng.random() < _STRENGTHENED:
+        both = _strengthened(both, one.mask, rng)
+    return Pair(np.rint(255 * both).astype(np.uint8), one.mask, one.nouns, one.defect)
 
 
-def draw(count: int, size: int, seed: int) -> Pictures:
-    """Of the first `count` pictures of a seed, drawn on all cores, those with a defect that shows: with puzzles among
-    them a network of this size learns more slowly."""
-    with multiprocessing.get_context("spawn").Pool(initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        drawn = pool.imap(_draw, ((size, seed, index) for index in range(count)), chunksize=64)
-        kept = [one for one in drawn if one.defect and one.scene != "circuit" and scenes.telling(one)]
-    flawless, images, masks, nouns, kinds, names = zip(*kept, strict=True)
-    return Pictures(np.stack(flawless), np.stack(images), np.stack(masks), list(nouns), list(kinds), list(names))
+def pairs(count: int, size: int, seed: int, processes: int) -> Iterator[Pair]:
+    """Those of the first `count` pairs of a seed that tell something, in order."""
+    jobs = ((size, seed, index) for index in range(count))
+    with get_context("spawn").Pool(processes, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from (one for one in pool.imap(_pair, jobs, chunksize=16) if one is not None)
 
 
-class Batch(NamedTuple):
-    """B pictures, the flawless ones before the same with their defects."""
-
-    images: Tensor  # (2 B, 3, s, s) in 0..1
-    masks: Tensor  # (2 B, s, s) float, 1 = defect
-    corners: Tensor  # (2 B, 2) row and column of the part's first patch in the full grid
-    nouns: list[Sequence[str]]  # B
-    kinds: list[str]  # B
+def _pair(job: tuple[int, int, int]) -> Pair | None:
+    return pair(*job)
 
 
-def batches(pictures: Pictures, side: int, patch: int, size: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """Endless random parts of side x side pixels, some reduced or enlarged, turned, mirrored, in new colours."""
-    count, full = len(pictures.images), pictures.images.shape[1]
-    while True:
-        for rows in rng.permutation(count)[: count // size * size].reshape(-1, size):
-            images, masks = zip(*(_part(pictures, row, side, rng) for row in rows), strict=True)
-            masks = torch.from_numpy(np.stack(masks)).float()
-            images = torch.from_numpy(np.stack(images)).permute(1, 0, 4, 2, 3).float() / 255  # (2, B, 3, s, s)
-            corners = torch.from_numpy(rng.integers(0, (full - side) // patch + 1, (size, 2)))
-            yield Batch(
-                _recoloured(images, rng).flatten(0, 1),
-                torch.cat([torch.zeros_like(masks), masks]),
-                corners.repeat(2, 1),
-                [pictures.nouns[row] for row in rows],
-                [pictures.kinds[row] for row in rows],
-            )
+def _strengthened(both: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The defect brought to a mean contrast of 0.15 to 0.5 where its own is less, or also tinted."""
+    flawless, image = both
+    change = (image - flawless)[mask]  # (n, 3)
+    contrast = np.abs(change).max(1).mean()
+    factor = np.clip(rng.uniform(0.15, 0.5) / max(contrast, 0.01), 1, 4)
+    away = rng.uniform(0.1, 0.6) * (rng.random() < 0.4) * (1 if image[mask].mean() < 0.5 else -1)
+    wild = rng.uniform(-1, 1, 3)
+    colour = wild / np.abs(wild).max() if rng.random() < 0.4 else np.ones(3)
+    image[mask] = np.clip(flawless[mask] + factor * change + away * colour, 0, 1)
+    return both
 
 
-def _part(pictures: Pictures, row: int, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The same part without and with the defect, (2, s, s, 3), and the mask, (s, s); some of the defect is in sight."""
-    both, mask = np.stack([pictures.flawless[row], pictures.images[row]]), pictures.masks[row]
-    full = len(mask)
-    reach = side
-    if side < full and pictures.scenes[row] == "object" and rng.random() < 0.6:  # an object shows as a whole
-        reach = int(rng.integers(0.7 * full, full + 1))
-    elif rng.random() < 0.4:
-        reach = int(rng.integers(int(0.7 * side), min(full, 2 * side) + 1))
-    spots = np.argwhere(mask)
-    spot = spots[rng.integers(len(spots))]
-    low, high = np.clip(spot - reach + 4, 0, full - reach), np.clip(spot - 4, 0, full - reach)
-    top, left = rng.integers(np.minimum(low, high), np.maximum(low, high) + 1)
-    both, mask = both[:, top : top + reach, left : left + reach], mask[top : top + reach, left : left + reach]
-    if reach != side:
-        how = cv2.INTER_AREA if reach > side else cv2.INTER_LINEAR
-        both = np.stack([cv2.resize(one, (side, side), interpolation=how) for one in both])
-        mask = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.4
-    turns = int(rng.integers(4))
+def _recoloured(both: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(2, S, S, 3) in 0..1: channels exchanged, grey, contrast, light, tint, gamma; both of a pair alike."""
     if rng.random() < 0.5:
-        both, mask = both[:, :, ::-1], mask[:, ::-1]
-    return np.rot90(both, turns, (1, 2)), np.rot90(mask, turns)
-
-
-def strengthened(batch: Batch, rate: float, rng: np.random.Generator) -> Batch:
-    """At that rate, defects brought to a mean contrast of 0.15 to 0.5 where theirs is less, or also tinted: a network
-    that has seen little does not find faint ones, and learns nothing from them."""
-    (flawless, images), masks = batch.images.chunk(2), batch.masks.chunk(2)[1][:, None]
-    count = len(images)
-
-    def draw(low: float, high: float, channels: int = 1) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (count, channels, 1, 1)).astype(np.float32)).to(images.device)
-
-    chosen = (draw(0, 1) < rate).float()
-    inside = masks.sum((1, 2, 3), keepdim=True).clamp_min(1)
-    change = (images - flawless) * masks
-    contrast = change.abs().amax(1, keepdim=True).sum((2, 3), keepdim=True) / inside
-    factor = (draw(0.15, 0.5) / contrast.clamp_min(0.01)).clamp(1, 4)
-    shade = (images * masks).mean(1, keepdim=True).sum((2, 3), keepdim=True) / inside
-    away = torch.where(shade < 0.5, 1.0, -1.0) * draw(0.1, 0.6) * (draw(0, 1) < 0.4)
-    wild = draw(-1, 1, 3)
-    colour = torch.where(draw(0, 1) < 0.4, wild / wild.abs().amax(1, keepdim=True), torch.ones_like(wild))
-    stronger = flawless + factor * change + away * colour * masks
-    images = images + chosen * (torch.where(masks > 0, stronger, images).clamp(0, 1) - images)
-    return batch._replace(images=torch.cat([flawless, images]))
-
-
-def _recoloured(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """(2, B, 3, s, s): both of a pair alike."""
-    count = images.shape[1]
-
-    def draw(low: float, high: float, channels: int = 1) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (count, channels, 1, 1)).astype(np.float32))
-
-    images = images[:, :, rng.permutation(3)] if rng.random() < 0.5 else images
-    grey = (draw(0, 1) < 0.2).float()
-    images = images + grey * (images.mean(2, keepdim=True) - images)
-    middle = images[0].mean((1, 2, 3), keepdim=True)
-    images = (middle + (images - middle) * draw(0.7, 1.3)) * draw(0.8, 1.2) * draw(0.93, 1.07, 3)
-    return images.clamp(1e-4, 1) ** draw(0.8, 1.25)
+        both = both[..., rng.permutation(3)]
+    if rng.random() < 0.2:
+        both = np.broadcast_to(both.mean(-1, keepdims=True), both.shape)
+    middle = both[0].mean()
+    both = (middle + (both - middle) * rng.uniform(0.7, 1.3)) * rng.uniform(0.8, 1.2) * rng.uniform(0.93, 1.07, 3)
+    return np.clip(both, 1e-4, 1).astype(np.float32) ** np.float32(rng.uniform(0.8, 1.25))

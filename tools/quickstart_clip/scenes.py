@@ -31,7 +31,7 @@ class Picture(NamedTuple):
 def picture(size: int, rng: Rng) -> Picture:
     """A scene without and with a defect, in the same light and with the same noise; no defect where none would show."""
     scene = list(_SCENES)[rng.choice(3, p=list(_SCENES.values()))](size, rng)
-    image, mask, kind = _with_defect(scene, rng)
+    image, mask, kind = with_defect(scene, rng)
     state = rng.bit_generator.state
     flawless = _photographed(scene.image, rng)
     rng.bit_generator.state = state
@@ -953,7 +953,7 @@ _UNORDERED = np.array([unordered for _, _, unordered in _DEFECTS.values()])
 _LIKE_A_THING = ("deposit", "displaced", "deformed", "missing", "foreign", "patched", "band")  # no defect in a crowd
 
 
-def _with_defect(scene: Scene, rng: Rng) -> tuple[np.ndarray, np.ndarray, str | None]:
+def with_defect(scene: Scene, rng: Rng) -> tuple[np.ndarray, np.ndarray, str | None]:
     """Image, mask and kind; the flawless scene where three tries gave nothing that can be seen."""
     weights = _ORDERED if scene.ordered else _UNORDERED
     if scene.kind == "crowd":

@@ -168,8 +168,6 @@ def test_quarter_layers_of_published_depths(vit, monkeypatch):
 def test_what_is_refused(vit, register, tmp_path):
     with pytest.raises(ValueError, match=r"unknown model 'ViT-L-14-33'.*ViT-L-14-336"):
         Backbone("ViT-L-14-33")
-    with pytest.raises(ValueError, match="comes from timm"):
-        Backbone("convnext_base")
     with pytest.raises(ValueError, match=r"--image_size 50: .* 8 pixels wide; take 48 or 56"):
         Backbone(vit, image_size=50).check_square()
     with pytest.raises(ValueError, match=r"features_list 1 4: layer 4 does not exist.* 1 to 3"):

@@ -162,7 +162,7 @@ def test_objects_are_never_loaded(small, tmp_path):
 
 def test_names_of_both_libraries():
     assert choose.is_timm("resnet18", text=False) and choose.is_timm("vit_small_patch14_dinov2.lvd142m", text=False)
-    assert choose.is_timm("convnext_base", text=False)  # open_clip's of that name gives no layers
+    assert choose.is_timm("convnext_base", text=False)  # for texts, open_clip's of that name
     assert not choose.is_timm("convnext_base", text=True)
     assert not choose.is_timm("ViT-B-32", text=False)
 

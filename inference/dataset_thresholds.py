@@ -1,0 +1,104 @@
+"""Thresholds of the classes of a dataset, from normal images alone, as predict.py makes them for one object."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from data.meta import Sample
+from data.references import FewShotSetting
+from dataset import UnlabeledImages
+from engine.class_scores import ClassScores
+from engine.evaluation import batches
+from engine.references import MemorySource
+from engine.test_run import ScoredData
+from inference.calibration import Calibration
+from inference.inputs import distinct
+from inference.predictor import Predictor, readable
+from inference.setup import log_too_few
+from report.judged import JudgedClass
+
+
+class DatasetThresholds:
+    """Scale and threshold of each class under each few-shot setting: from the validation images of the dataset where
+    it has them, else from the references, each compared with the others.
+
+    Args:
+        predictor: texts of the classes are encoded.
+        data: what is scored; root: of the dataset.
+        shots: the settings.
+        memories: of their references.
+        stored: whether these come from a file of --memory, so that the images of references are not at hand.
+        num_workers: processes that read.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        data: ScoredData,
+        root: str,
+        shots: Sequence[FewShotSetting],
+        memories: MemorySource,
+        *,
+        stored: bool,
+        num_workers: int,
+    ):
+        self._predictor, self._data, self._root, self._shots = predictor, data, Path(root), shots
+        self._memories, self._stored, self._num_workers = memories, stored, num_workers
+
+    def of_class(self, name: str) -> list[Calibration | str]:
+        """The calibration of a class under each setting, or why it has none."""
+        validation = [sample for sample in self._data.everything["validation"] if sample.cls_name == name]
+        if validation:
+            return list(self._on_validation(name, validation))
+        return [self._on_references(shot, name) for shot in self._shots]
+
+    def _on_validation(self, name: str, samples: Sequence[Sample]) -> list[Calibration]:
+        predictor, pixels = self._predictor, self._data.pixels
+        files = distinct((self._root / sample.img_path for sample in samples), pixels.bits)[0]
+        images = UnlabeledImages(
+            list(files.values()), predictor.detector.input_spec, bits=pixels.bits, upright=pixels.exif
+        )
+        found = []
+        for memory in self._memories(name):
+            loader = batches(images, predictor.batch_size, self._num_workers, predictor.accelerator, shared=False)
+            found.append(predictor.calibrate(readable(loader), name, memory, "validation of the dataset"))
+        return found
+
+    def _on_references(self, shot: FewShotSetting, name: str) -> Calibration | str:
+        lacks = "the dataset has no validation images of it"
+        if shot.k_shot == 0:
+            return f"{lacks}, and zero-shot has no references"
+        if self._stored:
+            return f"{lacks}, and --memory holds no images of its references"
+        files, pixels = [self._root / path for path in shot.references[name]], self._data.pixels
+        first = set(distinct(files, pixels.bits)[0].values())
+        rows = [row for row, file in enumerate(files) if file in first and file not in files[:row]]
+        if len(rows) < 2:
+            return f"{lacks}, and it has one reference; two give a threshold"
+        views = shot.views.get(name)
+        encoded = self._predictor.encode_references(
+            [files[row] for row in rows], name, "references, each compared with the others", bits=pixels.bits,
+            num_workers=self._num_workers, exif=pixels.exif, views=[views[row] for row in rows] if views else None,
+        )  # fmt: skip
+        assert encoded.calibration is not None  # of two references or more
+        return encoded.calibration
+
+    def judge(self, results: Sequence[ClassScores]) -> list[JudgedClass]:
+        """The verdicts of all classes and settings, in the order of the results; logs where a rate is not kept."""
+        known: dict[str, list[Calibration | str]] = {}
+        judged = []
+        for result in results:
+            if result.name not in known:
+                known[result.name] = self.of_class(result.name)
+            one = known[result.name][result.setting]
+            if isinstance(one, str):
+                judged.append(JudgedClass(result.setting, result.name, one))
+                continue
+            log_too_few(one, self._predictor.rule, f"{result.name}: ")
+            terms = {key: torch.tensor(values) for key, values in result.score_components.items()}
+            scores = self._predictor.detector.image_scores(terms, one.limits).tolist()
+            kept = {key: value for key, value in one.as_dict().items() if key != "made_with"}
+            labels = [self._data.samples[index].anomaly for index in result.indices]
+            judged.append(JudgedClass(result.setting, result.name, "", kept, one.promise(), scores, labels))
+        return judged
