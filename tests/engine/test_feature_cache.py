@@ -4,8 +4,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+import forks
 import predict as predict_script
 import test as test_script
 import train as train_script
@@ -165,8 +164,8 @@ def test_broken_and_foreign_files_are_replaced(run, encoded, tmp_path):
 def test_training_and_its_validation(tiny_a, mini_mvtec, mini_visa, encoded, tmp_path):
     def train(name: str, *flags) -> str:
         argv = [*tiny_a.flags, "--image_size", 96, "--num_workers", 0, "--dataset", "mvtec", "--train_data_path",
-                mini_mvtec, "--epoch", 2, "--aug_rate", 0, "--val_dataset", "visa", "--val_data_path", mini_visa,
-                "--save_path", tmp_path / name, *flags]  # fmt: skip
+                mini_mvtec, "--class", "brick", "--epoch", 2, "--aug_rate", 0, "--val_dataset", "visa",
+                "--val_data_path", mini_visa, "--save_path", tmp_path / name, *flags]  # fmt: skip
         train_script.main([str(flag) for flag in argv])
         return (tmp_path / name / "losses.csv").read_text()
 
@@ -320,15 +319,9 @@ print(cache._found, cache._encoded)
 
 def test_two_processes_at_once(tmp_path):
     """On images that they share, in a folder that is too small for all of them."""
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", HAMMER, tmp_path, seed],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for seed in "12"
-    ]  # fmt: skip
+    both = [forks.start("-c", HAMMER, tmp_path, seed) for seed in "12"]
     for process in both:
-        out, errors = process.communicate(timeout=120)
+        out, errors = process.communicate()
         assert process.returncode == 0, errors
         found, encoded = map(int, out.split())
         assert found > 50 and encoded > 50 and "not written" not in errors

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -15,6 +13,7 @@ from accelerate import Accelerator
 
 import engine.class_scores
 import engine.epoch
+import forks
 import test as test_script
 import train as train_script
 from conftest import REFERENCE, ROOT
@@ -33,8 +32,7 @@ def words(*argv) -> list[str]:
 
 def kill(script: str, count: int, *argv) -> None:
     """Run a script that dies by SIGKILL at the `count`th file that it gives its name."""
-    command = [sys.executable, "-c", KILLED, str(count), str(ROOT / script), *words(*argv)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    assert forks.run("-c", KILLED, count, ROOT / script, *argv).returncode == -signal.SIGKILL
 
 
 def interrupt(monkeypatch, place: str, call: int, number: int, main, *argv) -> tuple[int, str]:

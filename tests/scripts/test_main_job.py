@@ -3,17 +3,16 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import forks
 import test as test_script
 import train as train_script
-from conftest import REFERENCE, ROOT, assert_maps, load_case
+from conftest import REFERENCE, assert_maps, load_case
 from dataset import AnomalyDataset, read
 from engine import checkpoint
 from model import build
@@ -212,7 +211,7 @@ def test_training_in_file_order_equals_a_plain_loop(train_flags, start_weights, 
 
 
 def test_resumed_training_equals_one_that_was_not_stopped(train_flags, tmp_path):
-    flags = [*train_flags, "--aug_rate", 0.5]
+    flags = [*train_flags, "--class", "brick", "--aug_rate", 0.5]
     call(train_script.main, *flags, "--epoch", 3, "--save_path", tmp_path / "whole")
     call(train_script.main, *flags, "--epoch", 1, "--save_path", tmp_path / "parts")
     call(train_script.main, *flags, "--epoch", 3, "--save_path", tmp_path / "parts", "--resume")
@@ -235,7 +234,7 @@ def test_trained_adapters_find_more_than_untrained_ones(train_flags, tiny_a, min
 
 
 def test_published_checkpoint_keys(train_flags, tmp_path):
-    call(train_script.main, *train_flags, "--epoch", 1, "--save_path", tmp_path)
+    call(train_script.main, *train_flags, "--class", "brick", "--epoch", 1, "--save_path", tmp_path)
     content = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
     assert sorted(content) == ["meta", "trainable_linearlayer"]
     assert list(content["trainable_linearlayer"]) == [f"fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")]
@@ -244,7 +243,8 @@ def test_published_checkpoint_keys(train_flags, tmp_path):
 def test_bf16_is_close_to_fp32(visa_flags, zero_shot, tmp_path):
     """In a process of its own: a process has one precision."""
     flags = [*visa_flags, "--precision", "bf16", "--save_path", tmp_path, "--no_images", "--save_maps"]
-    subprocess.run([sys.executable, ROOT / "test.py", *map(str, flags)], check=True, capture_output=True)
+    done = forks.run("test.py", *flags)
+    assert done.returncode == 0, done.stderr
     differences = [
         np.abs(np.load(tmp_path / path.relative_to(zero_shot)) - np.load(path))
         for path in zero_shot.glob("maps/**/*.npy")
@@ -254,8 +254,9 @@ def test_bf16_is_close_to_fp32(visa_flags, zero_shot, tmp_path):
 
 def test_a_folder_means_its_last_training(train_flags, tmp_path):
     """Not the highest epoch, which may be of an earlier, longer one."""
-    call(train_script.main, *train_flags, "--epoch", 2, "--save_path", tmp_path)
-    call(train_script.main, *train_flags, "--epoch", 1, "--save_path", tmp_path, "--seed", 5)
+    flags = [*train_flags, "--class", "brick", "--save_path", tmp_path]
+    call(train_script.main, *flags, "--epoch", 2)
+    call(train_script.main, *flags, "--epoch", 1, "--seed", 5)
     assert checkpoint.load(tmp_path).path.name == "epoch_1.pth" and checkpoint.load(tmp_path).meta["seed"] == 5
 
 

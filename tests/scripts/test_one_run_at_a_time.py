@@ -1,17 +1,17 @@
 """A folder of results belongs to one run at a time; training needs something to learn from."""
 
+import functools
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import forks
 import predict as predict_script
 import test as test_script
 import train as train_script
-from conftest import REFERENCE, ROOT
+from conftest import REFERENCE
 from data.meta import Sample, write
 from model import METHODS
 from utils.errors import run_script
@@ -127,9 +127,7 @@ def test_masks_that_vanish_are_counted(flags, painted, tmp_path):
 
 
 def test_what_a_method_can_do_is_told_to_shell_scripts():
-    def run(*names):
-        return subprocess.run([sys.executable, "-m", "model", *names], cwd=ROOT, capture_output=True, text=True)
-
+    run = functools.partial(forks.run, "-m", "model")
     assert run("sdp").stdout.split() == ["trains=", "zero_shot=yes", "few_shot=", "batched="]
     assert run("april_gan").stdout.split() == ["trains=yes", "zero_shot=yes", "few_shot=yes", "batched="]
     wrong = run("sdq")

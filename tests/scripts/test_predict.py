@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import forks
 import predict as predict_script
 import test as test_script
 from conftest import REFERENCE, ROOT
@@ -441,6 +442,6 @@ def test_from_the_shell(tiny_a, tmp_path):
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     (tmp_path / "missing.png").write_text("x")
-    done = subprocess.run([*done.args], capture_output=True, text=True)
+    done = forks.run("predict.py", *done.args[2:])
     assert done.returncode == 3, done.stderr
     assert len(rows_of(tmp_path / "out/scores.csv")) == 6
