@@ -1,7 +1,8 @@
 """Draw the README's picture from the overlays of a quickstart.
 
-    python illustration/overlays.py results/quickstart/demo_textures/few_shot/imgs/k4_seed1 \\
-        wood/test/hole/000.png brick/test/hole/001.png
+    python illustration/overlays.py results/quickstart \\
+        demo_textures/bank_shot/imgs/k4_seed3/brick/test/hole/001.png \\
+        demo_objects/bank_shot/imgs/k4_seed3/coffee_cup/Data/Images/Anomaly/006.png
 
 Writes illustration/overlay.png: the given overlays, one below the other.
 """

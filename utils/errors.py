@@ -37,6 +37,7 @@ def run_script(main: Callable[[], int | None], advice: str = "") -> None:
     """
     safe_streams()
     LOG.handlers[:] = [MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)]  # until `log_to` knows where lines go
+    LOG.propagate = False  # libraries put a handler of their own on the root logger
     LOG.setLevel(logging.INFO)
     before, threading.excepthook = handle_signals(raise_stopped), _end_of_thread
     try:

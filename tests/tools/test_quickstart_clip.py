@@ -30,8 +30,8 @@ from tools.quickstart_clip import train as train_quickstart_clip
 from tools.quickstart_clip.captions import KINDS, NORMAL, Captions
 
 CLASSES = {"demo_textures": "wood", "demo_objects": "coffee_cup"}  # one of each set
-LEAST_IMAGE = {"demo_textures": 0.0, "demo_objects": 0.0}  # without references
-LEAST_PIXEL = {"demo_textures": 0.0, "demo_objects": 0.0}
+LEAST_IMAGE = {"demo_textures": 0.68, "demo_objects": 0.96}  # without references
+LEAST_PIXEL = {"demo_textures": 0.98, "demo_objects": 0.93}
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +151,8 @@ def test_a_pair_differs_where_its_mask_says():
     made = [one for one in (pictures.pair(64, 1, index) for index in range(12)) if one is not None]
     assert 4 <= len(made) < 12  # some are too faint
     for one in made:
-        changed = (one.images[0] != one.images[1]).any(-1)
-        assert one.images.shape == (2, 64, 64, 3) and one.mask.any() and not (changed & ~one.mask).any()
+        change = np.abs(one.images[0].astype(int) - one.images[1]).max(-1)  # a little around it, by focus and JPEG
+        assert one.images.shape == (2, 64, 64, 3) and change[one.mask].mean() > 5 * change[~one.mask].mean()
     again = pictures.pair(64, 1, 0), pictures.pair(64, 1, 1)
     assert all(a is b or np.array_equal(a.images, b.images) for a, b in zip(again, made_at(0, 1), strict=True))
 

@@ -123,7 +123,7 @@ def train(detector: AprilGan, drawn: Drawn, looked_at: Drawn, steps: int, seed: 
     for step in range(steps):
         # Full-scale logits of an untrained network are far off, and the first steps would only shrink them.
         scale = SCALE * min(1, 0.2 + 1.6 * step / steps)
-        rows = generator.choice(seen, _PAIRS, replace=False)
+        rows = generator.choice(seen, min(_PAIRS, len(seen)), replace=False)
         loss, parts, _ = total_loss(backbone, detector.adapters, batch_of(drawn, rows, captions, generator), scale)
         optimizer.zero_grad()
         loss.backward()
