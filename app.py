@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parent
 DEMO = ROOT / "data/demo"
 EXAMPLES = (  # name, folder, normal images in it, and two to inspect: one with a defect, one without
     ("brick wall", "demo_textures/brick", "train/good", ("test/hole/002.png", "test/good/000.png")),
-    ("wood", "demo_textures/wood", "train/good", ("test/hole/001.png", "test/good/001.png")),
+    ("wood", "demo_textures/wood", "train/good", ("test/hole/001.png", "test/good/002.png")),
     ("gravel", "demo_textures/gravel", "train/good", ("test/oil/001.png", "test/good/002.png")),
     ("coffee cup", "demo_objects/coffee_cup/Data/Images", "Normal", ("Anomaly/002.JPG", "Normal/0012.JPG")),
     ("coins", "demo_objects/coins/Data/Images", "Normal", ("Anomaly/003.JPG", "Normal/0012.JPG")),
