@@ -52,12 +52,12 @@ sheets=${few_shot:+few} sheets=${sheets:-zero}
 cross() { # train on $1, test on $2; what the scripts print is in the log.txt of each folder
     if [ "$trains" ]; then
         echo "training $METHOD on $1 (follow it: tail -f $SAVE/trained_on_$1/log.txt)"
-        DATASET=$1 DATA=$DATA/$1 SAVE=$SAVE/trained_on_$1 sh "$here/train.sh" --feature_cache "$SAVE/features" >/dev/null
+        DATASET=$1 DATA=$DATA/$1 SAVE=$SAVE/trained_on_$1 sh "$here/train.sh" ${small:+--feature_cache "$SAVE/features"} >/dev/null
     fi
     for mode in $modes; do
         echo "testing on $2, $mode-shot"
         DATASET=$2 DATA=$DATA/$2 CHECKPOINT=${trains:+$SAVE/trained_on_$1} SAVE=$SAVE/$2/${mode}_shot \
-            sh "$here/test_${mode}_shot.sh" --feature_cache "$SAVE/features" >/dev/null
+            sh "$here/test_${mode}_shot.sh" ${small:+--feature_cache "$SAVE/features"} >/dev/null
     done
 }
 cross "$first" "$second"

@@ -146,7 +146,7 @@ def train(detector: AprilGan, drawn: Drawn, looked_at: Drawn, steps: int, seed: 
 
 
 def save(detector: AprilGan, folder: Path) -> None:
-    """The CLIP in fp16 and its adapters."""
+    """The CLIP in fp16, as `Backbone(..., pretrained=path)` takes it."""
     clip = detector.backbone.clip
     with torch.no_grad():
         clip.logit_scale.fill_(math.log(SCALE))
