@@ -20,6 +20,7 @@ from data.meta import PixelSettings, Sample, shown_kind
 from data.regions import read_mask
 from report.heatmap import crop, on_scale, resize_longest_side
 from report.overlays import PANEL_SIDE, draw_panels, overlay, save_picture
+from utils.files import load_array
 
 MIN_PICTURES = 48  # of a run that are worth the start of processes that draw, a few tenths of a second of a core each
 THUMBNAIL_SIDE = 176  # the longer side of a thumbnail's panel, in pixels
@@ -75,7 +76,7 @@ def draw(job: PictureJob) -> list[bytes | None]:
 
 def _draw_map(one: Drawn, image: Image.Image, mask: NDArray[np.uint8] | None, sample: Sample) -> bytes | None:
     low, high = one.ends
-    small: NDArray[np.float32] = shrink_map(np.load(one.map_file), PANEL_SIDE)
+    small: NDArray[np.float32] = shrink_map(load_array(one.map_file), PANEL_SIDE)
     heat = (small - np.float32(low)) / np.float32(high - low)
     if one.overlay:
         captions = _captions(sample, one.score, mask is not None)

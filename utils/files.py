@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ try:
 except ImportError:  # Windows; see `lock_folder`
     fcntl = None  # type: ignore[assignment]
 
+_ARRAY_HEADERS = threading.RLock()
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_FULL_ADVICE = "; free some space, or write to another place"
 LOCK = ".lock"  # in a folder of results while a run writes there
@@ -150,6 +152,19 @@ def save_array(path: Path, array: "np.ndarray") -> None:
         np.save(path, array)
     except OSError as error:
         raise NotWrittenError(path, error) from None
+
+
+def load_array(path: Path) -> "np.ndarray":
+    """np.load of a .npy file, for threads too.
+
+    NumPy parses the file's header with `ast`, whose recursion counter the threads of Python 3.11 share: two at once end
+    in "SystemError: AST constructor recursion depth mismatch".
+    """
+    import numpy as np  # here: see `save_array`
+
+    with _ARRAY_HEADERS:
+        array: np.ndarray = np.load(path)
+    return array
 
 
 def is_temporary(path: Path) -> bool:

@@ -1,13 +1,16 @@
 """Files that appear whole or not at all, files that are none, and two runs in one folder at once."""
 
+import gc
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
+import numpy as np
 import pytest
 
 from conftest import ROOT
@@ -18,8 +21,10 @@ from utils.files import (
     clear_leftovers,
     clear_results,
     file_digest,
+    load_array,
     lock_folder,
     read_json,
+    save_array,
     write_json,
 )
 
@@ -54,6 +59,38 @@ def test_atomic_write_leaves_the_old_file_when_writing_fails(tmp_path):
     with atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+class Garbage:
+    """Collected while a header is parsed; what it then runs lets another thread go on."""
+
+    def __init__(self):
+        self.me = self
+
+    def __del__(self):
+        for _ in range(50):
+            pass
+
+
+def test_threads_read_arrays_at_once(tmp_path):
+    save_array(tmp_path / "a.npy", np.eye(3))
+
+    def read(depth: int) -> float:
+        if depth:
+            return read(depth - 1)  # threads that stand at different depths
+        garbage = [Garbage() for _ in range(5)]
+        del garbage
+        return float(load_array(tmp_path / "a.npy").sum())
+
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert set(threads.map(read, [0, 3, 6, 9] * 200)) == {3.0}
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
 
 
 def test_json_refuses_nan(tmp_path):
