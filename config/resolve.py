@@ -21,6 +21,7 @@ from config.settings import (
     TrainSettings,
 )
 from config.thresholds import FLAGS, decide_class_thresholds, decide_threshold
+from config.tiles import decide_tiles, refuse_tiles
 from model import METHODS, capabilities
 from model.options import Option, Preset, for_dataset
 from utils.devices import CPU_BATCH, default_precision
@@ -112,6 +113,7 @@ def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
     values.default("save_path", f"./results/{method}/{args.dataset}/{mode}")
     values.default("metric_size", "input")
     decide_class_thresholds(values, args, mode)
+    decide_tiles(values, args, mode)
     return values.settings(TestSettings)
 
 
@@ -155,6 +157,7 @@ def resolve_predict(args: argparse.Namespace) -> tuple[PredictSettings, Sources]
 
 
 def resolve_export(args: argparse.Namespace) -> tuple[ObjectSettings, Sources]:
+    refuse_tiles(args)
     values = _object_values(args)
     can = capabilities(values["method"])
     if not (can.zero_shot or can.few_shot):
@@ -181,7 +184,12 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
             f"--onnx {args.onnx}: made by unknown method '{made_with['method']}'; known: {', '.join(METHODS)}"
         )
     compared = ("method", "class_name", "image_size", "bits", "model", "pretrained", "prompts", *option_names())
-    fixed = {**{key: made_with[key] for key in compared if key in made_with}, "device": "cpu", "precision": "fp32"}
+    fixed = {
+        **{key: made_with[key] for key in compared if key in made_with},
+        "device": "cpu",
+        "precision": "fp32",
+        "tiles": 1,
+    }
     if fixed.get("bits") is None:  # its normal images, if there were any, had 8 bits or all 16
         fixed["bits"] = args.bits
     given = {key: value for key, value in vars(args).items() if value is not None and key not in _WITH_ONNX}
@@ -247,6 +255,7 @@ def _own_image_values(args: argparse.Namespace) -> "_Values":
     """Of one's own images, which belong to no dataset."""
     values = _Values(args, "test", _OWN_IMAGES)
     decide_threshold(values, args)
+    decide_tiles(values, args, getattr(args, "mode", None))
     values.default("batch_size", values.preset.batch_size, values.preset_label)
     return values
 
