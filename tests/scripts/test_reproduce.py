@@ -17,6 +17,7 @@ import pytest
 import engine.class_scores
 import reproduce
 from conftest import REFERENCE
+from model import METHODS, capabilities
 from utils.errors import run_script
 from utils.signals import Stopped, handle_signals, raise_stopped, restore_signals
 
@@ -185,3 +186,28 @@ def test_mistakes_are_named_before_anything_runs(fails, tmp_path, monkeypatch):
         assert end.value.code == 2 and errors.getvalue().startswith("error: ") and errors.getvalue().count("\n") == 1
         assert str(wrong[-1]) in errors.getvalue()
     assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_holds_what_was_published(tmp_path):
+    """Every method in each of its modes, trained on the other dataset, as the published runs were started."""
+    args = reproduce.reproduce_parser().parse_args([])
+    plan = list(reproduce.plan_of(args, ["mvtec", "visa"], tmp_path, tmp_path / "out", []))
+    tests = {(run.method, run.dataset, run.mode): run for run in plan if run.mode}
+    assert tests.keys() == {(method, dataset, mode) for method in METHODS for dataset in ("mvtec", "visa")
+                            for mode in reproduce.MODES if getattr(capabilities(method), mode)}  # fmt: skip
+    for (method, dataset, _), run in tests.items():
+        trained = tmp_path / f"out/{method}/trained_on_{'visa' if dataset == 'mvtec' else 'mvtec'}"
+        assert run.needs == (trained if capabilities(method).trains else None)
+        before = [other.folder for other in plan[: plan.index(run)]]
+        assert run.needs is None or (run.needs in before and run.settings.checkpoint_path == str(trained))
+        assert (run.settings.model, run.settings.no_images) == (METHODS[method].PRESET.model, True)
+    drawn = {run.method: (run.settings.k_shot, run.settings.seed, run.settings.reference_draw)
+             for run in plan if run.mode == "few_shot"}  # fmt: skip
+    assert drawn == {
+        "april_gan": ([1, 2, 4], [42], "seeded"),
+        "winclip": ([1, 2, 4], [1, 2, 3, 4, 5], "seeded"),
+        "anomaly_dino": ([1, 2, 4], [0, 1, 2], "published"),
+        "subspace_ad": ([1, 2, 4], [42], "published"),
+    }
+    settings = tests["anomaly_dino", "mvtec", "batched"].settings
+    assert (settings.image_size, settings.options["preprocess"]) == (672, "masking_only")
