@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from data.tiles import MOST_OVERLAP, MOST_TILES
+from config.tiles import add_tiles
 from metrics.names import MEASURES, VALIDATION_METRICS
 from metrics.thresholds import RULES
 from model import METHODS
@@ -104,7 +104,7 @@ def test_parser() -> argparse.ArgumentParser:
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
     add("--reference_draw", choices=("seeded", "published"), help="published: as the method's own program draws them")
     _add_measures(parser)
-    _add_tiles(parser)
+    add_tiles(parser)
     _add_threshold(parser, "none, and no verdicts")
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
@@ -173,7 +173,7 @@ def app_parser() -> argparse.ArgumentParser:
     add("--allow_host", nargs="+", metavar="NAME", help="host names of the page beside localhost, addresses and --host")
     add("--checkpoint_path", help="trained parts, ours or published")
     _add_bits(parser)
-    _add_tiles(parser)
+    add_tiles(parser)
     _add_threshold(parser)
     _add_options(parser, "test")
     _add_detector(parser, "anomaly_dino with normal images, april_gan without, on the model that ships")
@@ -204,7 +204,7 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     add("--calibrate", metavar="FOLDER", action=_Once, help=text)
     add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
     _add_bits(parser)
-    _add_tiles(parser)
+    add_tiles(parser)
     _add_threshold(parser)
     _add_options(parser, "test")
 
@@ -227,14 +227,6 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
 def _add_bits(parser: argparse.ArgumentParser) -> None:
     text = "that images of 16 bits really use: 10, 12 or 14 of many cameras (default 16)"
     parser.add_argument("--bits", type=bits, metavar="N", help=text)
-
-
-def _add_tiles(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    text = "cut each picture into N x N tiles, each scored as an image of its own (default 1: whole pictures)"
-    add("--tiles", type=tiles, metavar="N", help=text)
-    text = "what a tile shares with the next one, as a part of its side, from 0 to 0.5 (default 0.25)"
-    add("--tile_overlap", type=overlap, metavar="PART", help=text)
 
 
 def _add_threshold(parser: argparse.ArgumentParser, default: str = "conformal, of scores alone") -> None:
@@ -316,18 +308,6 @@ def batch_size(text: str) -> int | str:
 
 def workers(text: str) -> int | str:
     return text if text == "auto" else natural(text)
-
-
-def tiles(text: str) -> int:
-    if not 1 <= int(text) <= MOST_TILES:
-        raise argparse.ArgumentTypeError(f"{text}: must be from 1 to {MOST_TILES}")
-    return int(text)
-
-
-def overlap(text: str) -> float:
-    if not 0 <= float(text) <= MOST_OVERLAP:
-        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to {MOST_OVERLAP}")
-    return float(text)
 
 
 def bits(text: str) -> int:

@@ -44,6 +44,7 @@ _APP = {
 _CACHE_SIZE = 50.0  # GB
 _NO_NAME = "object"  # stands for the class name of a method without texts, where none is given
 _OWN_IMAGES = "own images"  # stands for the dataset where there is none
+_EXPORTED = {"device": "cpu", "precision": "fp32", "tiles": 1}  # of every exported detector
 # Flags of predict.py that --onnx can be combined with; they say nothing of the detector.
 _WITH_ONNX = ("inputs", "onnx", "save_path", "save_maps", "no_images", "batch_size", "num_workers")
 
@@ -52,8 +53,7 @@ def resolve_train(args: argparse.Namespace) -> tuple[TrainSettings, Sources]:
     if not capabilities(args.method or _COMMON["method"]).trains:
         raise ValueError(f"--method {args.method} has nothing to train; test.py runs it as it is")
     values = _Values(args, "train", args.dataset)
-    preset = values.preset
-    training = preset.training
+    preset, training = values.preset, values.preset.training
     for name in ("batch_size", "learning_rate", "betas", "epoch", "aug_rate", "mosaic_of", "augment", "no_shuffle",
                  "print_freq", "save_freq", "seed"):  # fmt: skip
         values.default(name, for_dataset(getattr(training, name), args.dataset), values.preset_label)
@@ -184,12 +184,7 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
             f"--onnx {args.onnx}: made by unknown method '{made_with['method']}'; known: {', '.join(METHODS)}"
         )
     compared = ("method", "class_name", "image_size", "bits", "model", "pretrained", "prompts", *option_names())
-    fixed = {
-        **{key: made_with[key] for key in compared if key in made_with},
-        "device": "cpu",
-        "precision": "fp32",
-        "tiles": 1,
-    }
+    fixed = {**{key: made_with[key] for key in compared if key in made_with}, **_EXPORTED}
     if fixed.get("bits") is None:  # its normal images, if there were any, had 8 bits or all 16
         fixed["bits"] = args.bits
     given = {key: value for key, value in vars(args).items() if value is not None and key not in _WITH_ONNX}

@@ -1,9 +1,10 @@
-"""The flags of tiles: what no flag gives, and what tiles cannot be combined with."""
+"""The flags of tiles, what stands where none is given, and what tiles cannot be combined with."""
 
 import argparse
 from typing import Any, Protocol
 
 from config.thresholds import Values
+from data.tiles import MOST_OVERLAP, MOST_TILES
 from model import capabilities
 from model.class_rules import PREPROCESSING
 
@@ -14,6 +15,14 @@ class ValuesWithSources(Values, Protocol):
     """Settings in the making, and where each comes from, see `config.resolve`."""
 
     sources: dict[str, str]
+
+
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    text = "cut each picture into N x N tiles, each scored as an image of its own (default 1: whole pictures)"
+    parser.add_argument("--tiles", type=_side, metavar="N", help=text)
+    text = f"what a tile shares with the next one, as a part of its side, up to {MOST_OVERLAP} (default {_OVERLAP})"
+    parser.add_argument("--tile_overlap", type=_overlap, metavar="PART", help=text)
 
 
 def decide_tiles(values: ValuesWithSources, args: argparse.Namespace, mode: str | None) -> None:
@@ -58,6 +67,18 @@ def refuse_tiles(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--tiles {args.tiles}: an exported detector takes whole pictures; drop --tiles, or score with predict.py"
         )
+
+
+def _side(text: str) -> int:
+    if not 1 <= int(text) <= MOST_TILES:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 1 to {MOST_TILES}")
+    return int(text)
+
+
+def _overlap(text: str) -> float:
+    if not 0 <= float(text) <= MOST_OVERLAP:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to {MOST_OVERLAP}")
+    return float(text)
 
 
 def _refuse_masks(flag: str, masks: str) -> None:
