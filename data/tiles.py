@@ -101,7 +101,8 @@ class TiledInput:
         return torch.from_numpy((np.asarray(mask) > 127).astype(np.uint8))
 
 
-def inputs_per_picture(dataset: Any) -> int:
-    """How many inputs each picture of a dataset becomes: 1, or its tiles."""
-    spec = getattr(dataset, "input_spec", None)
+def inputs_per_picture(taker: Any) -> int:
+    """How many inputs each picture becomes: 1, or its tiles. taker: a dataset or a detector; one without an
+    `input_spec` takes whole pictures."""
+    spec = getattr(taker, "input_spec", None)
     return spec.tiling.count if isinstance(spec, TiledInput) else 1

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from data.references import FewShotSetting
-from data.tiles import WHOLE_PICTURES, Tiling
+from data.tiles import WHOLE_PICTURES, Tiling, inputs_per_picture
 from engine import checkpoint
 from engine.encoding import Timer, encode
 from engine.feature_cache import FeatureCache
@@ -227,7 +227,7 @@ def check_room(
         shots: few-shot settings whose references are encoded.
         classes_kept: classes whose references stay in main memory until the end; 0 where none do.
     """
-    batch = min(built.batch_size, images)
+    batch = min(built.batch_size, images * inputs_per_picture(built.detector))
     built.detector.backbone.check_room(batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size")
     references = sum(shot.k_shot for shot in shots)
     if references:

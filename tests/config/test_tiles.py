@@ -7,6 +7,7 @@ from config.flags import test_parser as parser_of_test
 from config.resolve import resolve_export, resolve_onnx, resolve_predict
 from config.resolve import resolve_test as resolve
 from data.tiles import Tiling
+from engine.resume import NEUTRAL_SETTINGS
 
 
 def settings_of(words: str):
@@ -17,6 +18,7 @@ def test_one_tile_is_none():
     plain, _ = settings_of("--method winclip")
     assert settings_of("--method winclip --tiles 1")[0] == plain and plain.tiling == Tiling() and plain.tiles == 1
     assert settings_of("--method winclip --tiles 3")[0].tiling == Tiling(3, 0.25)
+    assert not {"tiles", "tile_overlap"} & set(NEUTRAL_SETTINGS)  # so --resume takes no class of another tiling
 
 
 def test_nothing_is_masked_in_tiles():
