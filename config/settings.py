@@ -123,6 +123,8 @@ class TestSettings(ThresholdSettings, DataSettings, DetectorSettings):
     measures: Sequence[str] | None
     fpr_limits: Sequence[float] | None
     metric_size: str
+    unlabelled: bool
+    submission: str | None
     save_maps: bool
     no_images: bool
 
