@@ -135,7 +135,7 @@ def write(
 
 def fixed_by(settings: TestSettings, data: ScoredData, unlabelled: UnlabelledParts) -> list[Sample]:
     """The images that results depend on, beside references."""
-    return [*data.samples, *(data.everything["validation"] if settings.threshold else ()), *unlabelled.images]
+    return [*data.samples, *(data.everything["validation"] if settings.threshold else ()), *unlabelled.samples]
 
 
 def make_thresholds(

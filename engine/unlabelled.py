@@ -36,6 +36,10 @@ class UnlabelledSet(NamedTuple):
     name: str  # of the class
     images: list[UnlabelledImage]
 
+    def samples(self) -> list[Sample]:
+        """The same as a dataset takes them, with a label that nobody reads."""
+        return [Sample(image.img_path, "", self.name, image.specie_name, 0) for image in self.images]
+
 
 @dataclass(frozen=True)
 class UnlabelledScores:
@@ -144,7 +148,7 @@ def score_unlabelled(
             yield known[number]
             continue
         banks = {name: bank for name, bank in banks.items() if name == one.name}
-        samples = [Sample(image.img_path, "", one.name, image.specie_name, 0) for image in one.images]
+        samples = one.samples()
         images = AnomalyDataset(root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif)
         own: list[tuple[int, int, dict[str, float]]] = []  # setting, index, components
         for _, batch in each_round(batches(images, built.batch_size, num_workers, accelerator)):

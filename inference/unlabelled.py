@@ -10,7 +10,7 @@ from torch import Tensor
 from config.settings import TestSettings
 from data import mvtec2_server
 from data.box import WHOLE
-from data.meta import UnlabelledImage, read_unlabelled, source_of
+from data.meta import Sample, UnlabelledImage, read_unlabelled, source_of
 from data.references import FewShotSetting
 from engine.build import Built
 from engine.ground_truth import Size, resized
@@ -56,9 +56,9 @@ class UnlabelledParts:
             self._check_submission()
 
     @property
-    def images(self) -> list[UnlabelledImage]:
+    def samples(self) -> list[Sample]:
         """What is scored."""
-        return [image for one in self.sets for image in one.images]
+        return [sample for one in self.sets for sample in one.samples()]
 
     @property
     def results(self) -> list[Path]:

@@ -86,7 +86,10 @@ def pixels_seen(one: JudgedClass) -> str:
 
 
 def _rate(share: float | None) -> str:
-    return "not known" if share is None else f"{100 * share:.2g}%"
+    """Two digits, of large shares the percent."""
+    if share is None:
+        return "not known"
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
 class ThresholdRow(NamedTuple):
