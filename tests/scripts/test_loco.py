@@ -13,7 +13,7 @@ from data import mvtec_loco, script
 HEIGHT, WIDTH = 20, 26
 KINDS = [("too many", 255, 0.5, True), ("dent", 254, 9, False)]  # half of the region is enough; nine pixels are
 KEYS = ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation")
-LIMITS = (0.05, 0.3, 1)
+LIMITS = (0.3, 0.6, 1)
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,11 @@ def root(tmp_path_factory):
     for place, count in places.items():
         (root / "box" / place).mkdir(parents=True)
         for number in range(count):
-            pixels = rng.integers(60, 160, (HEIGHT, WIDTH, 3), np.uint8)
+            pixels = rng.integers(100, 256, (HEIGHT, WIDTH, 3), np.uint8)
             for region in range(number + 1 if "anomalies" in place else 0):
                 mask = np.zeros((HEIGHT, WIDTH), np.uint8)
                 mask[4 + 3 * region : 12 + 3 * region, 3 + 4 * region : 13 + 4 * region] = 255 - (number + region) % 2
-                pixels[mask > 0] = rng.integers(150, 256, (int((mask > 0).sum()), 3))
+                pixels[mask > 0] = rng.integers(0, 100, (int((mask > 0).sum()), 3))
                 truth = root / "box" / place.replace("test", "ground_truth") / f"{number:03}"
                 truth.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(mask).save(truth / f"{region:03}.png")
