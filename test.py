@@ -4,9 +4,9 @@
         --k_shot 1 2 4 --seed 1 2 3 --save_path ./results/visa
 
 Writes log.txt, table.md, report.html, config.json, metrics.json, metrics.csv, predictions.csv, k_shot.json, imgs/ and,
-with --save_maps, maps/ into --save_path; with --threshold also thresholds.json, and a verdict per image. Until all
-classes are scored, finished/ keeps what is known of those that are; after an interruption the same command with
---resume goes on there.
+with --save_maps, maps/ into --save_path; with --threshold also thresholds.json, and a verdict per image; with
+--unlabelled the scores of images without labels, unlabelled.csv. Until all classes are scored, finished/ keeps what is
+known of those that are; after an interruption the same command with --resume goes on there.
 """
 
 import utils.packages  # noqa: F401 - first of all
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
                 write_config(save_path, decided, sources, {**built.description, "identity": finished.identity})
             encode_texts(built.detector, data.classes)
             if thresholds:
-                unlabelled.check_thresholds(thresholds.fix())
+                unlabelled.begin(thresholds.fix(), accelerator)
             memories = KeptReferences(source)
             results = score_classes(
                 built, data, root, shots, memories if settings.save_memory else source, accelerator, files, folder,
@@ -115,9 +115,10 @@ def main(argv: list[str] | None = None) -> None:
                 if settings.save_memory:
                     save_memories(settings.save_memory, memories, data.classes, shots, built.description)
             unlabelled.score(source, accelerator, finished.identity, thresholds)
-            if accelerator.is_main_process:
-                finished.remove()
         shutdown(accelerator)
+        if known is not None and accelerator.is_main_process:
+            unlabelled.pack()  # when no other process waits any more
+            finished.remove()
 
 
 def write(

@@ -1,7 +1,7 @@
 """The parts of a dataset without labels, in a test: what `--unlabelled` and `--submission` score and write."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from inference.calibration import Calibration
 from inference.dataset_thresholds import DatasetThresholds
 from report.submission import Submission, problems
 from report.unlabelled import FILE, UnlabelledRow, write_unlabelled
-from utils.files import read_json
+from utils.files import read_json, result_folder
 from utils.logs import LOG
 
 _NAMED = 5  # problems that the log names one by one
@@ -49,9 +49,15 @@ class UnlabelledParts:
         root, meta_path = settings.data_path, settings.meta_path
         parts = read_unlabelled(root, meta_path, follow_links=settings.follow_links)
         self.sets = sets_of(parts, data.classes)
-        flag = "--submission" if self._submission else "--unlabelled"
+        flag, source = "--submission" if self._submission else "--unlabelled", source_of(root, meta_path)
         if not self.sets:
-            raise ValueError(f"{flag}: {source_of(root, meta_path)} names no images without labels; drop the flag")
+            raise ValueError(f"{flag}: {source} names no images without labels; drop the flag")
+        unknown = {image.cls_name for part in parts.values() for image in part} - set(data.classes)
+        if unknown and settings.classes is None:
+            raise ValueError(
+                f"{flag}: {source}: class {min(unknown)} has images without labels and none in test; name the classes "
+                "that are to be scored to --class"
+            )
         if self._submission:
             self._check_submission()
 
@@ -80,6 +86,10 @@ class UnlabelledParts:
             for part in mvtec2_server.PARTS:
                 if (part, name) not in there:
                     raise ValueError(f"{where}: no image in {part} of class {name}; unpack the dataset whole")
+        for one in self.sets:
+            if len({PurePosixPath(image.img_path).stem for image in one.images}) < len(one.images):
+                raise ValueError(f"{where}: two images in {one.part} of class {one.name} have one name; rename one")
+        result_folder(str(folder))
         own = self._save_path.resolve()
         if folder.resolve() in (own, *own.parents):
             raise ValueError(
@@ -97,12 +107,17 @@ class UnlabelledParts:
         except (KeyError, OSError, TypeError, ValueError):
             return None
 
-    def check_thresholds(self, thresholds: DatasetThresholds) -> None:
-        """Raises ValueError where a class of the submission has no threshold of pixels."""
-        for name in self._data.classes if self._submission else ():
+    def begin(self, thresholds: DatasetThresholds, accelerator: Accelerator) -> None:
+        """Remove an earlier submission of these results, but for images that `--resume` goes on from. Raises ValueError
+        where a class has no threshold of pixels."""
+        if self._submission is None:
+            return
+        for name in self._data.classes:
             known = thresholds.known(0, name)
             if isinstance(known, str):
                 raise ValueError(f"--submission {self._settings.submission}: class {name} has no threshold: {known}")
+        if accelerator.is_main_process:
+            self._submission.clear(keep=self._settings.resume)
 
     def score(
         self,
@@ -111,7 +126,8 @@ class UnlabelledParts:
         identity: str,
         thresholds: DatasetThresholds | None,
     ) -> None:
-        """Score all images, and write unlabelled.csv and the submission. Of several processes each must call it.
+        """Score all images, and write unlabelled.csv and the images of the submission. Of several processes each must
+        call it.
 
         Args:
             memories: of the references.
@@ -121,16 +137,13 @@ class UnlabelledParts:
         if not self.sets:
             return
         settings, submission = self._settings, self._submission
-        if submission and accelerator.is_main_process:
-            submission.clear(keep=settings.resume)
-        accelerator.wait_for_everyone()
         files = {n: [file for image in one.images for file in submission.files(one.part, one.name, image.img_path)]
                  for n, one in enumerate(self.sets)} if submission else {}  # fmt: skip
 
         def keep_map(one: UnlabelledSet, image: UnlabelledImage, map_: Tensor, picture: Size) -> None:
             assert submission is not None and thresholds is not None
             known = thresholds.known(0, one.name)
-            assert isinstance(known, Calibration) and known.pixel_threshold is not None  # see `check_thresholds`
+            assert isinstance(known, Calibration) and known.pixel_threshold is not None  # see `begin`
             low, high = known.heat
             pixels = resized(map_, picture).cpu().numpy()
             submission.add(one.part, one.name, image.img_path, pixels, known.pixel_threshold, high - low)
@@ -145,9 +158,12 @@ class UnlabelledParts:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_unlabelled(self._save_path / FILE, self._rows(scored, thresholds))
-            if submission:
-                submission.pack()
-                _log(submission)
+
+    def pack(self) -> None:
+        """Write the archive of the submission, if there is one: minutes for a whole dataset, in one process."""
+        if self._submission:
+            self._submission.pack()
+            _log(self._submission)
 
     def _rows(self, scored: Sequence[Scored], thresholds: DatasetThresholds | None) -> list[UnlabelledRow]:
         """Setting by setting, by shots and seed."""

@@ -33,8 +33,8 @@ from utils.files import atomic_write, clear_leftovers
 MAPS, MASKS = "anomaly_images", "anomaly_images_thresholded"
 SUFFIXES = {MAPS: ".tiff", MASKS: ".png"}
 _LARGEST = float(np.finfo(np.float16).max)
-_LEAST = float(np.finfo(np.float16).smallest_subnormal)
-_LEVEL = 3  # of gzip; 6 takes four times as long, and a few percent less
+_LEAST = np.float32(np.finfo(np.float16).smallest_subnormal)
+_LEVEL = 1  # of gzip: measured, 6 takes twice as long and 5% less space
 
 
 def to_half(one: NDArray[np.float32], threshold: float, spread: float) -> NDArray[np.float16]:
@@ -49,14 +49,16 @@ def to_half(one: NDArray[np.float32], threshold: float, spread: float) -> NDArra
     Raises:
         ValueError: a value beyond the range of float16.
     """
-    scaled = (one.astype(np.float64) - threshold) / spread
-    farthest = float(np.abs(scaled).max(initial=0))
+    distance = one - np.float32(threshold)
+    scaled = distance / np.float32(spread)
+    farthest = max(float(scaled.max()), -float(scaled.min()))
     if not farthest <= _LARGEST:
         raise ValueError(
             f"a pixel lies {farthest:.3g} times the spread of normal maps from the threshold, and float16 ends at "
             f"{_LARGEST:g}; are the normal images copies of each other?"
         )
-    return np.where(scaled > 0, np.maximum(scaled, _LEAST), scaled).astype(np.float16)
+    np.maximum(scaled, _LEAST, out=scaled, where=distance > 0)
+    return scaled.astype(np.float16)
 
 
 class Submission:

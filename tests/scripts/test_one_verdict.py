@@ -55,7 +55,9 @@ def flags(tiny_a, tmp_path_factory):
     state, known = torch.load(tiny_a.pretrained), json.loads(Path(tiny_a.config_path).read_text())
     for tower in ("vision_cfg", "text_cfg"):
         known[tower]["layers"] = 2
-    torch.save({key: value for key, value in state.items() if not re.search(r"resblocks\.[2-9]", key)}, folder / "two.pt")
+    torch.save(
+        {key: value for key, value in state.items() if not re.search(r"resblocks\.[2-9]", key)}, folder / "two.pt"
+    )
     (folder / "two.json").write_text(json.dumps(known))
     two = Weights("two", str(folder / "two.json"), str(folder / "two.pt"))
     torch.manual_seed(0)
