@@ -35,9 +35,10 @@ if [ -z "${MODEL:-}" ]; then
     clip=$here/exps/quickstart/quickstart-clip
     CONFIG=$clip.json MODEL=quickstart-clip PRETRAINED=$clip.safetensors
     small=yes
+    EPOCH=${EPOCH:-5} # its adapters gain nothing after that (measured), and the published 15 take a minute longer
 fi
-CONFIG=${CONFIG:-} PRETRAINED=${PRETRAINED:-}
-export METHOD MODEL PRETRAINED CONFIG K_SHOT SEED PYTHON
+CONFIG=${CONFIG:-} PRETRAINED=${PRETRAINED:-} EPOCH=${EPOCH:-}
+export METHOD MODEL PRETRAINED CONFIG EPOCH K_SHOT SEED PYTHON
 
 if [ "${small:-}" = yes ]; then
     echo "The model in exps/quickstart is a small one: it has seen ImageNet, but defects in generated pictures alone."

@@ -5,7 +5,11 @@ APRIL-GAN, which needs to know what the images show; many images whose kind is n
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+
+from config.thresholds import FLAGS
+from model import METHODS
 
 _FOLDER = Path(__file__).parent.parent / "exps/quickstart"
 ARCHITECTURE = _FOLDER / "quickstart-clip.json"
@@ -31,6 +35,19 @@ def filled(args: argparse.Namespace, method: str) -> tuple[argparse.Namespace, d
     return argparse.Namespace(**{**vars(args), **chosen}), dict.fromkeys(chosen, "the model that ships")
 
 
+def for_page(args: argparse.Namespace) -> tuple[argparse.Namespace, argparse.Namespace, dict[str, str]]:
+    """As `filled`, of app.py: with normal images, without, and the sources of the first. An option goes to the method
+    that has it, and layers to the bank, since adapters belong to theirs."""
+    bank, texts = ({option.name for option in METHODS[method].OPTIONS} for method in (BANK, TEXTS))
+    compared, shipped = filled(_without(args, {*(texts - bank), "prompts"}), BANK)
+    alone, _ = filled(_without(args, {*(bank - texts), "features_list"}), TEXTS)
+    return compared, alone, shipped
+
+
+def _without(args: argparse.Namespace, flags: Iterable[str]) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(args), **dict.fromkeys(flags)})
+
+
 def for_object(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, str]]:
     """As `filled`, of predict.py and export.py; unchanged where something else is asked for."""
     if not is_asked(args):
@@ -38,5 +55,8 @@ def for_object(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, 
     if args.references is not None:
         return filled(args, BANK)
     sets = "mode" in vars(args)  # of predict.py
-    together = sets and (args.mode == "batched" or (args.mode is None and args.class_name is None))
+    # Images that are scored together have no scale and no threshold: who asks for one means images one by one.
+    scaled = any(getattr(args, key) is not None for key in ("calibrate", "calibration", *FLAGS))
+    alone = args.class_name is not None or scaled
+    together = sets and (args.mode == "batched" or (args.mode is None and not alone))
     return filled(args, SET if together else TEXTS)

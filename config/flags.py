@@ -21,6 +21,7 @@ DATASETS = (
     "mvtec", "visa", "mvtec2", "mvtec_loco", "real_iad", "mpdd", "btad", "mtd", "dagm", "ksdd2", "headct", "brainmri",
     "isic", "clinicdb", "bmad", "folder", "demo_textures", "demo_objects",
 )  # fmt: skip
+PUBLISHED_DATASETS = DATASETS[: DATASETS.index("folder")]  # those that others have made
 
 
 class _Once(argparse.Action):
@@ -110,6 +111,22 @@ def test_parser() -> argparse.ArgumentParser:
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
     add("--resume", action="store_true", help="go on with an interrupted run: its finished classes stay")
+    return parser
+
+
+def reproduce_parser() -> argparse.ArgumentParser:
+    """Flags of reproduce.py; what it does not know it passes on to train.py and test.py."""
+    text = "Test every method on every dataset that is there, and compare the results with the published figures."
+    parser = _Parser(description=text, allow_abbrev=False)
+    add = parser.add_argument
+    add("--data_path", default="./data", help="folder that holds the datasets, each under its name (default ./data)")
+    add("--save_path", default="./results/reproduce", help="folder of all runs; beside it the table and the page")
+    add("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help=f"default: all of {', '.join(METHODS)}")
+    text = f"default: {', '.join(PUBLISHED_DATASETS)}"
+    add("--datasets", nargs="+", choices=DATASETS, metavar="DATASET", help=text)
+    add("--k_shot", type=positive, nargs="+", default=[1, 2, 4], help="numbers of references (default 1 2 4)")
+    add("--seed", type=natural, nargs="+", help="of the references' draw (default: the published ones of each method)")
+    add("--published", metavar="FILE", help="figures to compare with (default report/published.json)")
     return parser
 
 

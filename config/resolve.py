@@ -216,9 +216,9 @@ def resolve_app(args: argparse.Namespace) -> tuple[AppSettings, Sources]:
     """Where no flag names a method or a model: the model that ships, with normal images and without."""
     if not embedded.is_asked(args):
         return _app_values(args).settings(AppSettings)
-    alone, _ = _app_values(embedded.filled(args, embedded.TEXTS)[0]).settings(AppSettings)
-    args, shipped = embedded.filled(args, embedded.BANK)
-    values = _app_values(args)
+    compared, texts, shipped = embedded.for_page(args)
+    alone, _ = _app_values(texts).settings(AppSettings)
+    values = _app_values(compared)
     values.sources |= shipped
     settings, sources = values.settings(AppSettings)
     return replace(settings, without_references=alone), sources

@@ -28,6 +28,7 @@ from data.script import run
 
 SPLIT_NAMES = {"train": "train", "valid": "validation", "val": "validation", "test": "test"}
 DEFECT = "ungood"
+_SUFFIX = re.compile(r"[_-]AD$")
 MASKS = {"label", "anomaly_mask", "test_label", "val_label", "valid_label"}
 
 
@@ -38,8 +39,13 @@ def build(root: Path) -> DatasetFiles:
     if not sets:
         raise UnknownLayout(f"{root}: no set; expected <set>/train/good/*.png, <set>/test/{{good,Ungood}}/img/*.png")
     samples: Samples = {part: [] for part in PARTS}
+    if _SUFFIX.search(root.name):
+        raise ValueError(f"{root}: is one set; name the folder that holds the sets, {root.parent}")
+    names: dict[str, Path] = {}
     for folder, place in sets.items():
-        name = re.sub(r"[_-]AD$", "", folder.name)
+        name = _SUFFIX.sub("", folder.name)
+        if names.setdefault(name, folder) != folder:
+            raise ValueError(f"{root}: {names[name].name} and {folder.name} are the same set; remove one of them")
         for split in folders(place):
             part = SPLIT_NAMES.get(split.name.lower())
             if part:
@@ -69,12 +75,25 @@ def _samples(root: Path, split: Path, name: str, with_defects: bool) -> list[Sam
             normal.append(path)
     found = [Sample(relative(path, root), "", name, "good", 0) for path in normal]
     if with_defects:
+        if not masks and defects and (elsewhere := _any_mask(split.parent)):
+            raise ValueError(
+                f"{split}: no masks, though there are some of this set ({elsewhere}); unpack the set again"
+            )
         pairs = match_masks(defects, masks) if masks else dict.fromkeys(defects)
         for path, mask in pairs.items():
             found.append(Sample(relative(path, root), relative(mask, root) if mask else "", name, "", 1))
         if not found:
             raise ValueError(f"{split}: no images; expected good/ and Ungood/ with some, unpack the set again")
     return found
+
+
+def _any_mask(place: Path) -> Path | None:
+    """A mask of a defect in any part of a set."""
+    for path in images_below(place):
+        words = {word.lower() for word in path.relative_to(place).parts[:-1]}
+        if DEFECT in words and words & MASKS:
+            return path
+    return None
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Scoring sets: the unlabelled images of a class are scored together, by methods that look at them all."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -128,6 +129,15 @@ class SetPasses:
         return in_file(every, folder)
 
 
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """The errors of a file that has no name."""
+    try:
+        yield
+    except OSError as error:
+        raise NotWrittenError(folder / "a temporary file", error) from None
+
+
 def in_file(bundles: Iterable[Any], folder: Path) -> list[Any]:
     """The bundles, with their tensors in a file from which they are read as they are used. The file has no name, so
     that nothing is left of it however the process ends.
@@ -138,19 +148,19 @@ def in_file(bundles: Iterable[Any], folder: Path) -> list[Any]:
     starts: list[int] = []
 
     def write(tensor: Tensor) -> Tensor:
-        starts.append(file.seek(-file.tell() % _ALIGNED, os.SEEK_CUR))
-        file.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        content = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        with _named(folder):
+            starts.append(file.seek(-file.tell() % _ALIGNED, os.SEEK_CUR))
+            file.write(content)
         return tensor.to("meta")
 
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            shapes = [each_tensor(bundle, write) for bundle in bundles]
+    with contextlib.ExitStack() as stack:
+        with _named(folder):
+            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+        shapes = [each_tensor(bundle, write) for bundle in bundles]
+        with _named(folder):
             file.flush()
             content = torch.from_numpy(np.memmap(file, np.uint8, "c"))
-    except OSError as error:
-        if error.filename:  # of another file
-            raise
-        raise NotWrittenError(folder / "a temporary file", error) from None
     place = iter(starts)
 
     def read(tensor: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def as_text(rooms: list[Room]) -> str:
 
 # Row and column of each room, 0 at the top left; an arrow leads to a lower row.
 PLACES = {
-    "train, test": (0, 0), "predict, export, app": (0, 2),
+    "train, test, reproduce": (0, 0), "predict, export, app": (0, 2),
     "inference": (1, 2),
     "report": (2, 0), "engine": (2, 1), "config": (2, 2),
     "metrics": (3, 0), "dataset": (3, 1), "model": (3, 2),

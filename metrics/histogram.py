@@ -4,6 +4,8 @@ All of it is PyTorch, on the device of the maps. On the CPU numpy sorts and sear
 memory and with the same result, since it is faster there.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -78,6 +80,11 @@ class KeyTable:
     def to(self, device: torch.device | str) -> None:
         """Move the table."""
         self.keys, self.mass = self.keys.to(device), self.mass.to(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, whose device may be another."""
+        self.to("cpu")
+        return self.__dict__
 
     def add(self, keys: Tensor, mass: Tensor | None = None) -> None:
         """Add keys (M,) in ascending order, repeats allowed, with their mass (C, M); None: each is one pixel."""

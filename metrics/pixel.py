@@ -216,9 +216,8 @@ class Counts:
         self.table.add(theirs.keys.to(own.keys.device), theirs.mass.to(own.keys.device))
 
     def __getstate__(self) -> dict[str, Any]:
-        """For other processes, whose device may be another."""
+        """For other processes."""
         self.counted()
-        self.table.to("cpu")
         self._buffer = None  # made anew where counting goes on
         return self.__dict__
 

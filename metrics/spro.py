@@ -108,6 +108,7 @@ class SproCounts:
                 normal.add(table.keys, table.mass)
         if regions is None or not len(normal.keys):
             return None
+        regions.to(normal.keys.device)  # another process has seen all of them, perhaps
         curve = sweep(normal, regions)
         return curve if len(curve.values) > 1 else None
 

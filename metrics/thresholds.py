@@ -5,9 +5,9 @@ With n normal values and a further one of the same kind:
 
     conformal   the ceil((n + 1)(1 - fpr))-th of the sorted values. Split conformal prediction: whatever the
                 distribution, the further value lies above it with a probability of at most fpr, or 1 / (n + 1) where n
-                is too small for that. Of pixels: the lowest value above which at most ((n + 1) fpr - 1) / n of the
-                pixels of n images lie, so that of a further image an expected share of at most fpr does (conformal
-                risk control; Angelopoulos et al., 2022).
+                is too small for that. Of pixels: the lowest value above which at most ((n + 1) fpr - 1) / n of an
+                image's pixels lie, on average over n images, so that of a further image an expected share of at most
+                fpr does (conformal risk control; Angelopoulos et al., 2022).
     mean_std    mean + 3 standard deviations, the threshold of the MVTec AD 2 benchmark (Heckler-Kram et al., 2025). Its
                 rate is that of Student's t, and holds as far as the values are normally distributed.
     quantile    the (1 - fpr) quantile times a factor. Its rate is that of the order statistic below the quantile, or
@@ -93,7 +93,7 @@ def mean_std(count: int, mean: float, std: float) -> Threshold:
 def quantile(scores: Sequence[float], fpr: float, factor: float) -> Threshold:
     """The (1 - fpr) quantile, linear between scores, times a factor."""
     count, value = len(scores), float(np.quantile(scores, 1 - fpr))
-    below = max(1, math.floor((1 - fpr) * (count - 1) - _ROUNDING) + 1)  # rank of the score that it does not fall below
+    below = max(1, math.floor((1 - fpr) * (count - 1) + _ROUNDING) + 1)  # rank of the score that it does not fall below
     return _scaled(value, factor, (count + 1 - below) / (count + 1))
 
 
@@ -107,13 +107,16 @@ class NormalPixels:
 
     def __init__(self) -> None:
         self._table = KeyTable(1, NORMAL_CAPACITY)
-        self._images = self._count = 0
+        self._images = self._count = self._size = 0  # size: pixels of the first map
         self._mean = self._squares = 0.0  # squares: sum of squared distances to the mean
 
     def add(self, one: Any) -> None:
         """Count a map, (H, W), taken as float32."""
         values = np.asarray(one, np.float32).ravel()
-        self._table.add(sort_in_place(to_keys(torch.from_numpy(values))))
+        self._size = self._size or len(values)
+        # Images count alike, however many pixels they have. In pixels of the first one, as the table's precision wants.
+        mass = None if len(values) == self._size else torch.full((1, len(values)), self._size / len(values)).double()
+        self._table.add(sort_in_place(to_keys(torch.from_numpy(values))), mass)
         exact = values.astype(np.float64)
         count, mean = len(exact), float(exact.mean())
         total, step = self._count + count, mean - self._mean
@@ -132,9 +135,10 @@ class NormalPixels:
         return Threshold(value, max(rule.fpr, 1 / (images + 1)))
 
     def _highest_but(self, share: float) -> float:
-        """The lowest value of a map above which at most this share of all pixels lies."""
+        """The lowest value of a map above which at most this share of an image's pixels lies, on average over all."""
         above = self._table.mass[0].cumsum(0) - self._table.mass[0]  # (K,) pixels above each value, the highest first
-        place = int(search(above, above.new_tensor([share * self._count + _ROUNDING]), right=True)) - 1
+        most = share * self._images * self._size + _ROUNDING
+        place = int(search(above, above.new_tensor([most]), right=True)) - 1
         return float(to_values(self._table.keys[place : place + 1]))
 
 

@@ -85,6 +85,7 @@ def build(
     if method not in METHODS:
         raise ValueError(f"unknown method '{method}'; known: {', '.join(METHODS)}")
     check_options(method, options)
+    _check_prompts(method, prompts)
     cls = METHODS[method]
     backbone = build_backbone(
         model, pretrained, config_path=config_path, image_size=image_size, quick_gelu=quick_gelu,
@@ -97,6 +98,7 @@ def build(
 def build_on(backbone: ImageTower, method: str, *, prompts: Prompts | None = None, **options: Any) -> ScoringDetector:
     """As `build`, on a backbone that exists already."""
     given = check_options(method, options)
+    _check_prompts(method, prompts)
     if prompts is not None:
         given["prompts"] = prompts
     constructor = cast(Callable[..., ScoringDetector], METHODS[method])  # which know their own arguments
@@ -104,6 +106,11 @@ def build_on(backbone: ImageTower, method: str, *, prompts: Prompts | None = Non
     if isinstance(detector.input_spec, SquareInput):
         backbone.check_square(detector.input_spec.side)
     return detector
+
+
+def _check_prompts(method: str, prompts: Prompts | None) -> None:
+    if prompts is not None and not METHODS[method].needs_text:
+        raise ValueError(f"--prompts: {method} compares images with images, not with texts; drop it")
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,8 +191,8 @@ def published(columns: Sequence[Column]) -> list[Column]:
             figure["source"],
             f"{figure['method']}, {figure['k_shot']}-shot" if figure["k_shot"] else f"{figure['method']}, zero-shot",
             {},
-            {name: (_of_percent(row), None) for name, row in figure["classes"].items()},
-            (_of_percent(figure["mean"]), None),
+            {name: (of_percent(row), None) for name, row in figure["classes"].items()},
+            (of_percent(figure["mean"]), None),
             published=True,
         )
         for figure in figures
@@ -204,7 +204,8 @@ def _identity(settings: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(settings.get(key) for key in ("method", "dataset", "k_shot"))
 
 
-def _of_percent(row: Mapping[str, float]) -> dict[str, float | None]:
+def of_percent(row: Mapping[str, float]) -> dict[str, float | None]:
+    """A published row of percents as fractions under our names: its aupro is our aupro_200."""
     row = {"aupro_200" if key == "aupro" else key: value / 100 for key, value in row.items()}
     return {key: row.get(key) for key in METRICS}
 
@@ -253,7 +254,7 @@ def _entries(
         entries.append(
             Entry(
                 tables.cell(key, mean.get(key), None if std is None else std.get(key)),
-                "" if number == 0 or own is None or first is None else _signed(100 * (own - first)),
+                "" if number == 0 or own is None or first is None else signed(100 * (own - first)),
                 own is not None and len(figures) > 1 and round(100 * own, 1) == best(figures),
                 mean.get(key),
             )
@@ -261,7 +262,8 @@ def _entries(
     return entries
 
 
-def _signed(difference: float) -> str:
+def signed(difference: float) -> str:
+    """A difference in points with its sign, as tables show it."""
     text = f"{difference:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data.images import load_image
 from data.meta import PixelSettings, Sample
-from report.overlays import overlay
+from report.overlays import PANEL_SIDE, encode_png, overlay
 from utils.files import NotWrittenError
 
 FOLDER = "tensorboard"
@@ -51,7 +51,8 @@ class TensorBoardLogger:
     def __init__(self, folder: Path, root: Path, pixels: PixelSettings, done: int):
         from torch.utils.tensorboard import SummaryWriter  # seconds to import, and training alone needs it
 
-        self._writer, self._root, self._step = SummaryWriter(folder / FOLDER, purge_step=done + 1), root, done
+        self._writer: Any = SummaryWriter(folder / FOLDER, purge_step=done + 1)  # its file_writer has no type
+        self._root, self._step = root, done
         self._pixels = pixels
 
     def close(self) -> None:
@@ -77,13 +78,22 @@ class TensorBoardLogger:
 
     def maps(self, maps: Sequence[WatchedMap]) -> None:
         """Original | anomaly map | ground truth of some images after the last step; each map has its own scale."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # with the writer, see above
+
         for one in maps:
             heat = (one.map - one.map.min()) / max(np.ptp(one.map), 1e-6)
             path = self._root / one.sample.img_path
-            image = load_image(path, upright=self._pixels.exif, bits=self._pixels.bits)
+            image = load_image(path, upright=self._pixels.exif, bits=self._pixels.bits, shown=PANEL_SIDE)
             picture = overlay(image, heat, one.mask, (one.sample.img_path, "anomaly map", "ground truth"))
+            height, width, channels = picture.shape
+            # add_image would encode it again at PIL's default level, which takes as long as the rest of the picture.
+            encoded = Summary.Image(
+                height=height, width=width, colorspace=channels, encoded_image_string=encode_png(picture)
+            )
             with self._named():
-                self._writer.add_image(one.sample.img_path, picture, self._step, dataformats="HWC")
+                self._writer.file_writer.add_summary(
+                    Summary(value=[Summary.Value(tag=one.sample.img_path, image=encoded)]), self._step
+                )
 
     def _scalars(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():

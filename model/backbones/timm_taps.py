@@ -160,7 +160,8 @@ class StageTaps(nn.Module):
 
     def __init__(self, model: Any, draft: Any, fixed: tuple[int, int] | None, joint: nn.Module | None = None):
         super().__init__()
-        self.model, self.joint = model, joint
+        # The layout that convolutions are fastest in: 0.7 times the time on a CPU, for an EfficientNet.
+        self.model, self.joint = model.to(memory_format=torch.channels_last), joint
         self._draft = (draft,)  # hidden from nn.Module: it must neither move nor be saved
         self.fixed = fixed
         strides = [int(one["reduction"]) for one in model.feature_info]
@@ -183,7 +184,7 @@ class StageTaps(nn.Module):
         self.run = torch.compile(self._run)
 
     def _run(self, images: Tensor, indices: list[int], whole: bool) -> tuple[Tensor | None, list[Tensor]]:
-        return _maps(self.model, images, indices, whole)
+        return _maps(self.model, images.contiguous(memory_format=torch.channels_last), indices, whole)
 
     def shape(self, layer: int, size: tuple[int, int]) -> tuple[int, int, int]:
         """(W, g_h, g_w) of a layer for images of (H, W) pixels. Raises ValueError where it does not take these."""

@@ -375,6 +375,14 @@ def test_bmad_in_its_shapes(medical, accepted):
             "Brain/test/odd/5.png: lies neither in good/ nor in Ungood/",
         ),
         (lambda root: touch(root, "Liver/test/readme"), "Liver/test: no images"),
+        (
+            lambda root: (root / "Brain/test/Ungood/label").rename(root / "Brain/valid/Ungood/label"),
+            "Brain/test: no masks, though there are some of this set",
+        ),
+        (
+            lambda root: touch(root, "Chest_AD/train/good/0.png", "Chest_AD/test/good/2.png"),
+            "Chest and Chest_AD are the same set",
+        ),
     ],
 )
 def test_bmad_names_what_is_wrong(medical, spoil, named, refused):

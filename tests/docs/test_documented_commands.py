@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import config.flags
 import engine.build
 import predict as predict_script
 import test as test_script
@@ -138,10 +139,17 @@ def test_shell_settings_come_from_the_environment_and_flags_pass_through():
     settings = settings_of(*printed("train.sh", EPOCH="2", AUG_RATE="0.1", CONFIG="a/own.json", PRETRAINED="own.pt"))
     assert (settings.epoch, settings.aug_rate, settings.model, settings.pretrained) == (2, 0.1, "own", "own.pt")
     assert settings.image_size is None
+    script, flags = printed(
+        "reproduce.sh", "--device", "cpu", DATA="/a b/c", METHODS="winclip musc", SAVE="o p", SEED="1 2"
+    )
+    args, passed_on = config.flags.reproduce_parser().parse_known_args(flags)
+    assert (script, passed_on, args.datasets, args.published) == ("reproduce.py", ["--device", "cpu"], None, None)
+    assert (args.data_path, args.save_path, args.methods) == ("/a b/c", "o p", ["winclip", "musc"])
+    assert (args.k_shot, args.seed) == ([1, 2, 4], [1, 2])
 
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "run_tests.sh", "train.sh", "test_zero_shot.sh",
-                                    "test_few_shot.sh", "utils/venv.sh"])  # fmt: skip
+                                    "test_few_shot.sh", "reproduce.sh", "utils/venv.sh"])  # fmt: skip
 def test_shell_syntax(script):
     subprocess.run(["sh", "-n", ROOT / script], check=True)
 

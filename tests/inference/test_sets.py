@@ -5,8 +5,8 @@ import tempfile
 
 import pytest
 
-from config.flags import app_parser
-from config.resolve import resolve_app
+from config.flags import app_parser, predict_parser
+from config.resolve import resolve_app, resolve_predict
 from conftest import REFERENCE, load_case
 from inference.service import InferenceService
 from inference.upload_folder import UploadFolder
@@ -34,6 +34,22 @@ def test_the_odd_ones_come_first(service):
         [PUBLISHED[one.path] for one in ranked.images], abs=1e-5
     )
     assert ranked.notes == [] and ranked.images[0].picture.shape[2] == 3
+
+
+def test_options_of_the_model_that_ships_go_to_the_method_that_has_them():
+    flags = ["--neighbors", "2", "--features_list", "1", "2", "--prompts", "winclip"]
+    found = resolve_app(app_parser().parse_args(flags))[0]
+    texts = found.without_references
+    assert texts is not None
+    assert (found.method, found.options["neighbors"], found.options["features_list"]) == ("anomaly_dino", 2, [1, 2])
+    assert (texts.method, texts.prompts, texts.options["features_list"]) == ("april_gan", "winclip", None)
+    assert found.prompts is None and "neighbors" not in texts.options
+
+
+@pytest.mark.parametrize("flags", [["--fpr", "0.1"], ["--calibrate", "normal"]])
+def test_who_asks_for_a_threshold_wants_no_set(flags):
+    with pytest.raises(ValueError, match="--class_name is missing"):
+        resolve_predict(predict_parser().parse_args(["photos", *flags]))
 
 
 def test_copies_are_said(service, tmp_path):

@@ -45,7 +45,8 @@ def run(tiny_a, visa, tmp_path):
             "num_workers": "0",
             **replaced,
         }
-        return [str(part) for key, value in given.items() for part in (f"--{key}", value)] + ["--no_images", *changed]
+        words = [(f"--{key}", str(value)) for key, value in given.items() if value is not None]
+        return [*(word for pair in words for word in pair), "--no_images", *changed]
 
     return flags
 
@@ -454,3 +455,5 @@ def test_nothing_to_train(fails, tiny_a, visa):
 
 def test_an_option_of_another_method(run, fails):
     assert "--scales 2: april_gan has no such option" in fails(test_script.main, *run(scales="2"))
+    few = run(method="anomaly_dino", mode="few_shot", prompts="winclip", checkpoint_path=None)
+    assert "--prompts: anomaly_dino compares images with images" in fails(test_script.main, *few)
