@@ -45,7 +45,7 @@ from engine.test_run import ScoredData, TestFolder, read_dataset, save_memories,
 from inference.dataset_thresholds import DatasetThresholds, with_image_f1
 from inference.predictor import Predictor
 from inference.unlabelled import UnlabelledParts
-from metrics.names import Measures
+from metrics.names import IN_FILES_ALONE, Measures
 from model import METHODS, memory_bank
 from report.gallery import Gallery
 from report.map_files import MapFiles
@@ -127,10 +127,11 @@ def write(
 ) -> None:  # fmt: skip
     """Tables, page and predictions, with verdicts where there are thresholds."""
     judged = thresholds.judge(results) if thresholds else None
+    extra = (*METHODS[settings.method].PRESET.extra_metrics, *measures.metric_names())
     write_results(
         Path(settings.save_path), with_image_f1(results, judged) if judged else results, shots, data.samples,
         files.galleries, {**built.description, "mode": settings.mode},
-        (*METHODS[settings.method].PRESET.extra_metrics, *measures.metric_names()), judged,
+        [key for key in extra if key not in IN_FILES_ALONE], judged,
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from config.settings import (
     TrainSettings,
 )
 from config.thresholds import FLAGS, decide_class_thresholds, decide_threshold
-from config.unlabelled import decide_unlabelled
 from model import METHODS, capabilities
 from model.options import Option, Preset, for_dataset
 from utils.devices import CPU_BATCH, default_precision
@@ -113,7 +112,6 @@ def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
     values.default("save_path", f"./results/{method}/{args.dataset}/{mode}")
     values.default("metric_size", "input")
     decide_class_thresholds(values, args, mode)
-    decide_unlabelled(values, args, mode)
     return values.settings(TestSettings)
 
 

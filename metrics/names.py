@@ -19,8 +19,9 @@ FPR95, ECE = "fpr95_sp", "ece_sp"
 # At a threshold that is given, and at the best one, which nobody knows who has no labels: `f1_px`, `f1_sp`.
 FPR_GIVEN = "fpr_px_given"  # mean share of the pixels above it, of the normal images
 PIXEL_GIVEN = ("threshold_px_given", FPR_GIVEN, "f1_px_given", "f1_px_oracle")
-ABOVE = "above_px"  # the same share of each image
 IMAGE_GIVEN = ("threshold_sp_given", "f1_sp_given", "f1_sp_oracle")
+IN_FILES_ALONE = (PIXEL_GIVEN[0], PIXEL_GIVEN[-1], IMAGE_GIVEN[0], IMAGE_GIVEN[-1])  # tables would grow too wide
+ABOVE = "above_px"  # the same share of each image
 # Kinds of anomalies that MVTec LOCO counts apart, each with the good images -> their specie_name.
 KINDS = {"structural": "structural_anomalies", "logical": "logical_anomalies"}
 LOWER_IS_BETTER = (FPR95, ECE, FPR_GIVEN)

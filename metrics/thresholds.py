@@ -153,8 +153,8 @@ def interval(events: int, count: int, level: float = 0.95) -> tuple[float, float
 
 def mean_interval(shares: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     """The interval of the mean of shares, one of each image, by Student's t: approximate where most of them are 0. None
-    of fewer than two."""
-    if len(shares) < 2:
+    of fewer than two, and where all are one value, which tells nothing of how they differ."""
+    if len(set(shares)) < 2:
         return None
     mean, error = float(np.mean(shares)), float(np.std(shares, ddof=1)) / math.sqrt(len(shares))
     reach = float(stdtrit(len(shares) - 1, (1 + level) / 2)) * error

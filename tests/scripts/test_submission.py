@@ -32,17 +32,17 @@ def small_server():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A dataset of pictures of noise, those of "bad" with a bright patch."""
+    """A dataset of pictures of noise, those of "bad" with a dark patch, and one in each private part."""
     root, rng = tmp_path_factory.mktemp("ad2"), np.random.default_rng(0)
     for name, (width, height) in SIZES.items():
         places = {"train/good": 2, "validation/good": 4, "test_public/good": 2, "test_public/bad": 2}
         for place, count in {**places, **dict.fromkeys(mvtec2_server.PARTS, COUNTS[name])}.items():
             (root / name / place).mkdir(parents=True)
             for number in range(count):
-                pixels = rng.integers(60, 120, (height, width, 3), np.uint8)
+                pixels = rng.integers(130, 250, (height, width, 3), np.uint8)
                 mask = np.zeros((height, width), np.uint8)
-                mask[8:20, 8:24] = 255 * (place.endswith("bad") or number == 1)
-                pixels[mask > 0] = 250
+                mask[8:20, 8:24] = 255 * (place.endswith("bad") or (place in mvtec2_server.PARTS and number == 1))
+                pixels[mask > 0] = 5
                 light = mvtec2_server.PARTS.get(place, "regular")
                 Image.fromarray(pixels).save(root / name / place / f"{number:03}_{light}.png")
                 if place.endswith("bad"):
