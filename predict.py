@@ -32,6 +32,7 @@ from torch import Tensor
 from config.resolve import resolve_onnx, resolve_predict
 from config.settings import OnnxSettings, PredictSettings
 from data.input_spec import InputSpec
+from data.tiles import inputs_per_picture
 from engine.feature_cache import FeatureCache
 from inference.inputs import NormalImages, images_to_score, log_bits_hint, log_scored_normal_images
 from inference.onnx_detector import OnnxDetector
@@ -61,7 +62,7 @@ def run_detector(args: argparse.Namespace) -> int:
     normal = NormalImages({}, {}) if together else normal_images(settings)
     cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
     one = build_for_object(settings, normal, accelerator, cache)
-    batch = min(one.built.batch_size, len(images))
+    batch = min(one.built.batch_size, len(images) * inputs_per_picture(one.built.detector))
     one.built.detector.backbone.check_room(
         batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size"
     )

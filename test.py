@@ -183,7 +183,7 @@ def prepare(
         check_settings(settings.method, shots)
     cache = FeatureCache.of(settings.feature_cache, settings.feature_cache_size, accelerator)
     built = build_for_scoring(
-        settings, settings.batch_size, settings.checkpoint_path, settings.dataset, accelerator, cache
+        settings, settings.batch_size, settings.checkpoint_path, settings.dataset, accelerator, cache, settings.tiling
     )
     if memory is None:
         shots = with_views(built.detector, settings.method, shots, settings.dataset, order)

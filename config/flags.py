@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from config.tiles import add_tiles
 from metrics.names import MEASURES, VALIDATION_METRICS
 from metrics.thresholds import RULES
 from model import METHODS
@@ -103,6 +104,7 @@ def test_parser() -> argparse.ArgumentParser:
     add("--references", help="k_shot.json or k_shot.txt that names the references, instead of a draw")
     add("--reference_draw", choices=("seeded", "published"), help="published: as the method's own program draws them")
     _add_measures(parser)
+    add_tiles(parser)
     _add_threshold(parser, "none, and no verdicts")
     text = "also score the parts of the dataset that have no labels (MVTec AD 2): unlabelled.csv"
     add("--unlabelled", action="store_true", help=text)
@@ -175,6 +177,7 @@ def app_parser() -> argparse.ArgumentParser:
     add("--allow_host", nargs="+", metavar="NAME", help="host names of the page beside localhost, addresses and --host")
     add("--checkpoint_path", help="trained parts, ours or published")
     _add_bits(parser)
+    add_tiles(parser)
     _add_threshold(parser)
     _add_options(parser, "test")
     _add_detector(parser, "anomaly_dino with normal images, april_gan without, on the model that ships")
@@ -205,6 +208,7 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     add("--calibrate", metavar="FOLDER", action=_Once, help=text)
     add("--calibration", metavar="FILE", help="use the calibration.json of an earlier run")
     _add_bits(parser)
+    add_tiles(parser)
     _add_threshold(parser)
     _add_options(parser, "test")
 

@@ -21,6 +21,7 @@ from config.settings import (
     TrainSettings,
 )
 from config.thresholds import FLAGS, decide_class_thresholds, decide_threshold
+from config.tiles import decide_tiles, refuse_tiles
 from model import METHODS, capabilities
 from model.options import Option, Preset, for_dataset
 from utils.devices import CPU_BATCH, default_precision
@@ -43,6 +44,7 @@ _APP = {
 _CACHE_SIZE = 50.0  # GB
 _NO_NAME = "object"  # stands for the class name of a method without texts, where none is given
 _OWN_IMAGES = "own images"  # stands for the dataset where there is none
+_EXPORTED = {"device": "cpu", "precision": "fp32", "tiles": 1}  # of every exported detector
 # Flags of predict.py that --onnx can be combined with; they say nothing of the detector.
 _WITH_ONNX = ("inputs", "onnx", "save_path", "save_maps", "no_images", "batch_size", "num_workers")
 
@@ -51,8 +53,7 @@ def resolve_train(args: argparse.Namespace) -> tuple[TrainSettings, Sources]:
     if not capabilities(args.method or _COMMON["method"]).trains:
         raise ValueError(f"--method {args.method} has nothing to train; test.py runs it as it is")
     values = _Values(args, "train", args.dataset)
-    preset = values.preset
-    training = preset.training
+    preset, training = values.preset, values.preset.training
     for name in ("batch_size", "learning_rate", "betas", "epoch", "aug_rate", "mosaic_of", "augment", "no_shuffle",
                  "print_freq", "save_freq", "seed"):  # fmt: skip
         values.default(name, for_dataset(getattr(training, name), args.dataset), values.preset_label)
@@ -112,6 +113,7 @@ def resolve_test(args: argparse.Namespace) -> tuple[TestSettings, Sources]:
     values.default("save_path", f"./results/{method}/{args.dataset}/{mode}")
     values.default("metric_size", "input")
     decide_class_thresholds(values, args, mode)
+    decide_tiles(values, args, mode)
     return values.settings(TestSettings)
 
 
@@ -155,6 +157,7 @@ def resolve_predict(args: argparse.Namespace) -> tuple[PredictSettings, Sources]
 
 
 def resolve_export(args: argparse.Namespace) -> tuple[ObjectSettings, Sources]:
+    refuse_tiles(args)
     values = _object_values(args)
     can = capabilities(values["method"])
     if not (can.zero_shot or can.few_shot):
@@ -181,7 +184,7 @@ def resolve_onnx(args: argparse.Namespace, made_with: Mapping[str, Any]) -> tupl
             f"--onnx {args.onnx}: made by unknown method '{made_with['method']}'; known: {', '.join(METHODS)}"
         )
     compared = ("method", "class_name", "image_size", "bits", "model", "pretrained", "prompts", *option_names())
-    fixed = {**{key: made_with[key] for key in compared if key in made_with}, "device": "cpu", "precision": "fp32"}
+    fixed = {**{key: made_with[key] for key in compared if key in made_with}, **_EXPORTED}
     if fixed.get("bits") is None:  # its normal images, if there were any, had 8 bits or all 16
         fixed["bits"] = args.bits
     given = {key: value for key, value in vars(args).items() if value is not None and key not in _WITH_ONNX}
@@ -247,6 +250,7 @@ def _own_image_values(args: argparse.Namespace) -> "_Values":
     """Of one's own images, which belong to no dataset."""
     values = _Values(args, "test", _OWN_IMAGES)
     decide_threshold(values, args)
+    decide_tiles(values, args, getattr(args, "mode", None))
     values.default("batch_size", values.preset.batch_size, values.preset_label)
     return values
 

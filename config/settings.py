@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from data.tiles import Tiling
 from metrics.thresholds import ThresholdRule
 from utils.logs import LOG
 
@@ -104,7 +105,20 @@ class ThresholdSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestSettings(ThresholdSettings, DataSettings, DetectorSettings):
+class TileSettings:
+    """How pictures are cut. tiles: a side, 1 where they are not; tile_overlap: None then."""
+
+    tiles: int
+    tile_overlap: float | None
+
+    @property
+    def tiling(self) -> Tiling:
+        """The same as one value."""
+        return Tiling(self.tiles, self.tile_overlap or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSettings(ThresholdSettings, TileSettings, DataSettings, DetectorSettings):
     """Of test.py. k_shot and seed are None where a file of references says them and no flag chooses among them."""
 
     __test__ = False  # no class of tests, whatever pytest takes its name for
@@ -130,7 +144,7 @@ class TestSettings(ThresholdSettings, DataSettings, DetectorSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectSettings(ThresholdSettings, DetectorSettings):
+class ObjectSettings(ThresholdSettings, TileSettings, DetectorSettings):
     """Of a detector for one object, as export.py makes it.
 
     bits: that images of 16 bits really use; None: all of them.
@@ -181,7 +195,7 @@ class OnnxSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppSettings(ThresholdSettings, DetectorSettings):
+class AppSettings(ThresholdSettings, TileSettings, DetectorSettings):
     """Of app.py.
 
     port: None takes the first free one.

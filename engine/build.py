@@ -9,9 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from data.references import FewShotSetting
+from data.tiles import WHOLE_PICTURES, Tiling, inputs_per_picture
 from engine import checkpoint
 from engine.encoding import Timer, encode
 from engine.feature_cache import FeatureCache
+from engine.tiling import tiled
 from model import METHODS, build, capabilities, memory_bank
 from model.interface import ScoringDetector, TrainableDetector
 from model.memory_bank import Memories
@@ -68,8 +70,8 @@ class BuildSettings(Protocol):
 class Built:
     """A detector ready to score images.
 
-    description: what identifies it, see `checkpoint.describe`.
-    batch_size: images at a time.
+    description: what identifies it, see `checkpoint.describe`, and `tiles`.
+    batch_size: images, or tiles, at a time.
     checkpoint: the file of its trained parts; None where there are none.
     """
 
@@ -160,12 +162,14 @@ def build_for_scoring(
     dataset: str,
     accelerator: Accelerator,
     feature_cache: FeatureCache | None = None,
+    tiling: Tiling = WHOLE_PICTURES,
 ) -> Built:
     """A detector with its checkpoint in it.
 
     Args:
         batch_size: "auto" takes `fitting_batch_size`.
         dataset: name of what is scored, for the description.
+        tiling: how pictures are cut.
 
     Raises:
         ValueError: no checkpoint for a method that needs one, or one for a method that has nothing to train; a
@@ -180,7 +184,8 @@ def build_for_scoring(
     description = checkpoint.describe(detector, settings.method, dataset)
     if trained:
         checkpoint.restore(trained, detector, description)
-    return Built(detector, description, batch_size, trained.path if trained else None)
+    description["tiles"] = str(tiling)
+    return Built(tiled(detector, tiling, batch_size), description, batch_size, trained.path if trained else None)
 
 
 def _load_checkpoint(method: str, path: str | None) -> checkpoint.Checkpoint | None:
@@ -206,7 +211,7 @@ def check_memories(path: str, header: Mapping[str, Any], memories: Memories, bui
     header, memories: see `memory_bank.load`.
     """
     backbone = ("model", "weights", "quick_gelu", "position_rule", "normalization", "image_size")
-    keys = ("method", *backbone, *built.detector.options)
+    keys = ("method", *backbone, "tiles", *built.detector.options)
     made_with = dict.fromkeys(keys, "nothing known") | checkpoint.complete(header, built.description)
     checkpoint.check_compatible(f"memory {path} was made", made_with, built.description, keys)
     memory_bank.check(path, memories, built.detector.bank_widths)
@@ -222,7 +227,7 @@ def check_room(
         shots: few-shot settings whose references are encoded.
         classes_kept: classes whose references stay in main memory until the end; 0 where none do.
     """
-    batch = min(built.batch_size, images)
+    batch = min(built.batch_size, images * inputs_per_picture(built.detector))
     built.detector.backbone.check_room(batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size")
     references = sum(shot.k_shot for shot in shots)
     if references:

@@ -169,12 +169,13 @@ def complete(header: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     """What a file of this toolkit says it was made with; and, of an earlier version, what that did not write down.
 
     Earlier versions normalised images as the tag of the weights says, and for weights by file as OpenAI's. They had no
-    --bits, and one position rule. own: the description of this run.
+    --bits, no tiles, and one position rule. own: the description of this run.
     """
     by_file = Path(str(header.get("pretrained"))).suffix in _WEIGHTS
     openai = [*OPENAI_NORMALIZATION.mean, *OPENAI_NORMALIZATION.std]
     normalization = openai if by_file else own["normalization"]
-    return {"bits": None, "normalization": normalization, "position_rule": PositionRules().clip, **header}
+    then = {"bits": None, "tiles": "none", "position_rule": PositionRules().clip}
+    return {**then, "normalization": normalization, **header}
 
 
 def check_compatible(beginning: str, theirs: Mapping[str, Any], own: Mapping[str, Any], keys: Iterable[str]) -> None:

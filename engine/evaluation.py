@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from data.meta import Sample
 from data.references import FewShotSetting
+from data.tiles import inputs_per_picture
 from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, finish_class, keep_maps
 from engine.encoding import Timer, encode
 from engine.ground_truth import Measuring
@@ -28,13 +29,13 @@ def batches(
 
     Args:
         dataset: `dataset.AnomalyDataset`, or any whose items lack the mask.
-        batch_size: images at a time, in each process.
+        batch_size: images at a time, in each process; of pictures in tiles, tiles, but always whole pictures.
         num_workers: processes that read, at most; 0 reads in this one.
         shared: dealt to all processes, see `distributed.DistributedBatchSampler`; else every process has all of them.
         first: the first image that is needed; batches before it are left out, those that follow stay what they are.
     """
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if shared else (0, 1)
-    per_round = batch_size * ranks
+    per_round = max(1, batch_size // inputs_per_picture(dataset)) * ranks
     sampler = DistributedBatchSampler(range(len(dataset)), per_round, rank, ranks, first // per_round)
     return DataLoader(
         dataset,

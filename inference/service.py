@@ -193,7 +193,9 @@ class InferenceService:
 
 
 def _predictor(settings: AppSettings, accelerator: Accelerator) -> Predictor:
-    built = build_for_scoring(settings, settings.batch_size, settings.checkpoint_path, OWN_IMAGES, accelerator)
+    built = build_for_scoring(
+        settings, settings.batch_size, settings.checkpoint_path, OWN_IMAGES, accelerator, tiling=settings.tiling
+    )
     return Predictor(built.detector, accelerator, settings.rule, built.description, built.batch_size)
 
 

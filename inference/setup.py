@@ -74,7 +74,7 @@ def build_for_object(
     memory_path = settings.references if _is_memory(settings.references) else None
     stored = None if memory_path is None else memory_bank.load(memory_path, accelerator.device)
     built = build_for_scoring(
-        settings, settings.batch_size, settings.checkpoint_path, OWN_IMAGES, accelerator, feature_cache
+        settings, settings.batch_size, settings.checkpoint_path, OWN_IMAGES, accelerator, feature_cache, settings.tiling
     )
     memory = None
     if memory_path is not None and stored is not None:

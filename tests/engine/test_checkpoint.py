@@ -91,7 +91,7 @@ def test_what_earlier_versions_did_not_write_down(pretrained, normalization):
     """They normalised by the tag, which has not changed; and files of weights as OpenAI's."""
     made_with = checkpoint.complete({"pretrained": pretrained, "model": "a"}, {"normalization": [0.5] * 6})
     rule = "size_antialias"  # the one that they had
-    told = {"bits": None, "normalization": normalization, "position_rule": rule}
+    told = {"bits": None, "tiles": "none", "normalization": normalization, "position_rule": rule}
     assert made_with == {**told, "pretrained": pretrained, "model": "a"}
     assert checkpoint.complete({"normalization": [1.0] * 6}, {"normalization": [0.5] * 6})["normalization"] == [1.0] * 6
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import export as export_script
 import predict as predict_script
@@ -134,3 +135,35 @@ def test_one_verdict_everywhere(root, flags, tmp_path):
             assert score_here == pytest.approx(score, abs=CLOSE), (way, name)
             assert verdict_here == verdict, (way, name)
             np.testing.assert_allclose(map_here, one, atol=CLOSE, rtol=0, err_msg=f"{way}, {name}")
+
+
+def test_one_verdict_of_tiles(root, flags, tmp_path, fails):
+    """The same in tiles, with maps of the pictures' own size; what was made with other tiles is refused."""
+    references, test, tiles = root / "brick/train/good", root / "brick/test", ["--tiles", "2", "--tile_overlap", "0.3"]
+    flags = [*flags, "--image_size", "64"]
+    own = [*flags, *RULE, "--class_name", "brick", "--references", references]
+    memory = tmp_path / "memory.safetensors"
+    thresholds, first = of_test(root, flags, tmp_path / "test", *tiles, "--batch_size", "3", "--save_memory", memory)
+    cached = ["--batch_size", 9, "--feature_cache", tmp_path / "cache"]
+    ways = {
+        "predict.py": predicted(tmp_path / "folder", test, *own, *tiles, *cached),
+        "service": served(root, [*flags, *tiles], [str(references / name) for name in REFERENCES]),
+    }
+    for way, (known, found) in ways.items():
+        for key in ("threshold", "pixel_threshold"):
+            assert known[key] == pytest.approx(thresholds[key], abs=CLOSE), (way, key)
+        for name, (score, verdict, one) in first.items():
+            assert one.shape == Image.open(test / name).size[::-1] == (96, 96)
+            assert found[name][0] == pytest.approx(score, abs=CLOSE) and found[name][1] == verdict, (way, name)
+            np.testing.assert_allclose(found[name][2], one, atol=CLOSE, rtol=0, err_msg=f"{way}, {name}")
+    about = json.loads((tmp_path / "test/config.json").read_text())
+    assert (about["settings"]["tiles"], about["settings"]["tile_overlap"]) == (2, 0.3)
+    assert about["description"]["tiles"] == "2 x 2, overlap 0.3"
+
+    known = tmp_path / "folder/calibration.json"
+    again = [test, *flags, "--class_name", "brick", "--references", references, "--calibration", known]
+    for words, other in ([], "none"), (["--tiles", 2], "2 x 2, overlap 0.25"):
+        line = fails(predict_script.main, *again, *words, "--save_path", tmp_path / "refused")
+        assert f"calibration.json was made with tiles 2 x 2, overlap 0.3 but this run has {other}" in line
+    of_file = [*flags, "--data_path", root, "--memory", memory, "--save_path", tmp_path / "refused"]
+    assert "was made with tiles 2 x 2, overlap 0.3 but this run has none" in fails(test_script.main, *of_file)

@@ -23,7 +23,6 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from engine import checkpoint
 from model.april_gan import AprilGan
@@ -44,7 +43,6 @@ _PICTURES = 2  # seed of the pairs
 _PAIRS, _HELD_OUT = 12, 300  # of a step; never trained on
 _CROPS = 16  # of each photograph
 _MASK = 40  # places a side of the masks that are kept
-_MEAN_OF = 200  # steps, about, over which the weights that are kept are averaged; of fewer while there are fewer
 _EVERY = 100  # steps between two looks at the pairs held out
 _RATES = {"late": 5e-4, "heads": 2e-3, "text": 1e-3}
 
@@ -103,10 +101,8 @@ def held_out(detector: AprilGan, drawn: Drawn, rows: np.ndarray) -> tuple[float,
 
 
 def train(detector: AprilGan, drawn: Drawn, looked_at: Drawn, steps: int, seed: int) -> dict[str, Tensor]:
-    """Trains in place. Returns the state that was best on the pairs held out; other pairs are only looked at.
-
-    It is the moving average of the weights, which does better on unseen pairs than the weights of the steps.
-    """
+    """Trains in place. Returns the state of the detector that was best on the pairs held out; other pairs are only
+    looked at."""
     backbone, generator = detector.backbone, np.random.default_rng(seed)
     clip, captions = backbone.clip, Captions(backbone.text.tokenizer, random.Random(seed))
     count = min(_HELD_OUT, len(drawn.kinds) // 4)
@@ -123,7 +119,6 @@ def train(detector: AprilGan, drawn: Drawn, looked_at: Drawn, steps: int, seed: 
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
     )
-    averaged = AveragedModel(detector, avg_fn=_moving_average)
     best, kept, started, mean = math.inf, {}, time.time(), torch.zeros(())
     for step in range(steps):
         # Full-scale logits of an untrained network are far off, and the first steps would only shrink them.
@@ -135,25 +130,19 @@ def train(detector: AprilGan, drawn: Drawn, looked_at: Drawn, steps: int, seed: 
         nn.utils.clip_grad_norm_(weights, 5.0)
         optimizer.step()
         schedule.step()
-        averaged.update_parameters(detector)
         mean = mean + parts / _EVERY
         if (step + 1) % _EVERY == 0 or step + 1 == steps:
-            found, parts, auroc = held_out(averaged.module, drawn, unseen)
+            found, parts, auroc = held_out(detector, drawn, unseen)
             print(f"{step + 1}/{steps} {time.time() - started:.0f} s  trained: {shown(mean.tolist())}\n"
                   f"    held out {found:.3f}: {shown(parts.tolist())}, AUROC {auroc:.3f}")  # fmt: skip
-            loss, parts, auroc = held_out(averaged.module, looked_at, np.arange(len(looked_at.kinds)))
+            loss, parts, auroc = held_out(detector, looked_at, np.arange(len(looked_at.kinds)))
             print(f"    photographs {loss:.3f}: {shown(parts.tolist())}, AUROC {auroc:.3f}", flush=True)
             mean = torch.zeros(())
             if found < best:
-                state = averaged.module.state_dict()
-                best, kept = found, {key: value.detach().clone() for key, value in state.items()}
+                best, kept = found, {key: value.detach().clone() for key, value in detector.state_dict().items()}
     for value in weights:
         value.requires_grad_(False)
     return kept
-
-
-def _moving_average(mean: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
-    return mean + (new - mean) * max(1 / _MEAN_OF, 19 / (float(steps) + 20))
 
 
 def save(detector: AprilGan, folder: Path) -> None:
