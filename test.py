@@ -4,9 +4,9 @@
         --k_shot 1 2 4 --seed 1 2 3 --save_path ./results/visa
 
 Writes log.txt, table.md, report.html, config.json, metrics.json, metrics.csv, predictions.csv, k_shot.json, imgs/ and,
-with --save_maps, maps/ into --save_path; with --threshold also thresholds.json, and a verdict per image. Until all
-classes are scored, finished/ keeps what is known of those that are; after an interruption the same command with
---resume goes on there.
+with --save_maps, maps/ into --save_path; with --threshold also thresholds.json, and a verdict per image; with
+--unlabelled the scores of images without labels, unlabelled.csv. Until all classes are scored, finished/ keeps what is
+known of those that are; after an interruption the same command with --resume goes on there.
 """
 
 import utils.packages  # noqa: F401 - first of all
@@ -30,7 +30,7 @@ from engine.build import Built, build_for_scoring, check_memories, check_room
 from engine.class_scores import ClassScores
 from engine.encoding import Timer, encode_texts
 from engine.feature_cache import FeatureCache
-from engine.ground_truth import GroundTruth, Measuring, asked_measures
+from engine.ground_truth import GroundTruth, Measuring, asked_measures, no_thresholds
 from engine.references import (
     KeptReferences,
     MemorySource,
@@ -42,11 +42,12 @@ from engine.references import (
 )
 from engine.resume import FinishedClasses, run_identity
 from engine.test_run import ScoredData, TestFolder, read_dataset, save_memories, score_classes
-from inference.dataset_thresholds import DatasetThresholds
+from inference.dataset_thresholds import DatasetThresholds, with_image_f1
 from inference.predictor import Predictor
+from inference.unlabelled import UnlabelledParts
+from metrics.names import IN_FILES_ALONE, Measures
 from model import METHODS, memory_bank
 from report.gallery import Gallery
-from report.judged import JudgedClass
 from report.map_files import MapFiles
 from report.write import write_results
 from utils.devices import make_accelerator
@@ -71,10 +72,12 @@ def main(argv: list[str] | None = None) -> None:
         result_folder(str(Path(settings.save_memory).parent))
     timer = Timer()
     built, shots, source = prepare(settings, accelerator, data, timer)
+    thresholds = make_thresholds(settings, accelerator, built, data, shots, source)
+    unlabelled = UnlabelledParts(settings, data, shots, built)
     decided = {**settings.as_dict(), **built.decided, **data.pixels._asdict()}
     identity = run_identity(
-        decided, built.description, accelerator, root, fixed_by(settings, data), shots, built.checkpoint,
-        settings.memory,
+        decided, built.description, accelerator, root, fixed_by(settings, data, unlabelled), shots,
+        built.checkpoint, settings.memory,
     )  # fmt: skip
     files = MapFiles(
         save_path, root, data.samples, shots, overlays=not settings.no_images, maps=settings.save_maps,
@@ -84,11 +87,11 @@ def main(argv: list[str] | None = None) -> None:
         root, data.samples, data.pixels, built.detector.input_spec, own_size=settings.metric_size == "image",
         settings=len(shots), defects=data.defects,
     )  # fmt: skip
-    measures = asked_measures(settings.measures, settings.fpr_limits, data.samples)
+    measures = asked_measures(settings.measures, settings.fpr_limits, data.samples, given=thresholds is not None)
     finished = FinishedClasses(save_path, identity, data.classes, measures)
     folder = TestFolder(
         save_path, finished, files.expected_files(), data.samples, len(shots), settings.mode == "few_shot",
-        settings.save_memory,
+        settings.save_memory, unlabelled.results,
     )  # fmt: skip
     with lock_folder(save_path):
         known = folder.begin(accelerator, Gallery.from_json, resume=settings.resume)
@@ -99,41 +102,56 @@ def main(argv: list[str] | None = None) -> None:
             if accelerator.is_main_process:
                 write_config(save_path, decided, sources, {**built.description, "identity": finished.identity})
             encode_texts(built.detector, data.classes)
+            if thresholds:
+                unlabelled.begin(thresholds.fix(), accelerator)
             memories = KeptReferences(source)
             results = score_classes(
                 built, data, root, shots, memories if settings.save_memory else source, accelerator, files, folder,
                 known, batched=settings.mode == "batched", num_workers=settings.num_workers, timer=timer,
-                measuring=Measuring(measures, truth),
+                measuring=Measuring(measures, truth, thresholds or no_thresholds),
             )  # fmt: skip
             if accelerator.is_main_process:
-                shared = {**built.description, "mode": settings.mode}
-                extra = (*METHODS[settings.method].PRESET.extra_metrics, *measures.metric_names())
-                judged = judge(settings, accelerator, built, data, shots, source, results)
-                write_results(save_path, results, shots, data.samples, files.galleries, shared, extra, judged)
+                write(settings, built, data, shots, results, files, measures, thresholds)
                 if settings.save_memory:
                     save_memories(settings.save_memory, memories, data.classes, shots, built.description)
-                finished.remove()
+            unlabelled.score(source, accelerator, finished.identity, thresholds)
         shutdown(accelerator)
+        if known is not None and accelerator.is_main_process:
+            unlabelled.pack()  # when no other process waits any more
+            finished.remove()
 
 
-def fixed_by(settings: TestSettings, data: ScoredData) -> list[Sample]:
+def write(
+    settings: TestSettings, built: Built, data: ScoredData, shots: list[FewShotSetting], results: list[ClassScores],
+    files: MapFiles, measures: Measures, thresholds: DatasetThresholds | None,
+) -> None:  # fmt: skip
+    """Tables, page and predictions, with verdicts where there are thresholds."""
+    judged = thresholds.judge(results) if thresholds else None
+    extra = (*METHODS[settings.method].PRESET.extra_metrics, *measures.metric_names())
+    write_results(
+        Path(settings.save_path), with_image_f1(results, judged) if judged else results, shots, data.samples,
+        files.galleries, {**built.description, "mode": settings.mode},
+        [key for key in extra if key not in IN_FILES_ALONE], judged,
+    )  # fmt: skip
+
+
+def fixed_by(settings: TestSettings, data: ScoredData, unlabelled: UnlabelledParts) -> list[Sample]:
     """The images that results depend on, beside references."""
-    return [*data.samples, *(data.everything["validation"] if settings.threshold else ())]
+    return [*data.samples, *(data.everything["validation"] if settings.threshold else ()), *unlabelled.samples]
 
 
-def judge(
+def make_thresholds(
     settings: TestSettings, accelerator: Accelerator, built: Built, data: ScoredData, shots: list[FewShotSetting],
-    source: MemorySource, results: list[ClassScores],
-) -> list[JudgedClass] | None:  # fmt: skip
-    """Thresholds and verdicts of all classes; None where none are asked for."""
+    source: MemorySource,
+) -> DatasetThresholds | None:  # fmt: skip
+    """What makes the thresholds of all classes; None where none are asked for."""
     if settings.threshold is None:
         return None
     predictor = Predictor(built.detector, accelerator, settings.rule, built.description, built.batch_size)
-    thresholds = DatasetThresholds(
+    return DatasetThresholds(
         predictor, data, settings.data_path, shots, source, stored=settings.memory is not None,
         num_workers=settings.num_workers,
     )  # fmt: skip
-    return thresholds.judge(results)
 
 
 def check_owner(settings: TestSettings) -> None:

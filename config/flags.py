@@ -106,6 +106,10 @@ def test_parser() -> argparse.ArgumentParser:
     _add_measures(parser)
     add_tiles(parser)
     _add_threshold(parser, "none, and no verdicts")
+    text = "also score the parts of the dataset that have no labels (MVTec AD 2): unlabelled.csv"
+    add("--unlabelled", action="store_true", help=text)
+    text = "write what the server of MVTec AD 2 takes, and DIR.tar.gz; with --threshold, one --k_shot and one --seed"
+    add("--submission", metavar="DIR", help=text)
     add("--save_maps", action="store_true", help="write every anomaly map as .npy")
     add("--no_images", action="store_true", help="draw no overlays")
     add("--resume", action="store_true", help="go on with an interrupted run: its finished classes stay")

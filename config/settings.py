@@ -137,6 +137,8 @@ class TestSettings(ThresholdSettings, TileSettings, DataSettings, DetectorSettin
     measures: Sequence[str] | None
     fpr_limits: Sequence[float] | None
     metric_size: str
+    unlabelled: bool
+    submission: str | None
     save_maps: bool
     no_images: bool
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any, Protocol
 
+from config.unlabelled import decide_unlabelled
 from metrics.thresholds import STEPS
 
 FLAGS = ("threshold", "threshold_factor", "fpr")
@@ -17,6 +18,9 @@ class Values(Protocol):
 
     def default(self, key: str, value: Any, source: str = "default") -> None:
         """Take a value where there is none."""
+
+    def decide(self, key: str, value: Any, source: str) -> None:
+        """Take a value whatever there is."""
 
 
 def decide_threshold(values: Values, args: argparse.Namespace) -> None:
@@ -46,7 +50,8 @@ def decide_threshold(values: Values, args: argparse.Namespace) -> None:
 
 
 def decide_class_thresholds(values: Values, args: argparse.Namespace, mode: str) -> None:
-    """Of test.py, where there are none unless a rule is named. Raises as `decide_threshold`."""
+    """Of test.py, where there are none unless a rule is named; and of the flags that take them, see
+    `config.unlabelled`. Raises as `decide_threshold`."""
     if args.threshold is not None and mode == "batched":
         raise ValueError(
             f"--threshold {args.threshold}: images that are scored together have no threshold; drop --threshold"
@@ -56,6 +61,7 @@ def decide_class_thresholds(values: Values, args: argparse.Namespace, mode: str)
             raise ValueError(f"--{key} {_words(args, key)}: requires --threshold, which names the rule")
     if args.threshold is not None:
         decide_threshold(values, args)
+    decide_unlabelled(values, args, mode)
 
 
 def _words(args: argparse.Namespace, key: str) -> str:

@@ -12,8 +12,8 @@ Expects the folder that the archives unpack to,
 and writes <root>/meta.json. The specie_name of every image, normal or not, is its light: regular, overexposed,
 underexposed, shift_1, ...; the set does not tell kinds of defect apart. "test" is the public part, which test.py scores
 as any other dataset; "validation" holds normal images for thresholds, and "unlabelled" the parts test_private and
-test_private_mixed, which have no labels. The full public set gives 8 classes; a line at the end says where
-test_private lacks images of it.
+test_private_mixed, which have no labels and which `test.py --unlabelled` scores. The full public set gives 8 classes; a
+line at the end says where test_private lacks images of it.
 """
 
 import re
@@ -25,12 +25,11 @@ if not __package__:  # run as a script: the packages of the project lie one fold
 
 from data.layouts import DatasetFiles, UnknownLayout, folders, images, match_masks, relative
 from data.meta import PARTS, Sample, Samples, UnlabelledImage
+from data.mvtec2_server import COUNTS
+from data.mvtec2_server import PARTS as SERVER_PARTS
 from data.script import run
 
-SECRET = ("test_private", "test_private_mixed")
-# Images in test_private, as the evaluation server counts them.
-PRIVATE = {"can": 321, "fabric": 314, "fruit_jelly": 255, "rice": 277, "sheet_metal": 142, "vial": 276,
-           "wallplugs": 232, "walnuts": 228}  # fmt: skip
+SECRET = tuple(SERVER_PARTS)
 
 
 def build(root: Path) -> DatasetFiles:
@@ -51,7 +50,7 @@ def build(root: Path) -> DatasetFiles:
         for part in SECRET:
             found = [UnlabelledImage(relative(p, root), folder.name, _light(p)) for p in images(folder / part)]
             unlabelled[part] += found
-        count, full = len(images(folder / SECRET[0])), PRIVATE.get(folder.name)
+        count, full = len(images(folder / SECRET[0])), COUNTS.get(folder.name)
         if full not in (None, count):
             notes.append(f"{folder.name}: {count} images in {SECRET[0]}, the full set has {full}")
     secret = {part: found for part, found in unlabelled.items() if found}

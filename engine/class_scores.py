@@ -1,5 +1,6 @@
 """What is seen of a class while it is scored, and its results once all of it has been seen."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from engine.ground_truth import Measuring, Size, resized
 from metrics.curves import Points
 from metrics.image import image_metrics
 from metrics.measures import PixelMeasures, image_measures
+from metrics.names import ABOVE, FPR_GIVEN
 from metrics.pixel import PixelMetrics
 from model import memory_bank
 from model.image_scores import PROBABILITY
@@ -46,13 +48,17 @@ class KeepMap(Protocol):
 
 @dataclass
 class Pending:
-    """What one process has seen of a class under one setting."""
+    """What one process has seen of a class under one setting.
+
+    above: image -> the share of its pixels above the given threshold, where there is one.
+    """
 
     pixels: PixelMetrics | None
     measures: PixelMeasures | None = None
     indices: list[int] = field(default_factory=list)
     # Numbers, no tensors: thousands of small ones that live long, between large ones that do not, scatter the heap.
     score_components: dict[str, list[float]] = field(default_factory=dict)
+    above: dict[int, float] = field(default_factory=dict)
 
 
 def keep_maps(
@@ -109,13 +115,13 @@ class Classes:
             state.indices += [indices[row] for row in numbers]
             for key, component in prediction.score_components.items():
                 state.score_components.setdefault(key, []).extend(component[rows].tolist())
-            if state.pixels is None:
-                continue
             own_size = self._measuring is not None and self._measuring.truth.own_size
-            if not own_size:
+            if state.pixels and not own_size:
                 state.pixels.update(prediction.maps[rows].float(), regions[rows])
-            for row in numbers if own_size or state.measures else ():
-                self._measure(state, indices[row], prediction.maps[row], regions[row], sizes[row])
+            threshold = self._measuring.thresholds(setting, name).pixel if self._measuring else None
+            one_by_one = threshold is not None or (state.pixels and (own_size or state.measures))
+            for row in numbers if one_by_one else ():
+                self._measure(state, indices[row], prediction.maps[row], regions[row], sizes[row], threshold)
 
     def _begun(self, name: str) -> Pending:
         if name not in self._segmented:
@@ -124,12 +130,16 @@ class Classes:
         counted = measures is not None and measures.counts_pixels()
         return Pending(PixelMetrics(), PixelMeasures(measures, self._normal[name]) if measures and counted else None)
 
-    def _measure(self, state: Pending, index: int, one: Tensor, regions: Tensor, size: Size) -> None:
+    def _measure(
+        self, state: Pending, index: int, one: Tensor, regions: Tensor, size: Size, threshold: float | None
+    ) -> None:
         """Count the map of one image, at the size at which it is measured."""
-        assert self._measuring is not None and state.pixels is not None  # see `add`
+        assert self._measuring is not None  # see `add`
         truth, sample = self._measuring.truth, self._measuring.truth.samples[index]
-        if truth.own_size:
-            one = resized(one, truth.size(size))
+        one = resized(one, truth.size(size)) if truth.own_size else one.float()
+        if threshold is not None:
+            state.above[index] = int((one > threshold).count_nonzero()) / one.numel()
+        if state.pixels and truth.own_size:
             regions = truth.regions(index, size).to(one.device)
             state.pixels.update(one[None], regions[None])
         if state.measures:
@@ -137,9 +147,7 @@ class Classes:
             areas = (
                 [area._replace(mask=area.mask.to(one.device)) for area in truth.areas(index, size)] if wanted else []
             )
-            state.measures.update(
-                index, one.float(), regions, areas, anomalous=bool(sample.anomaly), kind=sample.specie_name
-            )
+            state.measures.update(index, one, regions, areas, anomalous=bool(sample.anomaly), kind=sample.specie_name)
 
     def complete(self, done: int) -> Iterator[tuple[str, list[Pending]]]:
         """The classes whose last image is among the first `done`, with what was seen of them under each setting; with
@@ -185,7 +193,7 @@ def finish(
     joined = {key: flatten(part.score_components[key] for part in parts) for key in parts[0].score_components}
     score_components = {key: [values[place] for place in order] for key, values in joined.items()}
     scores = detector.image_scores({key: torch.tensor(values) for key, values in score_components.items()}).tolist()
-    first = Pending(parts[0].pixels or PixelMetrics(), parts[0].measures)
+    first = Pending(parts[0].pixels or PixelMetrics(), parts[0].measures, above=parts[0].above)
     for other in parts[1:]:
         _merge(first, other)
     assert first.pixels is not None
@@ -200,6 +208,7 @@ def _merge(first: Pending, other: Pending) -> None:
         first.pixels.merge(other.pixels)
     if first.measures is not None and other.measures is not None:
         first.measures.merge(other.measures)
+    first.above.update(other.above)
 
 
 def _with_measures(result: ClassScores, seen: Pending, samples: Sequence[Sample], measuring: Measuring) -> ClassScores:
@@ -215,8 +224,9 @@ def _with_measures(result: ClassScores, seen: Pending, samples: Sequence[Sample]
     )
     assert seen.pixels is not None
     of_pixels = seen.pixels.measures(measures, thresholds.pixel) | (seen.measures.compute() if seen.measures else {})
-    found = of_images | of_pixels
-    per_image = seen.measures.per_image() if seen.measures else {}
+    normal = [share for index, share in seen.above.items() if not samples[index].anomaly]
+    found = of_images | of_pixels | ({FPR_GIVEN: math.fsum(normal) / len(normal)} if normal else {})
+    per_image = {**(seen.measures.per_image() if seen.measures else {}), ABOVE: seen.above}
     return replace(
         result,
         metrics={**result.metrics, **{key: found.get(key) for key in measures.metric_names()}},

@@ -112,7 +112,9 @@ def score(
             names, indices = group["cls_name"], group["index"].tolist()
             banks.update({name: memories(name) for name in dict.fromkeys(names) if name not in banks})
             regions = group["regions"].to(accelerator.device, non_blocking=True)
-            for setting, prediction in enumerate(_predict(detector, group, settings, banks, accelerator, timer)):
+            for setting, prediction in enumerate(
+                predict_settings(detector, group, settings, banks, accelerator, timer)
+            ):
                 check_finite(prediction, samples, indices)
                 classes.add(setting, names, indices, prediction, regions, group["sizes"])
                 if keep_map is not None:
@@ -158,7 +160,7 @@ def zero_shot(detector: ScoringDetector, tokens: Any, names: Sequence[str]) -> P
 
 
 @torch.no_grad()
-def _predict(
+def predict_settings(
     detector: ScoringDetector,
     group: Mapping[str, Any],
     settings: Sequence[FewShotSetting],
@@ -166,7 +168,10 @@ def _predict(
     accelerator: Accelerator,
     timer: Timer,
 ) -> Iterator[Prediction]:
-    """One prediction per setting from one pass of the backbone, and one comparison with each reference image."""
+    """One prediction per setting from one pass of the backbone, and one comparison with each reference image.
+
+    group: see `collate`. banks: class -> the memory of each setting.
+    """
     names = group["cls_name"]
     tokens = encode(detector, group["image"], accelerator, timer, group["map_size"])
     prediction, similarities = zero_shot(detector, tokens, names), SimilarityCache()

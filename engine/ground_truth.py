@@ -84,27 +84,35 @@ class GroundTruth:
         return found
 
 
+def no_thresholds(setting: int, name: str) -> Thresholds:
+    """Of a run that nobody gives any."""
+    return Thresholds()
+
+
 class Measuring(NamedTuple):
     """What a scoring pass measures beside the usual metrics, and against what.
 
     measures: which.
     truth: of the images.
-    thresholds: (few-shot setting, class) -> what was fixed for it without its test images; asked for when its last
-        image has been seen. `measures.given` says that there are some.
+    thresholds: (few-shot setting, class) -> what was fixed for it without its test images; asked for from the first of
+        them on. `measures.given` says that there are some.
     """
 
     measures: Measures
     truth: GroundTruth
-    thresholds: Callable[[int, str], Thresholds] = lambda setting, name: Thresholds()
+    thresholds: Callable[[int, str], Thresholds] = no_thresholds
 
 
 def asked_measures(
-    chosen: Sequence[str] | None, fpr_limits: Sequence[float] | None, samples: Sequence[Sample]
+    chosen: Sequence[str] | None, fpr_limits: Sequence[float] | None, samples: Sequence[Sample], *, given: bool = False
 ) -> Measures:
-    """The measures that flags ask for, each once. Anomalies are counted apart by kind where all are of KINDS."""
+    """The measures that flags ask for, each once. Anomalies are counted apart by kind where all are of KINDS.
+
+    given: whether thresholds are fixed without the test images.
+    """
     species = {sample.specie_name for sample in samples if sample.anomaly}
     by_kind = bool(species) and species <= set(KINDS.values())
-    return Measures(tuple(dict.fromkeys(chosen or ())), tuple(dict.fromkeys(fpr_limits or ())), by_kind)
+    return Measures(tuple(dict.fromkeys(chosen or ())), tuple(dict.fromkeys(fpr_limits or ())), by_kind, given)
 
 
 def resized(one: Tensor, size: Size) -> Tensor:

@@ -29,8 +29,8 @@ from utils.provenance import provenance
 FOLDER = "finished"
 # Settings on which no result depends, or whose files are looked at instead.
 NEUTRAL_SETTINGS = (
-    "save_path", "save_memory", "resume", "num_workers", "feature_cache", "feature_cache_size", "meta_path",
-    "follow_links", "checkpoint_path", "trained_on", "references", "memory", "prompts",
+    "save_path", "save_memory", "submission", "resume", "num_workers", "feature_cache", "feature_cache_size",
+    "meta_path", "follow_links", "checkpoint_path", "trained_on", "references", "memory", "prompts",
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from utils.files import atomic_write, clear_leftovers, clear_results, read_json
 from utils.logs import LOG, Lines, log_to
 
 TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
-MORE = ("thresholds.json",)  # of some runs
+MORE = ("thresholds.json", "unlabelled.csv")  # of some runs
 PICTURES = ("imgs", "maps", FOLDER)
 PATIENCE = 10  # seconds that an interrupted test waits for the pictures of a class that is scored
 WAITING = (".maps-*", ".thumbnails-*", "imgs/.maps-*")  # what a killed process leaves, of this version or an older one
@@ -93,6 +93,7 @@ class TestFolder:
         samples: what is scored; settings: number of the few-shot settings.
         few_shot: whether there are references.
         save_memory: the file of --save_memory.
+        more: what there is besides when all is done.
     """
 
     __test__ = False  # no class of tests, whatever pytest takes its name for
@@ -104,6 +105,7 @@ class TestFolder:
     settings: int
     few_shot: bool
     save_memory: str | None
+    more: Sequence[Path] = ()
 
     def begin(
         self, accelerator: Accelerator, restore_page: Callable[[Any], Any], *, resume: bool
@@ -134,6 +136,7 @@ class TestFolder:
         """Whether a test of this identity has ended here, and all that it has written is there."""
         files = [self.path / name for name in TABLES if name != "k_shot.json" or self.few_shot]
         files += [Path(self.save_memory)] if self.save_memory else []
+        files += self.more
         try:
             identity = read_json(self.path / "config.json")["description"]["identity"]
         except (KeyError, OSError, TypeError, ValueError):

@@ -1,6 +1,10 @@
-"""Thresholds of the classes of a dataset, from normal images alone, as predict.py makes them for one object."""
+"""Thresholds of the classes of a dataset, from normal images alone, as predict.py makes them for one object.
 
-from collections.abc import Sequence
+They are fixed before a test image is scored, and handed to the scoring pass, which counts the pixels above them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +20,11 @@ from inference.calibration import Calibration
 from inference.inputs import distinct
 from inference.predictor import Predictor, readable
 from inference.setup import log_too_few
+from metrics.image import f1_above, image_metrics
+from metrics.measures import Thresholds
+from metrics.names import ABOVE, IMAGE_GIVEN
 from report.judged import JudgedClass
+from utils.distributed import gather
 
 
 class DatasetThresholds:
@@ -45,6 +53,30 @@ class DatasetThresholds:
     ):
         self._predictor, self._data, self._root, self._shots = predictor, data, Path(root), shots
         self._memories, self._stored, self._num_workers = memories, stored, num_workers
+        self._known: dict[str, list[Calibration | str]] = {}
+
+    def fix(self) -> "DatasetThresholds":
+        """Calibrate all classes. Of several processes each takes some, and all know the result: each must call it."""
+        accelerator = self._predictor.accelerator
+        mine = self._data.classes[accelerator.process_index :: accelerator.num_processes]
+        for part in gather({name: self.of_class(name) for name in mine}, accelerator):
+            self._known |= part
+        return self
+
+    def __call__(self, setting: int, name: str) -> Thresholds:
+        """What a scoring pass takes: the threshold of pixels. That of scores is on another scale than the pass's own
+        scores, which it brings to the scale of the test set."""
+        one = self.known(setting, name)
+        return Thresholds() if isinstance(one, str) else Thresholds(one.pixel_threshold)
+
+    def known(self, setting: int, name: str) -> Calibration | str:
+        """The calibration that `fix` has made of a class under a setting, or why it has none."""
+        return self._known[name][setting]
+
+    def scores(self, one: Calibration, score_components: Mapping[str, Sequence[float]]) -> list[float]:
+        """Image scores on the scale of a calibration's normal images."""
+        terms = {key: torch.tensor(values) for key, values in score_components.items()}
+        return self._predictor.detector.image_scores(terms, one.limits).tolist()  # type: ignore[no-any-return]
 
     def of_class(self, name: str) -> list[Calibration | str]:
         """The calibration of a class under each setting, or why it has none."""
@@ -86,19 +118,28 @@ class DatasetThresholds:
 
     def judge(self, results: Sequence[ClassScores]) -> list[JudgedClass]:
         """The verdicts of all classes and settings, in the order of the results; logs where a rate is not kept."""
-        known: dict[str, list[Calibration | str]] = {}
         judged = []
         for result in results:
-            if result.name not in known:
-                known[result.name] = self.of_class(result.name)
-            one = known[result.name][result.setting]
+            one = self.known(result.setting, result.name)
             if isinstance(one, str):
                 judged.append(JudgedClass(result.setting, result.name, one))
                 continue
             log_too_few(one, self._predictor.rule, f"{result.name}: ")
-            terms = {key: torch.tensor(values) for key, values in result.score_components.items()}
-            scores = self._predictor.detector.image_scores(terms, one.limits).tolist()
+            scores = self.scores(one, result.score_components)
             kept = {key: value for key, value in one.as_dict().items() if key != "made_with"}
             labels = [self._data.samples[index].anomaly for index in result.indices]
-            judged.append(JudgedClass(result.setting, result.name, "", kept, one.promise(), scores, labels))
+            above = result.image_measures[ABOVE]
+            judged.append(JudgedClass(result.setting, result.name, "", kept, one.promise(), scores, labels, above))
         return judged
+
+
+def with_image_f1(results: Sequence[ClassScores], judged: Sequence[JudgedClass]) -> list[ClassScores]:
+    """The results with the F1 of their verdicts, and the best of any threshold on the same scale of normal images."""
+    found = []
+    for result, one in zip(results, judged, strict=True):
+        values: tuple[float | None, ...] = (None,) * len(IMAGE_GIVEN)
+        if not one.reason:
+            threshold, best = one.calibration["threshold"], image_metrics(one.labels, one.scores)["f1_sp"]
+            values = (threshold, f1_above(one.labels, one.scores, threshold), best)
+        found.append(replace(result, metrics={**result.metrics, **dict(zip(IMAGE_GIVEN, values, strict=True))}))
+    return found

@@ -16,12 +16,15 @@ MEASURES = ("aupimo", "ece", "fpr95", "spro")
 AUPIMO = ("aupimo", "aupimo_q1", "aupimo_median", "aupimo_q3")  # mean and quartiles over the images of a class
 PER_IMAGE = ("aupimo",)  # what an image has a value of, too
 FPR95, ECE = "fpr95_sp", "ece_sp"
-LOWER_IS_BETTER = (FPR95, ECE)
 # At a threshold that is given, and at the best one, which nobody knows who has no labels: `f1_px`, `f1_sp`.
-PIXEL_GIVEN = ("threshold_px_given", "f1_px_given", "f1_px_oracle")
+FPR_GIVEN = "fpr_px_given"  # mean share of the pixels above it, of the normal images
+PIXEL_GIVEN = ("threshold_px_given", FPR_GIVEN, "f1_px_given", "f1_px_oracle")
 IMAGE_GIVEN = ("threshold_sp_given", "f1_sp_given", "f1_sp_oracle")
+IN_FILES_ALONE = (PIXEL_GIVEN[0], PIXEL_GIVEN[-1], IMAGE_GIVEN[0], IMAGE_GIVEN[-1])  # tables would grow too wide
+ABOVE = "above_px"  # the same share of each image
 # Kinds of anomalies that MVTec LOCO counts apart, each with the good images -> their specie_name.
 KINDS = {"structural": "structural_anomalies", "logical": "logical_anomalies"}
+LOWER_IS_BETTER = (FPR95, ECE, FPR_GIVEN)
 BOTH = "both"  # in place of a kind: the mean of the two
 _BY_KIND = ("auroc_sp",)  # beside AU-sPRO
 _LIMITED = r"(?:aupro|auspro)_fpr[0-9.e-]+"
@@ -97,4 +100,4 @@ class Measures(NamedTuple):
 
     def per_image(self) -> tuple[str, ...]:
         """The names of those that every image has a value of."""
-        return tuple(name for name in PER_IMAGE if name in self.chosen)
+        return (*(name for name in PER_IMAGE if name in self.chosen), *((ABOVE,) if self.given else ()))

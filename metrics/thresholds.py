@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import betaincinv, stdtr
+from scipy.special import betaincinv, stdtr, stdtrit
 
 from metrics.histogram import KeyTable, search, sort_in_place, to_keys, to_values
 from metrics.pixel import NORMAL_CAPACITY
@@ -149,3 +149,13 @@ def interval(events: int, count: int, level: float = 0.95) -> tuple[float, float
     low = 0.0 if events == 0 else float(betaincinv(events, count - events + 1, tail))
     high = 1.0 if events == count else float(betaincinv(events + 1, count - events, 1 - tail))
     return low, high
+
+
+def mean_interval(shares: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """The interval of the mean of shares, one of each image, by Student's t: approximate where most of them are 0. None
+    of fewer than two, and where all are one value, which tells nothing of how they differ."""
+    if len(set(shares)) < 2:
+        return None
+    mean, error = float(np.mean(shares)), float(np.std(shares, ddof=1)) / math.sqrt(len(shares))
+    reach = float(stdtrit(len(shares) - 1, (1 + level) / 2)) * error
+    return max(0.0, mean - reach), min(1.0, mean + reach)

@@ -58,6 +58,7 @@ def write_page(
     for image in images:
         scored.setdefault((image.k_shot, image.seed, image.cls_name), []).append(image)
     (_, columns), *of_kinds = tables.by_kind((*TABLE, *extra))
+    pixel_f1 = {(n, name): row.get("f1_px_given") for n, run in enumerate(runs) for name, row in run.classes.items()}
     panels = [
         _Panel(
             tables.title(k_shot, group),
@@ -65,7 +66,7 @@ def write_page(
             [(kind, table(own, tables.by_class(group), len(group) > 1)) for kind, own in of_kinds],
             [_class_view(name, runs, group, curves, scored, galleries) for name in group[0].classes],
             group[0].seed if len(group) > 1 else None,
-            judged.rows(verdicts, [runs.index(run) for run in group], [run.seed for run in group]),
+            judged.rows(verdicts, [runs.index(run) for run in group], [run.seed for run in group], pixel_f1),
         )
         for k_shot, group in tables.by_k(runs).items()
     ]

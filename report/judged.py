@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.references import FewShotSetting
-from metrics.thresholds import interval
+from metrics.thresholds import interval, mean_interval
 from utils.files import write_json
 
 FILE = "thresholds.json"
@@ -21,6 +21,7 @@ class JudgedClass(NamedTuple):
     promise: the rate that the threshold stands for, in words.
     scores: of the test images on the scale of the normal ones, in the order of the class's results.
     labels: 0 or 1 of each.
+    pixel_shares: of each the share of its pixels above the threshold of pixels; None where that was not counted.
     """
 
     setting: int
@@ -30,6 +31,7 @@ class JudgedClass(NamedTuple):
     promise: str = ""
     scores: Sequence[float] = ()
     labels: Sequence[int] = ()
+    pixel_shares: Sequence[float | None] = ()
 
     @property
     def verdicts(self) -> list[bool]:
@@ -40,6 +42,11 @@ class JudgedClass(NamedTuple):
         """(images of this label above the threshold, images of it)."""
         own = [verdict for verdict, one in zip(self.verdicts, self.labels, strict=True) if one == label]
         return sum(own), len(own)
+
+    def pixel_alarms(self) -> list[float]:
+        """Of each normal test image the share of its pixels above the threshold of pixels."""
+        shares = zip(self.pixel_shares, self.labels, strict=True)
+        return [share for share, label in shares if not label and share is not None]
 
 
 def line(one: JudgedClass, setting: FewShotSetting) -> str:
@@ -52,7 +59,10 @@ def line(one: JudgedClass, setting: FewShotSetting) -> str:
     begin = (
         f"{where}: threshold {known['threshold']:.4g} from {known['normal_images']} normal images: {known['source']}"
     )
-    return f"{begin}; {one.promise}; of the test set: {seen(one)}"
+    pixels = (
+        f"; of their pixels: {pixels_seen(one)}, promised {_rate(known['pixel_fpr'])}" if one.pixel_alarms() else ""
+    )
+    return f"{begin}; {one.promise}; of the test set: {seen(one)}{pixels}"
 
 
 def seen(one: JudgedClass) -> str:
@@ -65,6 +75,23 @@ def seen(one: JudgedClass) -> str:
     return f"{rate} (95% interval {100 * low:.1f}% to {100 * high:.1f}%)"
 
 
+def pixels_seen(one: JudgedClass) -> str:
+    """The share of the pixels of normal test images above the threshold of pixels, with its interval."""
+    shares = one.pixel_alarms()
+    if not shares:
+        return "it has no normal images"
+    within, mean = mean_interval(shares), sum(shares) / len(shares)
+    reach = "" if within is None else f" (95% interval {_rate(within[0])} to {_rate(within[1])})"
+    return f"{_rate(mean)}{reach}"
+
+
+def _rate(share: float | None) -> str:
+    """Two digits, of large shares the percent."""
+    if share is None:
+        return "not known"
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
+
+
 class ThresholdRow(NamedTuple):
     """A row of the page's table; texts."""
 
@@ -75,10 +102,17 @@ class ThresholdRow(NamedTuple):
     promised: str
     seen: str
     found: str
+    pixels: tuple[str, str, str, str] = ("", "", "", "")  # threshold, promised, seen, F1
 
 
-def rows(judged: Sequence[JudgedClass], settings: Sequence[int], seeds: Sequence[int | None]) -> list[ThresholdRow]:
-    """The rows of some settings, class by class; seeds: one per setting."""
+def rows(
+    judged: Sequence[JudgedClass],
+    settings: Sequence[int],
+    seeds: Sequence[int | None],
+    pixel_f1: Mapping[tuple[int, str], float | None],
+) -> list[ThresholdRow]:
+    """The rows of some settings, class by class; seeds: one per setting; pixel_f1: (setting, class) -> F1 of the pixels
+    at the threshold."""
     found = []
     for setting, seed in zip(settings, seeds, strict=True):
         for one in (one for one in judged if one.setting == setting):
@@ -87,14 +121,20 @@ def rows(judged: Sequence[JudgedClass], settings: Sequence[int], seeds: Sequence
                 found.append(ThresholdRow(one.name, label, "none", one.reason, "", "", ""))
                 continue
             hits, anomalous = one.above(1)
-            promised = "not known" if known["fpr"] is None else f"{100 * known['fpr']:.2g}%"
             source = f"{known['normal_images']} images: {known['source']}"
             found.append(
                 ThresholdRow(
-                    one.name, label, f"{known['threshold']:.4g}", source, promised, seen(one), f"{hits} of {anomalous}"
+                    one.name, label, f"{known['threshold']:.4g}", source, _rate(known["fpr"]), seen(one),
+                    f"{hits} of {anomalous}", _pixel_cells(one, pixel_f1.get((setting, one.name))),
                 )
-            )
+            )  # fmt: skip
     return sorted(found, key=lambda row: row.name)
+
+
+def _pixel_cells(one: JudgedClass, f1: float | None) -> tuple[str, str, str, str]:
+    known = one.calibration
+    shown = "" if f1 is None else f"{100 * f1:.1f}"
+    return f"{known['pixel_threshold']:.4g}", _rate(known["pixel_fpr"]), pixels_seen(one), shown
 
 
 def write_thresholds(path: Path, judged: Sequence[JudgedClass], settings: Sequence[FewShotSetting]) -> None:
@@ -107,7 +147,12 @@ def write_thresholds(path: Path, judged: Sequence[JudgedClass], settings: Sequen
             written.append({**row, "threshold": None, "reason": one.reason})
             continue
         (alarms, normal), (hits, anomalous) = one.above(0), one.above(1)
-        low_high = interval(alarms, normal) if normal else None
         counts = {"false_alarms": alarms, "normal": normal, "hits": hits, "anomalous": anomalous}
-        written.append({**row, **one.calibration, "test": {**counts, "fpr_interval_95": low_high}})
+        shares = one.pixel_alarms()
+        rates = {
+            "fpr_interval_95": interval(alarms, normal) if normal else None,
+            "pixel_fpr": sum(shares) / len(shares) if shares else None,
+            "pixel_fpr_interval_95": mean_interval(shares),
+        }
+        written.append({**row, **one.calibration, "test": {**counts, **rates}})
     write_json(path, written)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from data.meta import Sample
-from metrics.names import AUPIMO, ECE, FPR95, IMAGE, IMAGE_GIVEN, PIXEL, PIXEL_GIVEN, split_kind
+from metrics.names import AUPIMO, ECE, FPR95, FPR_GIVEN, IMAGE, IMAGE_GIVEN, PIXEL, PIXEL_GIVEN, split_kind
 from report.predictions import ClassScores
 from report.tables import metric_names
 
@@ -41,7 +41,7 @@ def _causes(samples: Sequence[Sample], row: Mapping[str, float | None]) -> dict[
                 causes[key] = "its scores are no probabilities"
             elif kind:
                 causes[key] = "its test images lack a kind of anomaly, good images, or masks of them"
-            elif key in (*IMAGE, *IMAGE_GIVEN, FPR95):
+            elif key in (*IMAGE, *IMAGE_GIVEN, FPR95, FPR_GIVEN):
                 causes[key] = _one_label(samples)
             elif all(row[other] is None for other in PIXEL):
                 causes[key] = _no_pixels(samples)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from data.meta import Sample, shown_kind
 from data.references import FewShotSetting
 from metrics.curves import Points
-from metrics.names import PER_IMAGE
+from metrics.names import ABOVE, PER_IMAGE
 from report.judged import VERDICTS, JudgedClass
 from utils.files import atomic_write
 from utils.text import csv_cell, csv_value
@@ -41,7 +41,7 @@ class ClassScores(Protocol):
     def curves(self) -> Mapping[str, Points]: ...  # of the pixels
 
     @property
-    def image_measures(self) -> Mapping[str, Sequence[float | None]]: ...  # of PER_IMAGE, per image
+    def image_measures(self) -> Mapping[str, Sequence[float | None]]: ...  # of MEASURES, per image
 
 
 class ScoredImage(NamedTuple):
@@ -55,7 +55,7 @@ class ScoredImage(NamedTuple):
     seed: int | None  # None: zero-shot
     score: float
     score_components: Mapping[str, float] = {}
-    measures: Mapping[str, float] = {}  # of PER_IMAGE; what cannot be computed is not there
+    measures: Mapping[str, float] = {}  # of MEASURES; what cannot be computed is not there
     judged_score: float | None = None  # on the scale of normal images, which verdicts are about
     verdict: str = ""  # "anomalous" or "normal"; "" where there is no threshold
 
@@ -67,6 +67,7 @@ class ScoredImage(NamedTuple):
 
 _COLUMNS = ScoredImage._fields[:-4]  # those of components and measures follow, then those of verdicts, if any
 _JUDGED = ("judged_score", "verdict")
+MEASURES = (*PER_IMAGE, ABOVE)
 
 
 def scored_images(
@@ -137,9 +138,9 @@ def _parse(row: Mapping[str, Any]) -> ScoredImage:
         seed=int(row["seed"]) if row["seed"] else None,
         score=float(row["score"]),
         score_components={
-            key: float(value) for key, value in row.items() if key not in (*_COLUMNS, *PER_IMAGE, *_JUDGED) and value
+            key: float(value) for key, value in row.items() if key not in (*_COLUMNS, *MEASURES, *_JUDGED) and value
         },
-        measures={key: float(row[key]) for key in PER_IMAGE if row.get(key)},
+        measures={key: float(row[key]) for key in MEASURES if row.get(key)},
         judged_score=float(row["judged_score"]) if row.get("judged_score") else None,
         verdict=row.get("verdict") or "",
     )

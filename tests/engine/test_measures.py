@@ -117,7 +117,11 @@ def test_all_measures_of_a_class(folder, monkeypatch, crop, own_size, batch_size
             else:
                 counts.add_normal(torch.from_numpy(one))
         values = [counts.compute().get(index) for index in range(6)]
-        assert result.image_measures == {"aupimo": pytest.approx(values, abs=2e-3)} and values[0] is None
+        above = [one.mean() for one in cut]
+        assert result.image_measures == {
+            "aupimo": pytest.approx(values, abs=2e-3), "above_px": pytest.approx(above, abs=1e-3),
+        } and values[0] is None  # fmt: skip
+        assert result.metrics["fpr_px_given"] == pytest.approx(np.mean(above[:2]), abs=1e-3)
         assert result.metrics["aupimo"] == pytest.approx(np.mean(values[2:]), abs=2e-3)
 
     spro = SproCounts()

@@ -14,9 +14,10 @@ from data.meta import PixelSettings, Sample
 from data.references import ZERO_SHOT, FewShotSetting
 from dataset import AnomalyDataset
 from engine.evaluation import batches, score
+from engine.ground_truth import GroundTruth, Measuring, asked_measures
 from engine.references import References
 from engine.test_run import ScoredData
-from inference.dataset_thresholds import DatasetThresholds
+from inference.dataset_thresholds import DatasetThresholds, with_image_f1
 from inference.predictor import Predictor
 from metrics.thresholds import ThresholdRule
 from model.interface import Memory, Prediction
@@ -73,12 +74,15 @@ def run(tmp_path):
 
     def of(rule: ThresholdRule, shots, *, stored=False):
         memories = References(detector, shots, accelerator, root=tmp_path, batch_size=4, num_workers=0)
-        loader = batches(AnomalyDataset(tmp_path, test, SIDE), 4, 0, accelerator)
-        results = list(score(detector, loader, test, shots, memories, accelerator))
         predictor = Predictor(detector, accelerator, rule, {"method": "grey"}, 4)
-        return DatasetThresholds(
+        thresholds = DatasetThresholds(
             predictor, data, str(tmp_path), shots, memories, stored=stored, num_workers=0
-        ), data, results  # fmt: skip
+        ).fix()  # fmt: skip
+        truth = GroundTruth(tmp_path, test, PixelSettings(), SquareInput(SIDE), own_size=stored)
+        measuring = Measuring(asked_measures(None, None, test, given=True), truth, thresholds)
+        loader = batches(AnomalyDataset(tmp_path, test, SIDE), 4, 0, accelerator)
+        results = list(score(detector, loader, test, shots, memories, accelerator, measuring=measuring))
+        return thresholds, data, results
 
     return of
 
@@ -100,7 +104,13 @@ def test_validation_images_come_first_then_references_and_else_it_is_stated(run,
     assert judged.line(found[0, "jar"], ZERO_SHOT).startswith("jar: no threshold and no verdicts: the dataset has no")
     line = judged.line(cup, ZERO_SHOT)
     assert "from 12 normal images: validation of the dataset; about 10.0% of normal images lie above it" in line
-    assert line.endswith("of the test set: 1 of 3 normal images, 33.3% (95% interval 0.8% to 90.6%)")
+    assert "of the test set: 1 of 3 normal images, 33.3% (95% interval 0.8% to 90.6%)" in line
+    # Pixels: pictures of one grey, of which one of three normal ones lies above 117; no masks, so no F1 of pixels.
+    assert line.endswith("; of their pixels: 33% (95% interval 0% to 100%), promised 10%")
+    assert cup.pixel_alarms() == [0, 0, 1] and cup.pixel_shares == [0, 0, 1, 1, 1]
+    row = with_image_f1(results, list(found.values()))[0].metrics
+    assert row["fpr_px_given"] == pytest.approx(1 / 3) and row["f1_px_given"] is None
+    assert (row["threshold_sp_given"], row["f1_sp_given"], row["f1_sp_oracle"]) == (1, 0.8, 1)
 
     images = []
     for one in results:
@@ -111,8 +121,10 @@ def test_validation_images_come_first_then_references_and_else_it_is_stated(run,
     judged.write_thresholds(tmp_path / judged.FILE, list(found.values()), shots)
     rows = {(row["k_shot"], row["objects"]): row for row in json.loads((tmp_path / judged.FILE).read_text())}
     assert rows[0, "cup"]["test"]["false_alarms"] == 1 and rows[0, "jar"]["threshold"] is None
-    shown = judged.rows(list(found.values()), [0], [None])
+    assert rows[0, "cup"]["test"]["pixel_fpr"] == pytest.approx(1 / 3)
+    shown = judged.rows(list(found.values()), [0], [None], {(0, "cup"): 0.5})
     assert [(row.name, row.promised, row.found) for row in shown] == [("cup", "10%", "2 of 2"), ("jar", "", "")]
+    assert shown[0].pixels == ("117", "10%", "33% (95% interval 0% to 100%)", "50.0") and not any(shown[1].pixels)
 
 
 def test_a_rule_that_promises_no_rate(run):

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
-from metrics.thresholds import NormalPixels, ThresholdRule, interval
+from metrics.thresholds import NormalPixels, ThresholdRule, interval, mean_interval
 
 RULES = [ThresholdRule("conformal", 0.1), ThresholdRule("mean_std"), ThresholdRule("quantile", 0.1, 1.0)]
 RULES.append(ThresholdRule("quantile", 0.1, 1.1))
@@ -76,3 +76,11 @@ def test_what_is_not_known_is_not_promised():
 def test_interval_of_a_rate(events, count):
     exact = binomtest(events, count).proportion_ci(0.95, "exact")
     assert interval(events, count) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_interval_of_a_mean_of_shares():
+    shares = [0.0, 0.01, 0.04, 0.02, 0.0]
+    exact = ttest_1samp(shares, 0).confidence_interval(0.95)
+    assert exact.low < 0 and mean_interval(shares) == pytest.approx((0, exact.high))
+    assert mean_interval([0.9, 1.0])[1] == 1
+    assert mean_interval([]) is mean_interval([0.2]) is mean_interval([0.0, 0.0]) is None
