@@ -124,8 +124,8 @@ def _unfailing(stream: io.TextIOWrapper) -> io.TextIOWrapper:
         io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=stream.errors if stream.errors in _NEVER_FAIL else "backslashreplace",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
+        # PYTHONUNBUFFERED writes through, which would end in our buffer.
+        line_buffering=stream.line_buffering or stream.write_through,
     )
 
 

@@ -128,3 +128,10 @@ def test_no_screen_at_all(tmp_path):
     command = 'exec "$0" -c "$1" "$2" >&- 2>&-'
     assert subprocess.run(["sh", "-c", command, sys.executable, TALKS, tmp_path], cwd=ROOT).returncode == 0
     assert len(messages(tmp_path)) == 3000 and (tmp_path / "done").exists()
+
+
+def test_lines_are_written_at_once_where_python_is_unbuffered():
+    code = "import os; from utils.logs import safe_streams; safe_streams(); print('said'); os._exit(0)"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout == "said\n"
