@@ -30,7 +30,7 @@ class Launcher:
     def __init__(self, monkeypatch):
         self.started, self.interrupted, self._monkeypatch = [], None, monkeypatch
         monkeypatch.setattr(reproduce, "launch", self)
-        monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # as where tests run in the background
+        monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # tests in the background ignore it
 
     def __call__(self, words, log) -> int:
         self.started.append("/".join(log.with_suffix("").parts[-2:]))
@@ -146,8 +146,9 @@ def test_interrupted_and_finished(tiny_a, tmp_path, monkeypatch, capsys):
     assert {line["method"] for line in rows_of(tmp_path / "out/all runs.csv")} == {"sdp", "april_gan"}
 
 
-def test_a_run_of_its_own_and_its_end(tmp_path):
+def test_a_run_of_its_own_and_its_end(tmp_path, monkeypatch):
     """Its words go to the log, its last line says why it failed, and Ctrl-C reaches it once."""
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # tests in the background ignore it
     log = tmp_path / "new/a.log"
     code = reproduce.launch(["-c", "print('hm'); raise SystemExit('error: no such thing')"], log)
     assert (code, reproduce.reason(code, log)) == (1, "no such thing")
