@@ -44,6 +44,7 @@ from utils.devices import make_accelerator
 from utils.distributed import shutdown
 from utils.errors import run_script
 from utils.files import check_results_of, lock_folder, result_folder
+from utils.logs import LOG
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,6 +89,8 @@ def score_each(
 ) -> int:  # fmt: skip
     """Score images one by one, on the scale of normal ones."""
     memory, calibration = encode_normal_images(one, normal, settings)
+    if settings.threshold and not calibration:
+        LOG.warning("--threshold %s: there is none, since it takes two normal images or more", settings.threshold)
 
     def predict(batch: Tensor, map_size: tuple[int, int]) -> list[ImageResult]:
         return one.predictor.predict(batch, settings.class_name, memory, calibration, map_size)

@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 # isort: split
 import argparse
-import json
 import signal
 import subprocess
 import sys
@@ -30,12 +29,12 @@ from config.resolve import resolve_test, resolve_train
 from config.settings import TestSettings, TrainSettings
 from data import meta
 from engine import checkpoint
-from engine.resume import FOLDER, NEUTRAL_SETTINGS
+from engine.resume import FOLDER
 from model import METHODS, capabilities
 from report.compare import PUBLISHED
 from report.reproduce import Entry, Outcome, Published, entries_of, read_published, text, write
 from utils.errors import MESSAGE_LIMIT, run_script
-from utils.files import read_json, result_folder
+from utils.files import read_json, result_folder, write_json
 from utils.provenance import provenance
 from utils.text import escape_controls, shorten
 
@@ -64,7 +63,7 @@ class Run(NamedTuple):
     dataset: str
     mode: str
     folder: Path
-    words: Sequence[str]
+    words: list[str]
     settings: TestSettings | TrainSettings
     needs: Path | None = None
 
@@ -75,6 +74,11 @@ class Run(NamedTuple):
     @property
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def done(self) -> Path:
+        """The flags of the run, written when it has ended well."""
+        return self.folder.with_name(f"{self.folder.name}.json")
 
 
 class Data(NamedTuple):
@@ -180,6 +184,8 @@ def work(run: Run, states: Mapping[Path, str], found: Mapping[str, Data]) -> tup
         return "", "done before"
     started = time.monotonic()
     code = launch(run.words, run.log)
+    if not code:
+        write_json(run.done, run.words[1:])
     why = f"failed: {reason(code, run.log)}" if code else ""
     return why, why or f"done in {timedelta(seconds=round(time.monotonic() - started))}"
 
@@ -197,11 +203,8 @@ def is_finished(run: Run) -> bool:
     made_of = [root / "meta.json", *([checkpoint.latest(run.needs)] if run.needs else [])]
     try:
         config = read_json(run.folder / "config.json")
-        wanted = json.loads(json.dumps(run.settings.as_dict()))
-        same = all(config["settings"].get(key) == value for key, value in wanted.items()
-                   if value is not None and key not in NEUTRAL_SETTINGS)  # fmt: skip
         versions = {key: value for key, value in provenance().items() if key not in ("git", "platform")}
-        same = same and all(config.get(key) == value for key, value in versions.items())
+        same = read_json(run.done) == run.words[1:] and all(config.get(key) == own for key, own in versions.items())
         if isinstance(run.settings, TrainSettings):
             result = checkpoint.to_resume(run.folder)
             whole = result is not None and result.name == f"epoch_{run.settings.epoch}.pth"

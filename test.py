@@ -48,6 +48,7 @@ from inference.unlabelled import UnlabelledParts
 from metrics.names import IN_FILES_ALONE, Measures
 from model import METHODS, memory_bank
 from report.gallery import Gallery
+from report.judged import FILE as THRESHOLDS
 from report.map_files import MapFiles
 from report.write import write_results
 from utils.devices import make_accelerator
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     finished = FinishedClasses(save_path, identity, data.classes, measures)
     folder = TestFolder(
         save_path, finished, files.expected_files(), data.samples, len(shots), settings.mode == "few_shot",
-        settings.save_memory, unlabelled.results,
+        settings.save_memory, [*unlabelled.results, *([save_path / THRESHOLDS] if settings.threshold else [])],
     )  # fmt: skip
     with lock_folder(save_path):
         known = folder.begin(accelerator, Gallery.from_json, resume=settings.resume)
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
                 write_config(save_path, decided, sources, {**built.description, "identity": finished.identity})
             encode_texts(built.detector, data.classes)
             if thresholds:
-                unlabelled.begin(thresholds.fix(), accelerator)
+                unlabelled.begin(thresholds.fix(), accelerator, finished.identity)
             memories = KeptReferences(source)
             results = score_classes(
                 built, data, root, shots, memories if settings.save_memory else source, accelerator, files, folder,

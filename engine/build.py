@@ -229,6 +229,9 @@ def check_room(
     """
     batch = min(built.batch_size, images * inputs_per_picture(built.detector))
     built.detector.backbone.check_room(batch, accelerator.device, f"--batch_size {batch}", "lower it, or --image_size")
+    if (tiles := inputs_per_picture(built.detector)) > batch:  # what they give is kept until the picture is done
+        what = f"the {tiles} tiles of a picture"
+        built.detector.backbone.check_room(tiles, accelerator.device, what, "lower --tiles, or --image_size")
     references = sum(shot.k_shot for shot in shots)
     if references:
         advice = "lower --k_shot or --image_size, or give fewer seeds"

@@ -136,6 +136,7 @@ class Classes:
         """Count the map of one image, at the size at which it is measured."""
         assert self._measuring is not None  # see `add`
         truth, sample = self._measuring.truth, self._measuring.truth.samples[index]
+        size = (size[0], size[1])  # a list, where an older PyTorch has pinned it
         one = resized(one, truth.size(size)) if truth.own_size else one.float()
         if threshold is not None:
             state.above[index] = int((one > threshold).count_nonzero()) / one.numel()

@@ -101,6 +101,16 @@ class KeptSets:
             sound = False
         return scores if sound else None
 
+    def is_of_this_run(self) -> bool:
+        """Whether anything is kept of a run of this identity."""
+        return any(self._is_own(file) for file in self._folder.glob("*.json"))
+
+    def _is_own(self, file: Path) -> bool:
+        try:
+            return bool(read_json(file)["identity"] == self._identity)
+        except (KeyError, OSError, TypeError, ValueError):
+            return False
+
     def keep(self, number: int, scores: Scored) -> None:
         """Write the scores of a set."""
         write_json(self._file(number), {"identity": self._identity, "scores": [asdict(row) for row in scores]})

@@ -82,12 +82,15 @@ class DatasetThresholds:
         """The calibration of a class under each setting, or why it has none."""
         validation = [sample for sample in self._data.everything["validation"] if sample.cls_name == name]
         if validation:
-            return list(self._on_validation(name, validation))
+            try:
+                return list(self._on_validation(name, validation))
+            except ValueError as error:  # a file that cannot be read, or too few for the rule: the others have theirs
+                return [str(error)] * len(self._shots)
         return [self._on_references(shot, name) for shot in self._shots]
 
     def _on_validation(self, name: str, samples: Sequence[Sample]) -> list[Calibration]:
         predictor, pixels = self._predictor, self._data.pixels
-        files = distinct((self._root / sample.img_path for sample in samples), pixels.bits)[0]
+        files = distinct((self._root / sample.img_path for sample in samples), pixels.bits, upright=pixels.exif)[0]
         images = UnlabeledImages(
             list(files.values()), predictor.detector.input_spec, bits=pixels.bits, upright=pixels.exif
         )
@@ -104,7 +107,7 @@ class DatasetThresholds:
         if self._stored:
             return f"{lacks}, and --memory holds no images of its references"
         files, pixels = [self._root / path for path in shot.references[name]], self._data.pixels
-        first = set(distinct(files, pixels.bits)[0].values())
+        first = set(distinct(files, pixels.bits, upright=pixels.exif)[0].values())
         rows = [row for row, file in enumerate(files) if file in first and file not in files[:row]]
         if len(rows) < 2:
             return f"{lacks}, and it has one reference; two give a threshold"

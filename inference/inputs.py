@@ -88,13 +88,13 @@ def _distinct(flag: str, folder: str, save_path: str, bits: int | None) -> dict[
     return first
 
 
-def distinct(files: Iterable[Path], bits: int | None) -> tuple[dict[str, Path], list[Path]]:
+def distinct(files: Iterable[Path], bits: int | None, *, upright: bool = True) -> tuple[dict[str, Path], list[Path]]:
     """(digest of the pixels -> the first file that has them, files that show what an earlier one shows). Raises
     ValueError: a file that cannot be read."""
     first: dict[str, Path] = {}
     copies = []
     for path in files:
-        if first.setdefault(pixel_digest(path, bits=bits), path) is not path:
+        if first.setdefault(pixel_digest(path, upright=upright, bits=bits), path) is not path:
             copies.append(path)
     return first, copies
 

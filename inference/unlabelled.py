@@ -53,6 +53,11 @@ class UnlabelledParts:
         if not self.sets:
             raise ValueError(f"{flag}: {source} names no images without labels; drop the flag")
         unknown = {image.cls_name for part in parts.values() for image in part} - set(data.classes)
+        if unknown and self._submission:
+            raise ValueError(
+                f"{flag}: {source}: class {min(unknown)} has images without labels and none in test; unpack the whole "
+                "dataset and write meta.json again, since the server takes all classes"
+            )
         if unknown and settings.classes is None:
             raise ValueError(
                 f"{flag}: {source}: class {min(unknown)} has images without labels and none in test; name the classes "
@@ -107,9 +112,9 @@ class UnlabelledParts:
         except (KeyError, OSError, TypeError, ValueError):
             return None
 
-    def begin(self, thresholds: DatasetThresholds, accelerator: Accelerator) -> None:
-        """Remove an earlier submission of these results, but for images that `--resume` goes on from. Raises ValueError
-        where a class has no threshold of pixels."""
+    def begin(self, thresholds: DatasetThresholds, accelerator: Accelerator, identity: str) -> None:
+        """Remove an earlier submission of these results, but for images that `--resume` goes on from: of an interrupted
+        run of this identity. Raises ValueError where a class has no threshold of pixels."""
         if self._submission is None:
             return
         for name in self._data.classes:
@@ -117,7 +122,11 @@ class UnlabelledParts:
             if isinstance(known, str):
                 raise ValueError(f"--submission {self._settings.submission}: class {name} has no threshold: {known}")
         if accelerator.is_main_process:
-            self._submission.clear(keep=self._settings.resume)
+            goes_on = self._settings.resume and self._kept(identity).is_of_this_run()
+            self._submission.clear(keep=goes_on)
+
+    def _kept(self, identity: str) -> KeptSets:
+        return KeptSets(self._save_path, identity, len(self._shots))
 
     def score(
         self,
@@ -151,7 +160,7 @@ class UnlabelledParts:
         scored = list(
             score_unlabelled(
                 self._built, self.sets, settings.data_path, self._data.pixels, self._shots, memories, accelerator,
-                KeptSets(self._save_path, identity, len(self._shots)), num_workers=settings.num_workers,
+                self._kept(identity), num_workers=settings.num_workers,
                 keep_map=keep_map if submission else None, files=files, resume=settings.resume,
             )
         )  # fmt: skip

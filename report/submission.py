@@ -84,6 +84,7 @@ class Submission:
     def clear(self, *, keep: bool) -> None:
         """Remove what an earlier run has left; keep: but for whole images."""
         self.archive.unlink(missing_ok=True)
+        (self.folder / self.archive.name).unlink(missing_ok=True)
         if self.folder.is_dir():
             clear_leftovers(self.folder, (MAPS, MASKS))
         for kind in () if keep else (MAPS, MASKS):
@@ -114,9 +115,13 @@ class Submission:
             Image.fromarray((half > 0).astype(np.uint8) * 255).save(temporary)
 
     def pack(self) -> None:
-        """Write the archive: the same bytes for the same images."""
+        """Write the archive: the same bytes for the same images.
+
+        Until it is whole it lies in the folder, which the next run clears of what a killed one has left: it is large.
+        """
+        unfinished = self.folder / self.archive.name
         files = sorted(file for kind in (MAPS, MASKS) for file in (self.folder / kind).rglob("*") if file.is_file())
-        with atomic_write(self.archive) as temporary, temporary.open("wb") as raw:
+        with atomic_write(unfinished) as temporary, temporary.open("wb") as raw:
             packed = gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0)
             with packed, tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 for file in files:
@@ -124,6 +129,7 @@ class Submission:
                     entry.size = file.stat().st_size
                     with file.open("rb") as content:
                         tar.addfile(entry, content)
+        unfinished.replace(self.archive)
 
 
 # --- the check -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM: a run ends where it can go on from."""
+"""SIGINT (Ctrl-C), SIGTERM and SIGHUP (a terminal that is closed): a run ends where it can go on from."""
 
 import contextlib
 import signal
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 
 class Stopped(KeyboardInterrupt):  # noqa: N818 - it is no error
-    """SIGINT (Ctrl-C) or SIGTERM ends the run.
+    """A signal ends the run.
 
     number: which of them it was.
     """
@@ -18,7 +18,7 @@ class Stopped(KeyboardInterrupt):  # noqa: N818 - it is no error
 
 
 class HeldSignals:
-    """Within it the first SIGINT or SIGTERM is noted, so that the run can end where it can go on from; a second one
+    """Within it the first signal is noted, so that the run can end where it can go on from; a second one
     ends the process at once.
 
     number: of the signal that was noted, 0 before.
@@ -50,11 +50,13 @@ class HeldSignals:
 
 
 def handle_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Have SIGINT and SIGTERM handled; returns what handled them before, by number.
+    """Have SIGINT, SIGTERM and the end of the terminal (SIGHUP) handled; returns what handled them before, by number.
 
     A signal that is ignored, as nohup or "&" want it, stays so.
     """
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    every = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+    numbers = [number for number in every if signal.getsignal(number) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in numbers}
 
 

@@ -87,6 +87,14 @@ def run(tmp_path):
     return of
 
 
+def test_a_fault_of_one_class_leaves_the_others_their_thresholds(run, tmp_path):
+    (tmp_path / "cup_valid3.png").write_text("no picture")
+    shots = [FewShotSetting(4, 1, {"jar": [f"jar_train{n}.png" for n in range(4)], "cup": ["jar_train0.png"]})]
+    thresholds, _, results = run(ThresholdRule("conformal", 0.1), shots)
+    cup, jar = thresholds.judge(results)
+    assert "cup_valid3.png" in cup.reason and jar.calibration["normal_images"] == 4
+
+
 def test_validation_images_come_first_then_references_and_else_it_is_stated(run, tmp_path):
     references = {"jar": [f"jar_train{n}.png" for n in range(4)], "cup": ["jar_train0.png"]}
     shots = [ZERO_SHOT, FewShotSetting(4, 1, references)]

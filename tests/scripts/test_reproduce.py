@@ -144,6 +144,8 @@ def test_interrupted_and_finished(tiny_a, tmp_path, monkeypatch, capsys):
     assert call(*flags, "--methods", "sdp") == 0
     assert launcher.started == []  # and what an earlier call has measured stays in the table
     assert {line["method"] for line in rows_of(tmp_path / "out/all runs.csv")} == {"sdp", "april_gan"}
+    assert call(*flags, "--methods", "sdp", "--class", "grass") == 0
+    assert launcher.started == ["visa/zero_shot"]  # other flags: another run
 
 
 def test_a_run_of_its_own_and_its_end(tmp_path, monkeypatch):

@@ -135,6 +135,9 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(flags, written,
     changed = archive.stat().st_mtime_ns
     test_script.main([*argv, "--resume"])  # there is nothing to do
     assert archive.stat().st_mtime_ns == changed
+    (tmp_path / "run/thresholds.json").unlink()
+    test_script.main([*argv, "--resume"])  # what is not whole is made whole
+    assert (tmp_path / "run/thresholds.json").is_file() and archive.is_file()
 
 
 def test_two_processes_fix_the_same_thresholds_and_write_the_same(flags, written, tmp_path):
