@@ -25,6 +25,7 @@ from metrics.measures import Thresholds
 from metrics.names import ABOVE, IMAGE_GIVEN
 from report.judged import JudgedClass
 from utils.distributed import gather
+from utils.logs import LOG
 
 
 class DatasetThresholds:
@@ -116,6 +117,11 @@ class DatasetThresholds:
             [files[row] for row in rows], name, "references, each compared with the others", bits=pixels.bits,
             num_workers=self._num_workers, exif=pixels.exif, views=[views[row] for row in rows] if views else None,
         )  # fmt: skip
+        if encoded.near_copies:
+            LOG.warning(
+                "%s: %d of %d references are nearly copies of others, so that its threshold may be too low",
+                name, len(encoded.near_copies), len(rows),
+            )  # fmt: skip
         assert encoded.calibration is not None  # of two references or more
         return encoded.calibration
 
