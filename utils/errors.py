@@ -26,9 +26,9 @@ def run_script(main: Callable[[], int | None], advice: str = "") -> None:
     """Run a script's main, which may return an exit code. What lies in temporary folders is removed however it ends.
 
     A user's mistake (ValueError, OSError), a full disk and a lack of memory end it with one line and exit code 2.
-    SIGINT (Ctrl-C) and SIGTERM, by which torchrun ends the processes that are left when one has failed, end it with
-    one line and exit code 130 and 143. All other errors are bugs and keep their traceback. Standard output and
-    standard error never fail, see `logs.safe_streams`.
+    SIGINT (Ctrl-C), SIGTERM, by which torchrun ends the processes that are left when one has failed, and SIGHUP end it
+    with one line and exit code 130, 143 and 129. All other errors are bugs and keep their traceback. Standard output
+    and standard error never fail, see `logs.safe_streams`.
 
     VAND_TRACEBACK=1 in the environment shows where an error was raised.
 
