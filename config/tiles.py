@@ -1,6 +1,7 @@
 """The flags of tiles, what stands where none is given, and what tiles cannot be combined with."""
 
 import argparse
+import contextlib
 from typing import Any, Protocol
 
 from config.thresholds import Values
@@ -70,15 +71,16 @@ def refuse_tiles(args: argparse.Namespace) -> None:
 
 
 def _side(text: str) -> int:
-    if not 1 <= int(text) <= MOST_TILES:
-        raise argparse.ArgumentTypeError(f"{text}: must be from 1 to {MOST_TILES}")
+    if not (text.isdecimal() and 1 <= int(text) <= MOST_TILES):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 to {MOST_TILES}")
     return int(text)
 
 
 def _overlap(text: str) -> float:
-    if not 0 <= float(text) <= MOST_OVERLAP:
-        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to {MOST_OVERLAP}")
-    return float(text)
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= MOST_OVERLAP:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: must be a number from 0 to {MOST_OVERLAP}")
 
 
 def _refuse_masks(flag: str, masks: str) -> None:

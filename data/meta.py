@@ -107,7 +107,7 @@ def read_settings(root: str | Path, meta_path: str | Path | None = None) -> Pixe
 def source_of(root: str | Path, meta_path: str | Path | None = None) -> Path:
     """The file that describes a dataset. Raises FileNotFoundError where its root is no folder."""
     if not Path(root).is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; give the root of a dataset")
+        raise FileNotFoundError(f"{root}: no such folder; give the root of a dataset to --data_path or --root")
     return Path(meta_path) if meta_path else Path(root) / "meta.json"
 
 

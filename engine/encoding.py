@@ -24,8 +24,10 @@ class Timer:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def start(self) -> None:
-        """The first batch is there."""
-        self._start = self._start or time.perf_counter()
+        """The first batch is there. What the backbone has done before it, as for thresholds, does not count."""
+        if not self._start:
+            self._start, self._backbone = time.perf_counter(), 0.0
+            self._events.clear()
 
     def stop(self) -> None:
         """The last metrics are there."""

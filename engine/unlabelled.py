@@ -153,7 +153,7 @@ def score_unlabelled(
     timer = Timer()
     known = kept.load(sets, files or {}, accelerator) if resume else {}
     banks: dict[str, Sequence[Memory | None]] = {}  # of one class
-    for number, one in enumerate(tqdm(sets, desc="unlabelled", disable=not accelerator.is_main_process)):
+    for number, one in enumerate(tqdm(sets, desc="unlabelled", disable=None if accelerator.is_main_process else True)):
         if number in known:
             yield known[number]
             continue

@@ -62,7 +62,8 @@ def line(one: JudgedClass, setting: FewShotSetting) -> str:
     pixels = (
         f"; of their pixels: {pixels_seen(one)}, promised {_rate(known['pixel_fpr'])}" if one.pixel_alarms() else ""
     )
-    return f"{begin}; {one.promise}; of the test set: {seen(one)}{pixels}"
+    hits, anomalous = one.above(1)
+    return f"{begin}; {one.promise}; of the test set: {seen(one)}{pixels}; {hits} of {anomalous} anomalous images found"
 
 
 def seen(one: JudgedClass) -> str:

@@ -57,4 +57,4 @@ def test_exported_detectors_and_sets_take_no_tiles(capsys):
     for words in ("--tiles", "17"), ("--tiles", "0"), ("--tile_overlap", "0.6"):
         with pytest.raises(SystemExit):
             parser_of_test().parse_args(words)
-        assert f"argument {words[0]}: {words[1]}: must be from" in capsys.readouterr().err
+        assert f"argument {words[0]}: {words[1]}: must be a" in capsys.readouterr().err

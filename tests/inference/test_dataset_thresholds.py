@@ -114,7 +114,8 @@ def test_validation_images_come_first_then_references_and_else_it_is_stated(run,
     assert "from 12 normal images: validation of the dataset; about 10.0% of normal images lie above it" in line
     assert "of the test set: 1 of 3 normal images, 33.3% (95% interval 0.8% to 90.6%)" in line
     # Pixels: pictures of one grey, of which one of three normal ones lies above 117; no masks, so no F1 of pixels.
-    assert line.endswith("; of their pixels: 33% (95% interval 0% to 100%), promised 10%")
+    pixels = "; of their pixels: 33% (95% interval 0% to 100%), promised 10%"
+    assert line.endswith(f"{pixels}; 2 of 2 anomalous images found")
     assert cup.pixel_alarms() == [0, 0, 1] and cup.pixel_shares == [0, 0, 1, 1, 1]
     row = with_image_f1(results, list(found.values()))[0].metrics
     assert row["fpr_px_given"] == pytest.approx(1 / 3) and row["f1_px_given"] is None
