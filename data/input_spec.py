@@ -96,17 +96,8 @@ class SquareInput:
         return image[..., self._start : end, self._start : end]
 
 
-@dataclass(frozen=True)
-class ShorterEdgeInput:
-    """Pictures resized (Pillow, bicubic) so that the shorter edge is S, then cut at the right and at the bottom to
-    multiples of the patch. Maps and masks have the picture's own size.
-
-    side: S.
-    multiple: of the sides of an input, in pixels.
-    """
-
-    side: int
-    multiple: int
+class OwnSizeMaps:
+    """Of inputs whose maps and masks have the picture's own size."""
 
     @property
     def keeps_shape(self) -> bool:
@@ -118,6 +109,23 @@ class ShorterEdgeInput:
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[1], size[0]
+
+    def mask(self, mask: Image.Image) -> Tensor:
+        """As it is; defect above half of full scale. (H, W) uint8"""
+        return torch.from_numpy((np.asarray(mask) > 127).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class ShorterEdgeInput(OwnSizeMaps):
+    """Pictures resized (Pillow, bicubic) so that the shorter edge is S, then cut at the right and at the bottom to
+    multiples of the patch. Maps and masks have the picture's own size.
+
+    side: S.
+    multiple: of the sides of an input, in pixels.
+    """
+
+    side: int
+    multiple: int
 
     def image(self, picture: Image.Image) -> Tensor:
         """(3, h, w) uint8 RGB, sides multiples of `multiple`. Raises ValueError on a strip that becomes too long."""
@@ -135,10 +143,6 @@ class ShorterEdgeInput:
         """(3, h, h) uint8, black, h the multiple next below S"""
         side = self.side - self.side % self.multiple
         return torch.zeros(3, side, side, dtype=torch.uint8)
-
-    def mask(self, mask: Image.Image) -> Tensor:
-        """As it is; defect above half of full scale. (H, W) uint8"""
-        return torch.from_numpy((np.asarray(mask) > 127).astype(np.uint8))
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from data.box import WHOLE, Box
-from data.input_spec import InputSpec
+from data.input_spec import InputSpec, OwnSizeMaps
 
 MOST_TILES = 16  # a side
 MOST_OVERLAP = 0.5  # beyond it three tiles share a place, which costs time and shows nothing new
@@ -61,7 +59,7 @@ WHOLE_PICTURES = Tiling()
 
 
 @dataclass(frozen=True)
-class TiledInput:
+class TiledInput(OwnSizeMaps):
     """Pictures in tiles, each of which becomes an input as a whole picture would. Maps and masks have the picture's own
     size.
 
@@ -75,17 +73,6 @@ class TiledInput:
     def side(self) -> int:
         return self.spec.side
 
-    @property
-    def keeps_shape(self) -> bool:
-        return True
-
-    @property
-    def shown(self) -> Box:
-        return WHOLE
-
-    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size[1], size[0]
-
     def image(self, picture: Image.Image) -> Tensor:
         """(T, 3, h, w) uint8 RGB, the tiles row by row."""
         rows, columns = self.tiling.spans(picture.height), self.tiling.spans(picture.width)
@@ -95,10 +82,6 @@ class TiledInput:
     def blank(self) -> Tensor:
         """(T, 3, h, w) uint8"""
         return torch.stack([self.spec.blank()] * self.tiling.count)
-
-    def mask(self, mask: Image.Image) -> Tensor:
-        """As it is; defect above half of full scale. (H, W) uint8"""
-        return torch.from_numpy((np.asarray(mask) > 127).astype(np.uint8))
 
 
 def inputs_per_picture(taker: Any) -> int:
