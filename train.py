@@ -30,9 +30,9 @@ from data.defects import defect_pixels
 from data.meta import PixelSettings, Sample, read, read_settings
 from dataset import AnomalyDataset, select
 from engine import checkpoint, validation
+from engine.batches import batches
 from engine.build import build_for_training
 from engine.encoding import encode_texts
-from engine.evaluation import batches
 from engine.feature_cache import FeatureCache
 from engine.loss_log import Step, write_losses
 from engine.resume import resume_training

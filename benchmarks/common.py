@@ -20,10 +20,11 @@ from config import embedded
 from data.meta import PixelSettings
 from data.references import FewShotSetting
 from dataset import AnomalyDataset, Sample, read
+from engine.batches import batches
 from engine.build import Built
 from engine.class_scores import ClassScores
 from engine.encoding import Timer
-from engine.evaluation import batches, score
+from engine.evaluation import score
 from engine.references import References
 from engine.resume import FinishedClasses
 from engine.test_run import ScoredData, TestFolder, score_classes

@@ -43,7 +43,7 @@ def one_core(root: Path, samples: Sequence[Sample], turns: int) -> Iterator[Row]
     """In this process, on one thread."""
     cv2.setNumThreads(1)
     coarse = np.random.default_rng(0).random((12, 12), dtype=np.float32)
-    np.save(root / "map.npy", cv2.resize(coarse, (518, 518)).astype(np.float16))
+    np.save(root / "map.npy", cv2.resize(coarse, (518, 518)))
     for settings in (1, 12):
         best = float("inf")
         for _ in range(turns):

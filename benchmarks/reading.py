@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.common import Row, photographs, sample_data
 from dataset import AnomalyDataset
-from engine.evaluation import batches
+from engine.batches import batches
 from utils.launch import worker_count
 
 SIDE = 518

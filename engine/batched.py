@@ -17,9 +17,9 @@ from torch.utils.data import Dataset, Subset
 
 from data.meta import Sample
 from dataset import AnomalyDataset
+from engine.batches import batches
 from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, finish_class, keep_maps
 from engine.encoding import Timer, encode
-from engine.evaluation import batches
 from engine.ground_truth import Measuring, Size
 from model.interface import ScoringDetector
 from model.tokens import each_tensor, to_device, token_bytes

@@ -1,77 +1,67 @@
 """The scoring pass; knows a detector by its protocol alone."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from data.meta import Sample
 from data.references import FewShotSetting
-from data.tiles import inputs_per_picture
+from engine.batches import Batches
 from engine.class_scores import Classes, ClassScores, KeepMap, check_finite, finish_class, keep_maps
 from engine.encoding import Timer, encode
 from engine.ground_truth import Measuring
-from metrics.pixel import label_regions
+from engine.one_ahead import one_ahead
 from model.interface import Memory, Prediction, ScoringDetector, SimilarityCache
-from utils.distributed import DistributedBatchSampler, each_round, isolate_signals, readers, skipped_images
+from utils.distributed import each_round, skipped_images
 
 
-def batches(
-    dataset: Any, batch_size: int, num_workers: int, accelerator: Accelerator, *, shared: bool = True, first: int = 0
-) -> DataLoader:
-    """Batches to be scored, in order, as `collate` makes them. The workers read the images and label the regions of the
-    masks.
+class Step(NamedTuple):
+    """What a group of images gives under one setting.
 
-    Args:
-        dataset: `dataset.AnomalyDataset`, or any whose items lack the mask.
-        batch_size: images at a time, in each process; of pictures in tiles, tiles, but always whole pictures.
-        num_workers: processes that read, at most; 0 reads in this one.
-        shared: dealt to all processes, see `distributed.DistributedBatchSampler`; else every process has all of them.
-        first: the first image that is needed; batches before it are left out, those that follow stay what they are.
+    group: see `batches.collate`; None where this process sits a round out.
+    prediction: of its images; regions: of their masks, (B, H, W), where there are any; both on the device.
+    images: with the last step of a round, how many images it has in all processes; else 0.
     """
-    rank, ranks = (accelerator.process_index, accelerator.num_processes) if shared else (0, 1)
-    per_round = max(1, batch_size // inputs_per_picture(dataset)) * ranks
-    sampler = DistributedBatchSampler(range(len(dataset)), per_round, rank, ranks, first // per_round)
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=readers(num_workers, len(sampler)),
-        collate_fn=collate,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=isolate_signals,
-    )
+
+    group: Mapping[str, Any] | None
+    setting: int
+    prediction: Prediction | None
+    regions: Tensor | None
+    images: int
 
 
-def collate(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The items of a batch as groups, each of one image and map size: mostly one. A group is what `default_collate`
-    makes of its items, with `map_size` a plain (H, W) and, where there are masks, their `regions` and the `sizes` of
-    the pictures, (H, W) each."""
-    shapes: dict[tuple, list[Mapping[str, Any]]] = {}
-    for item in items:
-        shapes.setdefault((item["image"].shape, item["map_size"]), []).append(item)
-    groups = []
-    for (_, map_size), members in shapes.items():
-        group: dict[str, Any] = {**default_collate([dict(item) for item in members]), "map_size": map_size}
-        if "mask" in group:
-            group["regions"] = _regions(group["mask"])
-            group["sizes"] = [item["picture_size"] for item in members]
-        groups.append(group)
-    return groups
-
-
-def _regions(masks: Tensor) -> Tensor:
-    """(B, H, W) int32, for each mask as `label_regions` gives them."""
-    return torch.from_numpy(np.stack([label_regions(mask) for mask in masks.numpy()]))
+def predictions(
+    detector: ScoringDetector,
+    loader: Batches,
+    settings: Sequence[FewShotSetting],
+    memories: Callable[[str], Sequence[Memory | None]],
+    accelerator: Accelerator,
+    timer: Timer,
+) -> Iterator[Step]:
+    """One pass of the backbone over the batches of this process, round by round. Arguments as of `score`."""
+    banks: dict[str, Sequence[Memory | None]] = {}
+    for length, batch in each_round(loader):
+        timer.start()
+        if not batch:
+            yield Step(None, 0, None, None, length)
+            continue
+        names = dict.fromkeys(name for group in batch for name in group["cls_name"])
+        banks = {name: banks[name] if name in banks else memories(name) for name in names}
+        for number, group in enumerate(batch, 1):
+            regions = group["regions"].to(accelerator.device, non_blocking=True) if "regions" in group else None
+            found = predict_settings(detector, group, settings, banks, accelerator, timer)
+            for setting, prediction in enumerate(found):
+                is_last = number == len(batch) and setting == len(settings) - 1
+                yield Step(group, setting, prediction, regions, length if is_last else 0)
 
 
 def score(
     detector: ScoringDetector,
-    loader: DataLoader[Any],
+    loader: Batches,
     samples: Sequence[Sample],
     settings: Sequence[FewShotSetting],
     memories: Callable[[str], Sequence[Memory | None]],
@@ -88,7 +78,7 @@ def score(
 
     Args:
         detector: see `model.interface.Detector`.
-        loader, samples: `batches` over the samples; those of a class follow each other.
+        loader, samples: `batches.batches` over the samples; those of a class follow each other.
         settings: few-shot settings; k_shot 0 is zero-shot.
         memories: class name -> a Memory per setting.
         accelerator: device, precision and processes.
@@ -102,29 +92,26 @@ def score(
     """
     timer = timer or Timer()
     classes = Classes(samples, len(settings), finished, measuring)
-    banks: dict[str, Sequence[Memory | None]] = {}
     done = skipped_images(loader)
     hidden = None if accelerator.is_main_process else True
     bar = tqdm(total=len(samples), initial=min(done, len(samples)), desc="score", unit="image", disable=hidden)
-    for length, batch in each_round(loader):
-        timer.start()
-        for group in batch or ():
-            names, indices = group["cls_name"], group["index"].tolist()
-            banks.update({name: memories(name) for name in dict.fromkeys(names) if name not in banks})
-            regions = group["regions"].to(accelerator.device, non_blocking=True)
-            for setting, prediction in enumerate(
-                predict_settings(detector, group, settings, banks, accelerator, timer)
-            ):
-                check_finite(prediction, samples, indices)
-                classes.add(setting, names, indices, prediction, regions, group["sizes"])
+    steps = predictions(detector, loader, settings, memories, accelerator, timer)
+    for step, reading in one_ahead(steps, accelerator.device):
+        found: list[ClassScores] = []
+        with reading:
+            if step.group is not None:
+                assert step.prediction is not None and step.regions is not None  # of a dataset with masks
+                names, indices = step.group["cls_name"], step.group["index"].tolist()
+                check_finite(step.prediction, samples, indices)
+                classes.add(step.setting, names, indices, step.prediction, step.regions, step.group["sizes"])
                 if keep_map is not None:
-                    keep_maps(keep_map, setting, names, indices, prediction, finished)
-        done += length
-        bar.update(length)
-        for name, pending in classes.complete(done):
-            banks.pop(name, None)
-            if pending:
-                yield from finish_class(detector, name, pending, samples, accelerator, measuring)
+                    keep_maps(keep_map, step.setting, names, indices, step.prediction, finished)
+            done += step.images
+            for name, pending in classes.complete(done) if step.images else ():
+                if pending:
+                    found += finish_class(detector, name, pending, samples, accelerator, measuring)
+        bar.update(step.images)
+        yield from found
     bar.close()
     timer.stop()
 

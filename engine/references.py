@@ -20,8 +20,8 @@ from data.references import (
 )
 from data.views import PLAIN, ImageViews
 from dataset import ReferenceViews, Sample
+from engine.batches import batches
 from engine.encoding import Timer, encode_each
-from engine.evaluation import batches
 from model import capabilities
 from model.interface import Memory, ScoringDetector
 from model.memory_bank import Memories

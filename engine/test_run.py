@@ -16,10 +16,11 @@ from data.meta import PixelSettings, Sample, Samples, read, read_defects, read_s
 from data.references import FewShotSetting
 from dataset import AnomalyDataset, select
 from engine.batched import score_sets
+from engine.batches import batches
 from engine.build import Built
 from engine.class_scores import ClassScores
 from engine.encoding import Timer
-from engine.evaluation import batches, score
+from engine.evaluation import score
 from engine.ground_truth import Measuring
 from engine.references import KeptReferences, MemorySource
 from engine.resume import FOLDER, ClassResult, FinishedClasses

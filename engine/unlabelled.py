@@ -16,15 +16,17 @@ from tqdm import tqdm
 from data.meta import PixelSettings, Sample, Unlabelled, UnlabelledImage
 from data.references import FewShotSetting
 from dataset import AnomalyDataset
+from engine.batches import batches
 from engine.build import Built
 from engine.class_scores import check_finite
 from engine.encoding import Timer
-from engine.evaluation import batches, predict_settings
+from engine.evaluation import Step, predictions
 from engine.ground_truth import Size
+from engine.one_ahead import one_ahead
 from engine.references import MemorySource
 from engine.resume import FOLDER
 from model.interface import Memory
-from utils.distributed import each_round, flatten, gather
+from utils.distributed import flatten, gather
 from utils.files import read_json, write_json
 from utils.logs import LOG
 
@@ -152,20 +154,26 @@ def score_unlabelled(
     """
     timer = Timer()
     known = kept.load(sets, files or {}, accelerator) if resume else {}
-    banks: dict[str, Sequence[Memory | None]] = {}  # of one class
+    banks: dict[str, list[Memory | None]] = {}  # of one class, whose sets follow each other
+
+    def kept_memories(name: str) -> list[Memory | None]:
+        if name not in banks:
+            banks.clear()
+            banks[name] = memories(name)
+        return banks[name]
+
     for number, one in enumerate(tqdm(sets, desc="unlabelled", disable=None if accelerator.is_main_process else True)):
         if number in known:
             yield known[number]
             continue
-        banks = {name: bank for name, bank in banks.items() if name == one.name}
         samples = one.samples()
         images = AnomalyDataset(root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif)
+        loader = batches(images, built.batch_size, num_workers, accelerator)
         own: list[tuple[int, int, dict[str, float]]] = []  # setting, index, components
-        for _, batch in each_round(batches(images, built.batch_size, num_workers, accelerator)):
-            timer.start()
-            for group in batch or ():
-                banks = banks or {one.name: memories(one.name)}
-                own += _score_group(built.detector, group, one, samples, settings, banks, accelerator, timer, keep_map)
+        steps = predictions(built.detector, loader, settings, kept_memories, accelerator, timer)
+        for step, reading in one_ahead(steps, accelerator.device):
+            with reading:
+                own += _read(step, one, samples, keep_map)
         scores = _joined(flatten(gather(own, accelerator)), len(settings))
         if accelerator.is_main_process:
             kept.keep(number, scores)
@@ -176,26 +184,19 @@ def score_unlabelled(
         LOG.info("%d images without labels in %.1f s, %.1f s of that in the backbone", count, *timer.seconds())
 
 
-def _score_group(
-    detector: Any,
-    group: Mapping[str, Any],
-    one: UnlabelledSet,
-    samples: Sequence[Sample],
-    settings: Sequence[FewShotSetting],
-    banks: Mapping[str, Sequence[Memory | None]],
-    accelerator: Accelerator,
-    timer: Timer,
-    keep_map: KeepUnlabelledMap | None,
+def _read(
+    step: Step, one: UnlabelledSet, samples: Sequence[Sample], keep_map: KeepUnlabelledMap | None
 ) -> list[tuple[int, int, dict[str, float]]]:
-    """(setting, index, components) of the images of a group."""
-    found, indices = [], group["index"].tolist()
-    for setting, prediction in enumerate(predict_settings(detector, group, settings, banks, accelerator, timer)):
-        check_finite(prediction, samples, indices)
-        components = {key: values.tolist() for key, values in prediction.score_components.items()}
-        for row, index in enumerate(indices):
-            found.append((setting, index, {key: values[row] for key, values in components.items()}))
-            if keep_map is not None:
-                keep_map(one, one.images[index], prediction.maps[row], group["sizes"][row])
+    """(setting, index, components) of the images of a step, whose maps are handed out."""
+    if step.group is None or step.prediction is None:
+        return []
+    found, indices = [], step.group["index"].tolist()
+    check_finite(step.prediction, samples, indices)
+    components = {key: values.tolist() for key, values in step.prediction.score_components.items()}
+    for row, index in enumerate(indices):
+        found.append((step.setting, index, {key: values[row] for key, values in components.items()}))
+        if keep_map is not None:
+            keep_map(one, one.images[index], step.prediction.maps[row], step.group["sizes"][row])
     return found
 
 

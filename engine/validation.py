@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 import metrics
 from data.meta import Sample
 from data.references import ZERO_SHOT
+from engine.batches import Batches
 from engine.evaluation import score
 from metrics.names import IMAGE, PIXEL, VALIDATION_METRICS
 from model.interface import TrainableDetector
@@ -32,7 +32,7 @@ class Validation:
         dataset: name of the dataset that is scored.
         metric: one of `metrics.names.VALIDATION_METRICS`, higher is better.
         samples: the dataset's samples; a class's follow each other.
-        loader: `engine.evaluation.batches` over the samples.
+        loader: `engine.batches.batches` over the samples.
         accelerator: device, precision and processes.
 
     Raises:
@@ -46,7 +46,7 @@ class Validation:
         dataset: str,
         metric: str,
         samples: Sequence[Sample],
-        loader: DataLoader[Any],
+        loader: Batches,
         accelerator: Accelerator,
     ):
         self._check_metric(dataset, metric, samples)

@@ -12,8 +12,8 @@ import torch
 from data.meta import Sample
 from data.references import FewShotSetting
 from dataset import UnlabeledImages
+from engine.batches import batches
 from engine.class_scores import ClassScores
-from engine.evaluation import batches
 from engine.references import MemorySource
 from engine.test_run import ScoredData
 from inference.calibration import Calibration

@@ -14,8 +14,9 @@ from torch import Tensor
 from data.meta import PixelSettings
 from data.views import PLAIN, ImageViews
 from dataset import ReferenceViews
+from engine.batches import batches
 from engine.encoding import encode_each
-from engine.evaluation import batches, fuse, infer, zero_shot
+from engine.evaluation import fuse, infer, zero_shot
 from engine.references import read_references
 from inference.calibration import Calibration, limits_of
 from metrics.thresholds import NormalPixels, ThresholdRule

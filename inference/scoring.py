@@ -16,7 +16,7 @@ from data.images import result_names
 from data.input_spec import InputSpec
 from data.meta import PixelSettings
 from dataset import UnlabeledImages
-from engine.evaluation import batches
+from engine.batches import batches
 from inference.calibration import Calibration
 from inference.predictor import ImageResult, check_finite
 from report.heatmap import sample_pixels

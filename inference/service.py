@@ -16,9 +16,9 @@ from config.settings import AppSettings
 from data.images import bits_hint, load_image
 from dataset import UnlabeledImages
 from engine.batched import SetPasses
+from engine.batches import batches
 from engine.build import build_for_scoring
 from engine.encoding import Timer
-from engine.evaluation import batches
 from inference.calibration import Calibration
 from inference.inputs import distinct
 from inference.predictor import OWN_IMAGES, EncodedReferences, ImageResult, Predictor, check_finite, readable

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from config.settings import ObjectSettings, Sources, log_settings
 from dataset import UnlabeledImages
 from engine import checkpoint
+from engine.batches import batches
 from engine.build import Built, build_for_scoring, check_memories
 from engine.encoding import encode_texts
-from engine.evaluation import batches
 from engine.feature_cache import FeatureCache
 from inference.calibration import Calibration
 from inference.inputs import NormalImages, find_normal_images

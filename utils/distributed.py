@@ -79,7 +79,7 @@ def each_round(loader: DataLoader[Any] | Iterable[Any]) -> Iterator[tuple[int, A
 
 
 def _images(batch: Any) -> int:
-    """How many images a batch has: one dict, or a list of them (see `engine.evaluation.collate`)."""
+    """How many images a batch has: one dict, or a list of them (see `engine.batches.collate`)."""
     return sum(len(group["cls_name"]) for group in ([batch] if isinstance(batch, dict) else batch))
 
 

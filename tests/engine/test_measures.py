@@ -14,7 +14,8 @@ from data.input_spec import SquareInput
 from data.meta import PixelSettings, Sample
 from data.references import ZERO_SHOT
 from dataset import AnomalyDataset
-from engine.evaluation import batches, score
+from engine.batches import batches
+from engine.evaluation import score
 from engine.ground_truth import GroundTruth, Measuring, asked_measures
 from metrics import evaluate, pimo
 from metrics.image import calibration_error

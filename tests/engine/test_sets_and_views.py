@@ -22,8 +22,9 @@ from data.references import FewShotSetting, draw_as_published, draw_shots, parse
 from data.views import PLAIN, apply_view, parse_views
 from dataset import AnomalyDataset
 from engine.batched import SetPasses, check_sets, in_file, score_sets
+from engine.batches import batches, collate
 from engine.encoding import Timer
-from engine.evaluation import batches, collate, score
+from engine.evaluation import score
 from engine.references import References, with_views
 from model.interface import Memory, Prediction
 from utils import memory_check

@@ -15,8 +15,9 @@ from data.meta import Sample
 from data.references import FewShotSetting
 from data.tiles import TiledInput, Tiling
 from dataset import AnomalyDataset
+from engine.batches import batches
 from engine.encoding import encode_each
-from engine.evaluation import batches, infer, score
+from engine.evaluation import infer, score
 from engine.ground_truth import resized
 from engine.references import References, with_views
 from engine.tiling import blend, tiled
