@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from utils.provenance import provenance
 ROOT = Path(__file__).resolve().parent.parent
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
 PHOTOGRAPH = (1500, 1000)  # pixels, width and height
+_PHOTOGRAPHS = 100  # that differ; a multiple of the test images of a class of the sample data
 SHIPPED = ["--config_path", embedded.ARCHITECTURE, "--pretrained", embedded.WEIGHTS]
 SMALL_VIT = ROOT / "benchmarks/small_vit.json"
 
@@ -96,21 +98,31 @@ def one_class(root: Path, count: int) -> tuple[list[Sample], list[Sample]]:
     return (own * (count // len(own) + 1))[:count], meta["train"]
 
 
-def photographs(root: Path, folder: Path, count: int) -> list[Sample]:
-    """`count` test images of one class as photographs, JPEG of 1500 x 1000 pixels, each a file of its own, and their
-    masks. root: of demo_textures; folder: where they go."""
-    samples = []
-    for number, one in enumerate(one_class(root, count)[0]):
-        image = Image.open(root / one.img_path).convert("RGB").resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
-        noise = np.random.default_rng(number).normal(0, 4, (PHOTOGRAPH[1], PHOTOGRAPH[0], 3))
-        grainy = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
-        name = f"brick/{number:04d}.jpg"
-        (folder / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(grainy).save(folder / name, quality=92)
-        mask = f"brick/{number:04d}_mask.png" if one.mask_path else ""
-        if mask:
-            Image.open(root / one.mask_path).resize(PHOTOGRAPH, Image.Resampling.NEAREST).save(folder / mask)
-        samples.append(one._replace(img_path=name, mask_path=mask))
+def photographs(root: Path, folder: Path, count: int, classes: int = 1) -> list[Sample]:
+    """`count` test images as photographs, JPEG of 1500 x 1000 pixels, each a file of its own, and their masks.
+
+    root: of demo_textures; folder: where they go; classes: of one dataset, as good as equal. 100 differ; the others are
+    copies of these.
+    """
+    samples: list[Sample] = []
+    own = one_class(root, count)[0]
+    for number, one in enumerate(own):
+        name = "brick" if classes == 1 else f"brick_{number * classes // count:02d}"
+        path, mask = f"{name}/{number:04d}.jpg", f"{name}/{number:04d}_mask.png" if one.mask_path else ""
+        (folder / name).mkdir(exist_ok=True)
+        if number < _PHOTOGRAPHS:
+            image = Image.open(root / one.img_path).convert("RGB").resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
+            noise = np.random.default_rng(number).normal(0, 4, (PHOTOGRAPH[1], PHOTOGRAPH[0], 3))
+            grainy = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(grainy).save(folder / path, quality=92)
+            if mask:
+                Image.open(root / one.mask_path).resize(PHOTOGRAPH, Image.Resampling.NEAREST).save(folder / mask)
+        else:
+            like = samples[number % _PHOTOGRAPHS]
+            shutil.copyfile(folder / like.img_path, folder / path)
+            if mask:
+                shutil.copyfile(folder / like.mask_path, folder / mask)
+        samples.append(one._replace(img_path=path, mask_path=mask, cls_name=name))
     return samples
 
 

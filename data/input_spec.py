@@ -218,6 +218,8 @@ def from_description(values: Mapping[str, Any]) -> InputSpec:
 
 def resize_mask(mask: Image.Image, size: int) -> np.ndarray:
     """A mask of 0 and 255, stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8, 1 = defect"""
+    if mask.getbbox() is None:  # of a normal image: resizing takes as long as a third of the picture's
+        return np.zeros((size, size), np.uint8)
     pixels = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR))
     return (pixels > 127).astype(np.uint8)
 
@@ -228,7 +230,8 @@ def _to_tensor(picture: Image.Image) -> Tensor:
 
 def _pillow(resampling: Image.Resampling) -> Callable[[Image.Image, int], Tensor]:
     def resize(picture: Image.Image, side: int) -> Tensor:
-        return _to_tensor(picture.resize((side, side), resampling).convert("RGB"))
+        resized = picture.resize((side, side), resampling)
+        return _to_tensor(resized if resized.mode == "RGB" else resized.convert("RGB"))
 
     return resize
 
