@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -88,9 +89,8 @@ def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
 def encode_png(picture: NDArray[np.uint8]) -> bytes:
     """A picture, (H, W, 3) uint8 RGB, as a PNG file.
 
-    Pillow tries all filters on each row and compresses thoroughly, which takes three quarters of an overlay's time.
-    One filter, each pixel less its left neighbour, and the fastest level take a seventh of that, for files that are an
-    eighth larger.
+    Pillow tries all filters on each row, which takes more time than all the rest of an overlay. One filter, each pixel
+    less its left neighbour, and a fast compressor take an eighth of that, for files that are a tenth larger.
     """
     height, width = picture.shape[:2]
     rows = np.empty((height, 1 + 3 * width), np.uint8)
@@ -99,7 +99,7 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     np.subtract(picture[:, 1:], picture[:, :-1], out=rows[:, 4:].reshape(height, width - 1, 3))
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
-        (b"IDAT", zlib.compress(rows.tobytes(), 1)),
+        (b"IDAT", isal_zlib.compress(rows.data, 1)),
         (b"IEND", b""),
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(
