@@ -34,9 +34,9 @@ def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sam
 class AnomalyDataset(Dataset[dict[str, Any]]):
     """Images and masks as a detector takes them.
 
-    An item is a dict: image (3, h, w) uint8 RGB; mask (H, W) uint8, 1 = defect; label, 1 = anomalous, which a mask may
-    hide that is empty at this size; map_size, (H, W) of the mask and of the wanted map; picture_size, (H, W) of the
-    picture before it became an input; cls_name; index into the samples.
+    An item is a dict: image (3, h, w) uint8 RGB, or picture, see `raw`; mask (H, W) uint8, 1 = defect; label, 1 =
+    anomalous, which a mask may hide that is empty at this size; map_size, (H, W) of the mask and of the wanted map;
+    picture_size, (H, W) of the picture before it became an input; cls_name; index into the samples.
     An anomalous sample without a mask gets an all-zero one: ask `Sample.mask_path` before it is used.
 
     Args:
@@ -50,6 +50,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         seed: of mosaics and augmentation; what is drawn depends on (seed, epoch, index) alone.
         bits: those that images of 16 bits really use, see `load_image`.
         upright: turn image and mask, each as its own EXIF orientation says; otherwise both stay as they are stored.
+        raw: leave resizing to who takes the items, where that gives the same: they have a picture, (H, W, C) uint8 of
+            `SquareInput.raw`, instead of an image then.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         bits: int | None = None,
         upright: bool = False,
+        raw: bool = False,
     ):
         self.root, self.samples, self.input_spec = Path(root), list(samples), _spec(input_spec)
+        self.raw = raw and isinstance(self.input_spec, SquareInput)
         self.mosaic_rate, self.seed, self.epoch = mosaic_rate, seed, 0
         self._tiles = _mosaic_tiles(self.samples, mosaic_of) if mosaic_rate > 0 else {}
         self.augmented, self.bits, self.upright = augmented, bits, upright
@@ -77,22 +81,29 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         sample = self.samples[index]
         try:
             rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
-            image, mask, label, picture_size = self._tensors(sample, rng)
+            pixels, mask, label, picture_size = self._tensors(sample, rng)
         except MemoryError:
             raise ValueError(f"{self.root / sample.img_path}: too large for the memory, make it smaller") from None
         map_size = (mask.shape[0], mask.shape[1])
         own = {"cls_name": sample.cls_name, "index": index, "picture_size": picture_size}
-        return {"image": image, "mask": mask, "label": label, "map_size": map_size, **own}
+        return {**pixels, "mask": mask, "label": label, "map_size": map_size, **own}
 
-    def _tensors(self, sample: Sample, rng: random.Random) -> tuple[Tensor, Tensor, int, tuple[int, int]]:
+    def _tensors(self, sample: Sample, rng: random.Random) -> tuple[dict[str, Tensor], Tensor, int, tuple[int, int]]:
         if rng.random() < self.mosaic_rate and self._tiles[sample.cls_name]:
             image, mask, label = self._mosaic(sample.cls_name, rng)
         else:
             (image, mask), label = self._read(sample), sample.anomaly
         if self.augmented:
             image, mask = augment(image, mask, rng)
-        tensor = _input(self.input_spec, image, self.root / sample.img_path)
-        return tensor, self.input_spec.mask(mask), label, (image.height, image.width)
+        return self._pixels(sample, image), self.input_spec.mask(mask), label, (image.height, image.width)
+
+    def _pixels(self, sample: Sample, picture: Image.Image) -> dict[str, Tensor]:
+        if self.raw:
+            assert isinstance(self.input_spec, SquareInput)  # see `__init__`
+            raw = self.input_spec.raw(picture)
+            if raw is not None:
+                return {"picture": raw}
+        return {"image": _input(self.input_spec, picture, self.root / sample.img_path)}
 
     def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:
         """The image, and its mask as 0/255 of the same size."""

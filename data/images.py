@@ -83,16 +83,16 @@ def load_mask(path: Path, *, upright: bool = False) -> Image.Image:
         ValueError: as `load_image`; colours in which black is not exact.
     """
     with _named(path):
-        raw = _open(path, upright)
-        image = raw.pixels
+        image = (raw := _open(path, upright)).pixels
         if isinstance(image, Image.Image):
             if image.mode == "LAB":
                 raise _RefusedError("a mask in LAB colours has no exact black; save it as grey")
+            if image.mode == "L" and not raw.lossy:  # of most masks, and a quarter of the time of what follows
+                return _turned(image.point([0] + [255] * 255), raw.turn)
             if image.mode not in ("1", "L", "F", "RGB") and not image.mode.startswith("I"):
                 image = image.convert("RGB")
         pixels = np.asarray(image)  # (H, W) or (H, W, 3)
-        bound = int(pixels.max()) // 2 if raw.lossy else 0
-        defect = pixels > bound if raw.lossy else pixels != 0
+        defect = pixels > int(pixels.max()) // 2 if raw.lossy else pixels != 0
         defect = defect.any(-1) if defect.ndim == 3 else defect
         return _turned(Image.fromarray(defect.astype(np.uint8) * 255), raw.turn)
 

@@ -11,8 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from data.box import WHOLE, Box
+from data.exact_resize import is_exact, resize
 
 _MOST_PIXELS = 1 << 26  # of a resized picture
+_MOST_RAW = 1 << 21  # pixels of a picture that is resized later
 
 Resizer = Literal["bicubic", "bilinear", "torchvision"]
 
@@ -74,6 +76,22 @@ class SquareInput:
     def image(self, picture: Image.Image) -> Tensor:
         """(3, S, S) uint8 RGB"""
         return self._cropped(_RESIZERS[self.resizer](picture, self._stretched)).contiguous()
+
+    def raw(self, picture: Image.Image) -> Tensor | None:
+        """(H, W, C) uint8, of which `from_raw` makes what `image` makes of the picture; None where it cannot, and of a
+        picture so large that it costs less to resize it before it goes anywhere."""
+        before, after = (picture.height, picture.width), (self._stretched, self._stretched)
+        if self.resizer == "torchvision" or picture.width * picture.height > _MOST_RAW:
+            return None
+        if not is_exact(before, after, self.resizer):
+            return None
+        return torch.from_numpy(np.array(picture)).view(*before, -1)
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        """(B, H, W, C) uint8 of `raw` -> (B, 3, S, S) uint8 RGB, on the same device"""
+        assert self.resizer != "torchvision"  # see `raw`
+        resized = resize(raw, self._stretched, self._stretched, self.resizer).permute(0, 3, 1, 2)
+        return self._cropped(resized).expand(-1, 3, -1, -1).contiguous()
 
     def blank(self) -> Tensor:
         """(3, S, S) uint8, black"""

@@ -3,6 +3,7 @@
 `mask_path` of a sample is an image, or a folder with an image for each region, which may overlap.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -36,11 +37,7 @@ def read_mask(path: Path, *, upright: bool = False) -> Image.Image:
     Raises:
         ValueError: as `load_mask`; a folder without masks, or with masks of several sizes; names it.
     """
-    masks = _masks(path, upright)
-    union = next(iter(masks.values()))
-    for mask in masks.values():
-        union = ImageChops.lighter(union, mask)
-    return union
+    return functools.reduce(ImageChops.lighter, _masks(path, upright).values())
 
 
 def read_regions(

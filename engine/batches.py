@@ -1,5 +1,6 @@
 """Batches to be scored: read in parts by the workers, and put together in the order of the images."""
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,35 +11,47 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
+from data.input_spec import SquareInput
 from data.tiles import inputs_per_picture
 from metrics.pixel import label_regions
 from utils.distributed import DistributedBatchSampler, isolate_signals, readers
 
 Group = dict[str, Any]
+_AHEAD = 3  # parts that each worker has read or is to read
 
 
 class Batches:
     """An iterable of batches, each as `collate` makes it, in the order of the images.
 
-    The workers read a batch together, each a part of it: the first is soon there, and about two wait in memory, however
-    many workers there are.
+    The workers read a batch together, each a part of it: the first is soon there, and about three wait in memory,
+    however many workers there are. Pictures of a dataset that leaves them raw are resized on the device, in a GPU's
+    stream beside the current one, which waits for them.
 
     Args:
         dataset: `dataset.AnomalyDataset`, or any whose items lack the mask.
         batch_sampler: the batches of this process.
         part: images that a worker reads at a time.
         num_workers: processes that read; 0 reads in this one.
-        pinned: keep batches in memory that a GPU copies from by itself.
+        device: that takes the batches.
     """
 
     def __init__(
-        self, dataset: Any, batch_sampler: DistributedBatchSampler, part: int, num_workers: int, *, pinned: bool
+        self,
+        dataset: Any,
+        batch_sampler: DistributedBatchSampler,
+        part: int,
+        num_workers: int,
+        device: torch.device,
     ):
-        self.batch_sampler, self._part, self._pinned = batch_sampler, part, pinned
+        self.batch_sampler, self._part, self._device = batch_sampler, part, device
+        self._on_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self._spec: SquareInput | None = dataset.input_spec if getattr(dataset, "raw", False) else None
         self._parts = DataLoader(
             dataset,
             batch_sampler=_Parts(batch_sampler, part),
             num_workers=num_workers,
+            prefetch_factor=_AHEAD if num_workers else None,
             collate_fn=collate,
             worker_init_fn=isolate_signals,
         )
@@ -49,7 +62,25 @@ class Batches:
     def __iter__(self) -> Iterator[list[Group]]:
         parts = iter(self._parts)
         for batch in self.batch_sampler:
-            yield _joined([group for _ in range(0, len(batch), self._part) for group in next(parts)], self._pinned)
+            read = [group for _ in range(0, len(batch), self._part) for group in next(parts)]
+            groups = _joined(read, self._on_gpu)
+            yield groups if self._spec is None else _joined(self._resized(groups, self._spec), self._on_gpu)
+
+    def _resized(self, groups: Sequence[Group], spec: SquareInput) -> list[Group]:
+        """The groups with inputs on the device in place of raw pictures."""
+        resized = []
+        with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
+            for group in groups:
+                raw = group.get("picture")
+                images = (group["image"] if raw is None else raw).to(self._device, non_blocking=True)
+                rest = {key: value for key, value in group.items() if key != "picture"}
+                resized.append({**rest, "image": images if raw is None else spec.from_raw(images)})
+        if self._stream:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            for group in resized:
+                group["image"].record_stream(current)
+        return resized
 
 
 class _Parts(Sampler[list[int]]):
@@ -82,7 +113,7 @@ def batches(
     sampler = DistributedBatchSampler(range(len(dataset)), per_round, rank, ranks, first // per_round)
     workers = readers(num_workers, len(sampler))
     part = math.ceil(pictures / max(1, workers))
-    return Batches(dataset, sampler, part, workers, pinned=accelerator.device.type == "cuda")
+    return Batches(dataset, sampler, part, workers, accelerator.device)
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> list[Group]:
@@ -91,7 +122,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> list[Group]:
     the `sizes` of the pictures, (H, W) each."""
     shapes: dict[tuple, list[Mapping[str, Any]]] = {}
     for item in items:
-        shapes.setdefault((item["image"].shape, item["map_size"]), []).append(item)
+        shapes.setdefault((_pixels(item).shape, item["map_size"]), []).append(item)
     groups = []
     for (_, map_size), members in shapes.items():
         rest = [{key: value for key, value in item.items() if key not in ("mask", "picture_size")} for item in members]
@@ -103,11 +134,17 @@ def collate(items: Sequence[Mapping[str, Any]]) -> list[Group]:
     return groups
 
 
+def _pixels(item: Mapping[str, Any]) -> Tensor:
+    """The input of an item or the inputs of a group, or the pictures that are to become inputs."""
+    return item["picture"] if "picture" in item else item["image"]
+
+
 def _joined(groups: Sequence[Group], pinned: bool) -> list[Group]:
-    """The groups of the parts of a batch, those of one image and map size as one."""
+    """The groups of a batch, those of one image and map size as one; pinned: in memory that a GPU copies from by
+    itself."""
     alike: dict[tuple, list[Group]] = {}
     for group in groups:
-        alike.setdefault((group["image"].shape[1:], group["map_size"]), []).append(group)
+        alike.setdefault((_pixels(group).shape[1:], group["map_size"]), []).append(group)
     return [_as_one(some, pinned) for some in alike.values()]
 
 
@@ -123,7 +160,10 @@ def _as_one(groups: Sequence[Group], pinned: bool) -> Group:
 
 
 def _cat(tensors: Sequence[Tensor], pinned: bool) -> Tensor:
-    if not pinned:
-        return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
-    shape = (sum(map(len, tensors)), *tensors[0].shape[1:])
-    return torch.cat(list(tensors), out=torch.empty(shape, dtype=tensors[0].dtype, pin_memory=True))
+    first = tensors[0]
+    if len(tensors) == 1 and (not pinned or first.is_cuda or first.is_pinned()):
+        return first
+    if not pinned or first.is_cuda:
+        return torch.cat(list(tensors))
+    shape = (sum(map(len, tensors)), *first.shape[1:])
+    return torch.cat(list(tensors), out=torch.empty(shape, dtype=first.dtype, pin_memory=True))

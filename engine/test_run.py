@@ -175,7 +175,10 @@ def score_classes(
     if hasattr(built.detector, "check_classes"):
         built.detector.check_classes(data.classes)
     samples, pixels = data.samples, data.pixels
-    images = AnomalyDataset(root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif)
+    images = AnomalyDataset(
+        root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif,
+        raw=accelerator.device.type == "cuda" and not batched,
+    )  # fmt: skip
     first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
     if batched:
         scored = score_sets(
