@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data.augment import augment
+from data.exact_resize import resize_picture
 from data.images import check_size, load_image, orientation
 from data.input_spec import InputSpec, SquareInput
 from data.meta import Sample, read
@@ -143,7 +144,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         image, mask = Image.new("RGB", (2 * width, 2 * height)), Image.new("L", (2 * width, 2 * height))
         for place, (tile, tile_mask) in enumerate(tiles):
             corner = (place % 2 * width, place // 2 * height)
-            image.paste(tile.resize((width, height), Image.Resampling.BICUBIC), corner)
+            image.paste(resize_picture(tile, width, height, "bicubic"), corner)
             mask.paste(tile_mask.resize((width, height), Image.Resampling.NEAREST), corner)
         return image, mask, max(sample.anomaly for sample in drawn)
 

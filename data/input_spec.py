@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.box import WHOLE, Box
-from data.exact_resize import is_exact, resize
+from data.exact_resize import Filter, resize, resize_picture
 
 _MOST_PIXELS = 1 << 26  # of a resized picture
 _MOST_RAW = 1 << 21  # pixels of a picture that is resized later
@@ -80,12 +80,9 @@ class SquareInput:
     def raw(self, picture: Image.Image) -> Tensor | None:
         """(H, W, C) uint8, of which `from_raw` makes what `image` makes of the picture; None where it cannot, and of a
         picture so large that it costs less to resize it before it goes anywhere."""
-        before, after = (picture.height, picture.width), (self._stretched, self._stretched)
         if self.resizer == "torchvision" or picture.width * picture.height > _MOST_RAW:
             return None
-        if not is_exact(before, after, self.resizer):
-            return None
-        return torch.from_numpy(np.array(picture)).view(*before, -1)
+        return torch.from_numpy(np.array(picture)).view(picture.height, picture.width, -1)
 
     def from_raw(self, raw: Tensor) -> Tensor:
         """(B, H, W, C) uint8 of `raw` -> (B, 3, S, S) uint8 RGB, on the same device"""
@@ -154,7 +151,7 @@ class ShorterEdgeInput(OwnSizeMaps):
                 f"{picture.width} x {picture.height} pixels would become {width} x {height} at --image_size "
                 f"{self.side}; cut it into pieces"
             )
-        pixels = _to_tensor(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        pixels = _to_tensor(resize_picture(picture.convert("RGB"), width, height, "bicubic"))
         return pixels[:, : height - height % self.multiple, : width - width % self.multiple].contiguous()
 
     def blank(self) -> Tensor:
@@ -238,7 +235,7 @@ def resize_mask(mask: Image.Image, size: int) -> np.ndarray:
     """A mask of 0 and 255, stretched to S x S, bilinear; defect above half of full scale. (S, S) uint8, 1 = defect"""
     if mask.getbbox() is None:  # of a normal image: resizing takes as long as a third of the picture's
         return np.zeros((size, size), np.uint8)
-    pixels = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR))
+    pixels = np.asarray(resize_picture(mask, size, size, "bilinear"))
     return (pixels > 127).astype(np.uint8)
 
 
@@ -246,12 +243,12 @@ def _to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def _pillow(resampling: Image.Resampling) -> Callable[[Image.Image, int], Tensor]:
-    def resize(picture: Image.Image, side: int) -> Tensor:
-        resized = picture.resize((side, side), resampling)
+def _pillow(kind: Filter) -> Callable[[Image.Image, int], Tensor]:
+    def by_pillow(picture: Image.Image, side: int) -> Tensor:
+        resized = resize_picture(picture, side, side, kind)
         return _to_tensor(resized if resized.mode == "RGB" else resized.convert("RGB"))
 
-    return resize
+    return by_pillow
 
 
 def _torch(picture: Image.Image, side: int) -> Tensor:
@@ -260,8 +257,8 @@ def _torch(picture: Image.Image, side: int) -> Tensor:
 
 
 _RESIZERS: Mapping[str, Callable[[Image.Image, int], Tensor]] = {
-    "bicubic": _pillow(Image.Resampling.BICUBIC),
-    "bilinear": _pillow(Image.Resampling.BILINEAR),
+    "bicubic": _pillow("bicubic"),
+    "bilinear": _pillow("bilinear"),
     "torchvision": _torch,
 }
 _KINDS: Mapping[str, Callable[..., InputSpec]] = {"square": SquareInput, "shorter edge": ShorterEdgeInput}

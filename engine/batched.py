@@ -171,8 +171,10 @@ def in_file(bundles: Iterable[Any], folder: Path) -> list[Any]:
 
 
 def _small(regions: Tensor | None) -> Tensor | None:
-    """The same in half the space, where that holds the numbers."""
-    return regions.to(torch.int16) if regions is not None and regions.max() <= _SMALL else regions
+    """The same in main memory, and in half the space where that holds the numbers."""
+    if regions is None:
+        return None
+    return (regions.to(torch.int16) if regions.max() <= _SMALL else regions).cpu()
 
 
 def check_sets(detector: ScoringDetector, method: str, counts: dict[str, int]) -> None:

@@ -1,6 +1,5 @@
 """Batches to be scored: read in parts by the workers, and put together in the order of the images."""
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,14 +17,15 @@ from utils.distributed import DistributedBatchSampler, isolate_signals, readers
 
 Group = dict[str, Any]
 _AHEAD = 3  # parts that each worker has read or is to read
+_LARGE = ("picture", "image", "regions")  # what a GPU works on
 
 
 class Batches:
     """An iterable of batches, each as `collate` makes it, in the order of the images.
 
     The workers read a batch together, each a part of it: the first is soon there, and about three wait in memory,
-    however many workers there are. Pictures of a dataset that leaves them raw are resized on the device, in a GPU's
-    stream beside the current one, which waits for them.
+    however many workers there are. Pictures that the dataset leaves raw become inputs here. On a GPU that is done in a
+    stream beside the current one, which waits for it, and inputs and regions lie on the device.
 
     Args:
         dataset: `dataset.AnomalyDataset`, or any whose items lack the mask.
@@ -44,8 +44,7 @@ class Batches:
         device: torch.device,
     ):
         self.batch_sampler, self._part, self._device = batch_sampler, part, device
-        self._on_gpu = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._spec: SquareInput | None = dataset.input_spec if getattr(dataset, "raw", False) else None
         self._parts = DataLoader(
             dataset,
@@ -53,6 +52,7 @@ class Batches:
             num_workers=num_workers,
             prefetch_factor=_AHEAD if num_workers else None,
             collate_fn=collate,
+            pin_memory=self._stream is not None,
             worker_init_fn=isolate_signals,
         )
 
@@ -63,24 +63,21 @@ class Batches:
         parts = iter(self._parts)
         for batch in self.batch_sampler:
             read = [group for _ in range(0, len(batch), self._part) for group in next(parts)]
-            groups = _joined(read, self._on_gpu)
-            yield groups if self._spec is None else _joined(self._resized(groups, self._spec), self._on_gpu)
-
-    def _resized(self, groups: Sequence[Group], spec: SquareInput) -> list[Group]:
-        """The groups with inputs on the device in place of raw pictures."""
-        resized = []
-        with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
-            for group in groups:
-                raw = group.get("picture")
-                images = (group["image"] if raw is None else raw).to(self._device, non_blocking=True)
-                rest = {key: value for key, value in group.items() if key != "picture"}
-                resized.append({**rest, "image": images if raw is None else spec.from_raw(images)})
-        if self._stream:
+            if self._stream is None:
+                yield self._finished(read)
+                continue
+            with torch.cuda.stream(self._stream):
+                groups = self._finished([_moved(group, self._device) for group in read])
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
-            for group in resized:
-                group["image"].record_stream(current)
-        return resized
+            for tensor in (group[key] for group in groups for key in _LARGE if key in group):
+                tensor.record_stream(current)
+            yield groups
+
+    def _finished(self, read: Sequence[Group]) -> list[Group]:
+        """The groups of the parts of a batch as those of the batch."""
+        groups = _joined(read)
+        return groups if self._spec is None else _joined([_resized(group, self._spec) for group in groups])
 
 
 class _Parts(Sampler[list[int]]):
@@ -139,31 +136,33 @@ def _pixels(item: Mapping[str, Any]) -> Tensor:
     return item["picture"] if "picture" in item else item["image"]
 
 
-def _joined(groups: Sequence[Group], pinned: bool) -> list[Group]:
-    """The groups of a batch, those of one image and map size as one; pinned: in memory that a GPU copies from by
-    itself."""
+def _moved(group: Group, device: torch.device) -> Group:
+    """The group of a part on the device, from memory that the device copies from by itself."""
+    moved = {key: group[key].to(device, non_blocking=True) for key in _LARGE if key in group}
+    sizes = {"sizes": [(height, width) for height, width in group["sizes"]]} if "sizes" in group else {}
+    height, width = group["map_size"]  # lists, where an older PyTorch has brought them there
+    return {**group, **moved, **sizes, "map_size": (height, width)}
+
+
+def _resized(group: Group, spec: SquareInput) -> Group:
+    """The group with inputs in place of raw pictures."""
+    if "picture" not in group:
+        return group
+    rest = {key: value for key, value in group.items() if key != "picture"}
+    return {**rest, "image": spec.from_raw(group["picture"])}
+
+
+def _joined(groups: Sequence[Group]) -> list[Group]:
+    """Groups of one image and map size as one."""
     alike: dict[tuple, list[Group]] = {}
     for group in groups:
         alike.setdefault((_pixels(group).shape[1:], group["map_size"]), []).append(group)
-    return [_as_one(some, pinned) for some in alike.values()]
+    return [_as_one(some) if len(some) > 1 else some[0] for some in alike.values()]
 
 
-def _as_one(groups: Sequence[Group], pinned: bool) -> Group:
+def _as_one(groups: Sequence[Group]) -> Group:
     joined: Group = {"map_size": groups[0]["map_size"]}
     for key in groups[0].keys() - joined.keys():
         values = [group[key] for group in groups]
-        if torch.is_tensor(values[0]):
-            joined[key] = _cat(values, pinned)
-        else:
-            joined[key] = [value for some in values for value in some]
+        joined[key] = torch.cat(values) if torch.is_tensor(values[0]) else [one for some in values for one in some]
     return joined
-
-
-def _cat(tensors: Sequence[Tensor], pinned: bool) -> Tensor:
-    first = tensors[0]
-    if len(tensors) == 1 and (not pinned or first.is_cuda or first.is_pinned()):
-        return first
-    if not pinned or first.is_cuda:
-        return torch.cat(list(tensors))
-    shape = (sum(map(len, tensors)), *first.shape[1:])
-    return torch.cat(list(tensors), out=torch.empty(shape, dtype=first.dtype, pin_memory=True))

@@ -32,7 +32,6 @@ from utils.logs import LOG, Lines, log_to
 TABLES = ("table.md", "report.html", "metrics.json", "metrics.csv", "predictions.csv", "k_shot.json")
 MORE = ("thresholds.json", "unlabelled.csv")  # of some runs
 PICTURES = ("imgs", "maps", FOLDER)
-LAGGING = 2  # classes whose pictures may be drawn while the next is scored, which bounds the maps that wait
 PATIENCE = 10  # seconds that an interrupted test waits for the pictures of a class that is scored
 WAITING = (".maps-*", ".thumbnails-*", "imgs/.maps-*")  # what a killed process leaves, of this version or an older one
 
@@ -210,7 +209,7 @@ def _collect(
     accelerator: Accelerator,
 ) -> None:
     """Add what is scored to the results, and keep each class as soon as its pictures are there."""
-    lagging: list[str] = []  # classes whose pictures are drawn beside
+    lagging: list[str] = []  # classes whose pictures may lag: one at most, which bounds what waits
     settle = functools.partial(_settle, results, files, folder, accelerator)
     try:
         for result in scored:
@@ -218,7 +217,7 @@ def _collect(
             results.append(result)
             if result.setting == settings - 1:  # the last of its class
                 lagging.append(result.name)
-                while len(lagging) > (LAGGING if files.beside else 0):
+                while len(lagging) > files.beside:
                     settle(lagging.pop(0))
     except KeyboardInterrupt:
         for name in lagging if accelerator.num_processes == 1 else ():

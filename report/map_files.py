@@ -18,7 +18,7 @@ from data.references import FewShotSetting
 from report.gallery import Gallery, SelectedImages, choose, pictures_per_list, settings_with_pictures
 from report.heatmap import HeatScale, sample_pixels
 from report.overlays import PANEL_SIDE
-from report.pictures import MIN_PICTURES, Drawn, PictureJob, draw, shrink_map
+from report.pictures import MIN_PICTURES, Drawn, PictureJob, draw, get_ready, shrink_map
 from report.predictions import ClassScores, scored_images
 from utils.files import atomic_write, save_array
 from utils.helpers import Helpers
@@ -125,6 +125,8 @@ class MapFiles:
             self._writer = stack.enter_context(ThreadPoolExecutor(1))
             if self.beside:
                 self._helpers = stack.enter_context(Helpers(worker_count()))
+                for _ in range(worker_count()):  # so that they are there when the first class is
+                    self._helpers.submit("the start of drawing", get_ready)
             else:
                 self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS))
             self._stack = stack.pop_all()

@@ -24,6 +24,7 @@ from utils.files import load_array
 
 MIN_PICTURES = 48  # of a run that are worth the start of processes that draw, a few tenths of a second of a core each
 THUMBNAIL_SIDE = 176  # the longer side of a thumbnail's panel, in pixels
+_DECODED_SIDE = PANEL_SIDE * 15 // 16  # a sixteenth is not seen, and JPEGs of 1500 pixels are decoded at a quarter
 _GAP = 3  # between the panels of a thumbnail, in pixels
 
 
@@ -65,6 +66,10 @@ class PictureJob(NamedTuple):
     maps: Sequence[Drawn]
     pixels: PixelSettings = PixelSettings()
     shown: Box = WHOLE
+
+
+def get_ready() -> None:
+    """The first job of a process that draws: with it, all that is needed has been imported."""
 
 
 def draw(job: PictureJob) -> list[bytes | None]:
@@ -114,7 +119,7 @@ def draw_unlabelled(
 
 def _load(path: Path, pixels: PixelSettings, shown: Box) -> Image.Image:
     """A picture as large as a panel, whatever it is drawn for, so that all pictures of an image show the same."""
-    image = load_image(path, upright=pixels.exif, bits=pixels.bits, shown=PANEL_SIDE)
+    image = load_image(path, upright=pixels.exif, bits=pixels.bits, shown=_DECODED_SIDE)
     return Image.fromarray(resize_longest_side(crop(image, shown), PANEL_SIDE))
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 import predict as predict_script
 import test as test_script
 from conftest import REFERENCE
+from data.exact_resize import resize_picture
 from data.images import find_images, formats, load_image
 from dataset import AnomalyDataset, Sample, UnlabeledImages
 
@@ -129,7 +130,7 @@ def test_datasets_leave_photographs_as_they_are_stored_and_predict_turns_them(fo
     """Masks follow the stored pixels; of one's own photographs the EXIF data says which way is up."""
     stored = AnomalyDataset(folder, [Sample("turned.png", "", "nut", "", 0)], 32)[0]["image"]
     np.testing.assert_array_equal(stored, expected("rgb.png"))
-    upright = Image.fromarray(np.rot90(PIXELS, -1).copy()).resize((32, 32), Image.Resampling.BICUBIC)
+    upright = resize_picture(Image.fromarray(np.rot90(PIXELS, -1).copy()), 32, 32, "bicubic")
     np.testing.assert_array_equal(UnlabeledImages([folder / "turned.png"], 32)[0]["image"].permute(1, 2, 0), upright)
 
 
