@@ -38,8 +38,6 @@ if [ -z "${MODEL:-}" ]; then
     EPOCH=${EPOCH:-5} # its adapters gain nothing after that (measured), and the published 15 take a minute longer
 fi
 CONFIG=${CONFIG:-} PRETRAINED=${PRETRAINED:-} EPOCH=${EPOCH:-}
-# glibc hands the memory of each large tensor back and asks for it again, which took a fifth of the time.
-export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 export METHOD MODEL PRETRAINED CONFIG EPOCH K_SHOT SEED PYTHON
 
 if [ "${small:-}" = yes ]; then

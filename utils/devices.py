@@ -1,7 +1,9 @@
 """Device, precision and seed of a run."""
 
+import ctypes
 import os
 import random
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 CPU_BATCH = 16  # of --batch_size auto, where there is no memory of a GPU to fill
 PRECISIONS = ("fp32", "bf16", "fp16")
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of malloc.h: no memory beside the heap; the heap does not shrink
 
 
 def make_accelerator(device: str, precision: str) -> "Accelerator":
@@ -38,8 +41,20 @@ def make_accelerator(device: str, precision: str) -> "Accelerator":
         raise ValueError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
     torch.backends.cudnn.allow_tf32 = False  # which rounds to 10 bits the convolutions that are left in full precision
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    if on_cpu:
+        keep_freed_memory()
     group = InitProcessGroupKwargs(timeout=process_timeout())
     return Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[group])
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what large tensors leave: by default it hands that back to the system, and gets it anew page by
+    page, which takes a sixth of the time of a backbone on a CPU. The peak grows by a twentieth. Elsewhere nothing is
+    done."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, -1)
 
 
 def default_precision(device: str) -> tuple[str, str]:

@@ -1,5 +1,8 @@
 """Devices, precisions and compilers that are not there, and what is taken without a flag."""
 
+import platform
+import resource
+
 import pytest
 import torch
 import torch._inductor.config
@@ -34,3 +37,14 @@ def test_precision_without_a_flag():
     assert default_precision("cpu")[0] == "fp32"
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     assert default_precision("auto")[0] == ("bf16" if on_gpu else "fp32")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc here")
+def test_memory_of_large_tensors_is_kept():
+    make_accelerator("cpu", "fp32")
+    faults = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(25_000_000).sum()  # 100 MB, 24,414 pages
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert min(faults[1:]) < 1000
