@@ -41,7 +41,7 @@ def share_of_peak(accelerator: Accelerator, model: str, size: int, batch: int, c
     peak = 2 * side**3 / per_call(lambda: square @ square, 30)
     yield Row(f"bf16 matrix product, {side} x {side}", f"{peak / 1e12:.1f} TFLOP/s")
     detector = build("april_gan", model=model, image_size=size).to(device).eval()
-    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).pin_memory()
     moved = images.to(device)
 
     def encode() -> Any:
@@ -63,7 +63,7 @@ def outside(detector: Any, images: torch.Tensor, count: int, accelerator: Accele
     masks = torch.zeros(batch, size, size, dtype=torch.uint8)
     masks[::2, size // 4 : size // 2, size // 4 : size // 2] = 1
     samples = [Sample("", "mask" if row % 2 == 0 else "", "nut", "", int(row % 2 == 0)) for row in range(batch)] * count
-    regions = torch.from_numpy(np.stack([label_regions(mask) for mask in masks]))
+    regions = torch.from_numpy(np.stack([label_regions(mask) for mask in masks])).pin_memory()
     shared = {"image": images, "regions": regions, "map_size": (size, size), "cls_name": ["nut"] * batch,
               "sizes": [(size, size)] * batch}  # fmt: skip
     batches = [[{**shared, "index": torch.arange(batch) + batch * number}] for number in range(count)]

@@ -26,6 +26,11 @@ _CODE = f"import sys; sys.path.insert(0, {_ROOT!r}); from utils.helpers import s
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 _NICE = 5  # the run itself goes first where cores are short
 _PATIENCE = 10  # seconds for a job that is being done at the end of the run
+# A process that is forked off while a helper starts would inherit the pipe whose end says that it has started, and the
+# start would wait for that process to end.
+_STARTING = threading.Lock()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_STARTING.acquire, after_in_parent=_STARTING.release, after_in_child=_STARTING.release)
 
 
 class Helpers:
@@ -101,7 +106,8 @@ def _start() -> subprocess.Popen:
     environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", _CODE]
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
+    with _STARTING:
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
 
 
 def _send(helper: subprocess.Popen, job: Any) -> None:

@@ -1,5 +1,6 @@
 """Helper processes: their results, errors and ends."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -101,3 +102,20 @@ def test_a_helper_ends_with_the_run_and_hears_no_signal_before(number):
     errors = run.communicate(timeout=30)[1]
     assert wait_until(lambda: not alive(pid))
     assert errors.count("Traceback") == (number == signal.SIGINT)  # of the run alone
+
+
+def test_a_helper_starts_while_processes_are_forked_off():
+    """None of them may hold what says that the helper has started: they live on."""
+    fork = multiprocessing.get_context("fork")
+    for _ in range(3):
+        others = [fork.Process(target=time.sleep, args=(60,)) for _ in range(4)]
+        with Helpers(2) as helpers:
+            jobs = [helpers.submit("a number", int) for _ in range(2)]
+            for other in others:
+                other.start()
+            try:
+                assert [job.result(timeout=30) for job in jobs] == [0, 0]
+            finally:
+                for other in others:
+                    other.kill()
+                    other.join()
