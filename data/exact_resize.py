@@ -22,7 +22,7 @@ Filter = Literal["bicubic", "bilinear"]
 
 def resize_picture(picture: Image.Image, width: int, height: int, kind: Filter) -> Image.Image:
     """A picture of 8 bits at another size, the rows first. Pillow 13 begins with the columns where a picture is much
-    taller than what it becomes, which changes a fifth of its pixels by a level or more."""
+    taller than what it becomes, which gives other values."""
     resampling = _FILTERS[kind].of_pillow
     return picture.resize((width, picture.height), resampling).resize((width, height), resampling)
 

@@ -48,7 +48,7 @@ class SetPasses:
 
     Args:
         detector, accelerator, timer: as for `engine.encoding.encode`.
-        dataset: of the set, see `evaluation.batches`.
+        dataset: of the set, see `engine.batches.batches`.
         paths: of the images, in order.
         batch_size: images at a time, in each process; num_workers: processes that read.
         folder: of the temporary file; None: where the system keeps such files.

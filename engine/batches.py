@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from data.input_spec import SquareInput
 from data.tiles import inputs_per_picture
 from metrics.pixel import label_regions
+from utils.devices import side_stream
 from utils.distributed import DistributedBatchSampler, isolate_signals, readers
 
 Group = dict[str, Any]
-_AHEAD = 3  # parts that each worker has read or is to read
+_AHEAD = 3  # parts that each worker has read or is to read; of single images 2
+_RESIZED = 8  # pictures at a time, which take 33 MB each at most
 _LARGE = ("picture", "image", "regions")  # what a GPU works on
 
 
@@ -24,8 +26,9 @@ class Batches:
     """An iterable of batches, each as `collate` makes it, in the order of the images.
 
     The workers read a batch together, each a part of it: the first is soon there, and about three wait in memory,
-    however many workers there are. Pictures that the dataset leaves raw become inputs here. On a GPU that is done in a
-    stream beside the current one, which waits for it, and inputs and regions lie on the device.
+    however many workers there are, unless there are more workers than images in a batch. Pictures that the dataset
+    leaves raw become inputs here. On a GPU that is done in a stream beside the current one, which waits for it, and
+    inputs and regions lie on the device.
 
     Args:
         dataset: `dataset.AnomalyDataset`, or any whose items lack the mask.
@@ -44,13 +47,13 @@ class Batches:
         device: torch.device,
     ):
         self.batch_sampler, self._part, self._device = batch_sampler, part, device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = side_stream(device, "reading") if device.type == "cuda" else None
         self._spec: SquareInput | None = dataset.input_spec if getattr(dataset, "raw", False) else None
         self._parts = DataLoader(
             dataset,
             batch_sampler=_Parts(batch_sampler, part),
             num_workers=num_workers,
-            prefetch_factor=_AHEAD if num_workers else None,
+            prefetch_factor=(_AHEAD if part > 1 else 2) if num_workers else None,
             collate_fn=collate,
             pin_memory=self._stream is not None,
             worker_init_fn=isolate_signals,
@@ -76,8 +79,7 @@ class Batches:
 
     def _finished(self, read: Sequence[Group]) -> list[Group]:
         """The groups of the parts of a batch as those of the batch."""
-        groups = _joined(read)
-        return groups if self._spec is None else _joined([_resized(group, self._spec) for group in groups])
+        return _joined(read if self._spec is None else [_resized(group, self._spec) for group in read])
 
 
 class _Parts(Sampler[list[int]]):
@@ -149,7 +151,8 @@ def _resized(group: Group, spec: SquareInput) -> Group:
     if "picture" not in group:
         return group
     rest = {key: value for key, value in group.items() if key != "picture"}
-    return {**rest, "image": spec.from_raw(group["picture"])}
+    images = [spec.from_raw(some) for some in group["picture"].split(_RESIZED)]
+    return {**rest, "image": torch.cat(images)}
 
 
 def _joined(groups: Sequence[Group]) -> list[Group]:

@@ -157,7 +157,7 @@ def predict_settings(
 ) -> Iterator[Prediction]:
     """One prediction per setting from one pass of the backbone, and one comparison with each reference image.
 
-    group: see `collate`. banks: class -> the memory of each setting.
+    group: see `batches.collate`. banks: class -> the memory of each setting.
     """
     names = group["cls_name"]
     tokens = encode(detector, group["image"], accelerator, timer, group["map_size"])

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from utils.devices import side_stream
+
 T = TypeVar("T")
 
 
@@ -25,9 +27,17 @@ def one_ahead(steps: Iterable[T], device: torch.device) -> Iterator[tuple[T, Abs
         for step in steps:
             yield step, contextlib.nullcontext()
         return
-    beside = torch.cuda.Stream(device)
+    beside, coming = side_stream(device, "results"), iter(steps)
     begun: tuple[T, AbstractContextManager[None]] | None = None
-    for step in steps:
+    while True:
+        try:
+            step = next(coming)
+        except StopIteration:
+            break
+        except Exception:  # of the next step: what came before it is whole
+            if begun:
+                yield begun
+            raise
         ready = torch.cuda.current_stream(device).record_event()
         if begun:
             yield begun
@@ -39,6 +49,8 @@ def one_ahead(steps: Iterable[T], device: torch.device) -> Iterator[tuple[T, Abs
 @contextlib.contextmanager
 def _reading(beside: torch.cuda.Stream, ready: torch.cuda.Event) -> Iterator[None]:
     beside.wait_event(ready)
-    with torch.cuda.stream(beside):
-        yield
-    beside.synchronize()  # memory that is freed from now on serves the other stream
+    try:
+        with torch.cuda.stream(beside):
+            yield
+    finally:
+        beside.synchronize()  # memory that is freed from now on serves the other stream

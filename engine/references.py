@@ -46,7 +46,7 @@ def read_references(
 
     Args:
         images: file and views of each.
-        batch_size, num_workers: see `evaluation.batches`; a view is an image.
+        batch_size, num_workers: see `engine.batches.batches`; a view is an image.
         pixels: how the files are read.
 
     Raises:
@@ -74,7 +74,7 @@ class References:
         detector, accelerator: as for `score`.
         settings: few-shot settings with their references.
         root: of the dataset.
-        batch_size, num_workers: see `evaluation.batches`.
+        batch_size, num_workers: see `engine.batches.batches`.
         pixels: how the dataset's files are read.
         timer: measures.
     """

@@ -38,10 +38,10 @@ _TOLERANCE = 1e-3  # of maps, scores and their terms: absolute, and of the large
 _CHECKED = (1, 3)  # batch sizes of the check; two images are traced
 _PREPROCESSING = (
     "turn upright as the EXIF orientation says, convert to 8-bit RGB, resize as input_spec says, bicubic and bilinear "
-    "as Pillow, torchvision as torch's interpolate on uint8 (bicubic, antialias); square: stretch to side x side, with "
-    "center_crop to int(side / 0.875) of which the middle is taken; shorter edge: to side, bicubic, the other one "
-    "rounded down, then cut on the right and below to multiples; which gives input_shape, (height, width); leave as "
-    "uint8 from 0 to 255, channels first: scale, mean and standard deviation are in the graph"
+    "as Pillow (rows first, then columns), torchvision as torch's interpolate on uint8 (bicubic, antialias); square: "
+    "stretch to side x side, with center_crop to int(side / 0.875) of which the middle is taken; shorter edge: to "
+    "side, bicubic, the other one rounded down, then cut on the right and below to multiples; which gives input_shape, "
+    "(height, width); leave as uint8 from 0 to 255, channels first: scale, mean and standard deviation are in the graph"
 )
 _MEANING = {"map": "(batch, *map_size) float32, larger is more anomalous", "score": "(batch,) float32, of the image"}
 

@@ -114,6 +114,7 @@ class MapFiles:
         self._classes: dict[str, _Class] = {}
         self._errors: list[BaseException] = []
         self._writing: deque[Future[None]] = deque()
+        self._ready = False
         thumbnails = 3 * self._per_list * len(self._counts) * len(self._in_page)
         self.beside = (len(samples) * len(settings) if overlays else thumbnails) >= MIN_PICTURES
 
@@ -125,8 +126,6 @@ class MapFiles:
             self._writer = stack.enter_context(ThreadPoolExecutor(1))
             if self.beside:
                 self._helpers = stack.enter_context(Helpers(worker_count()))
-                for _ in range(worker_count()):  # so that they are there when the first class is
-                    self._helpers.submit("the start of drawing", get_ready)
             else:
                 self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS))
             self._stack = stack.pop_all()
@@ -152,6 +151,10 @@ class MapFiles:
     ) -> None:
         """Take one map, (H, W) float32, which must not be changed any more. A thread writes it, so that a GPU need not
         wait for the disk; an error of that is raised with one of the next maps, or by `finish`."""
+        if self.beside and not self._ready:
+            self._ready = True
+            for _ in range(worker_count()):  # so that those who draw are there when the first class is
+                self._helpers.submit("the start of drawing", get_ready)
         if foreground is not None and self._overlays:
             self._foreground[setting, index] = foreground
         self._writing.append(self._writer.submit(self._write, setting, index, one))

@@ -1,15 +1,15 @@
 """Device, precision and seed of a run."""
 
-import ctypes
 import os
 import random
-import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from utils.errors import first_line
+from utils.heap import keep_freed_memory
 from utils.launch import process_timeout
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 CPU_BATCH = 16  # of --batch_size auto, where there is no memory of a GPU to fill
 PRECISIONS = ("fp32", "bf16", "fp16")
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of malloc.h: no memory beside the heap; the heap does not shrink
 
 
 def make_accelerator(device: str, precision: str) -> "Accelerator":
@@ -47,22 +46,18 @@ def make_accelerator(device: str, precision: str) -> "Accelerator":
     return Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[group])
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what large tensors leave: by default it hands that back to the system, and gets it anew page by
-    page, which takes a sixth of the time of a backbone on a CPU. The peak grows by a twentieth. Elsewhere nothing is
-    done."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, -1)
-
-
 def default_precision(device: str) -> tuple[str, str]:
     """The precision of a device where no flag names one, and why: bf16 where a GPU computes with it, fp32 elsewhere."""
     on_gpu = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
     if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", f"default on {torch.cuda.get_device_name()}"
     return "fp32", "default on a GPU without bf16" if on_gpu else "default without a GPU that has bf16"
+
+
+@lru_cache
+def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """A stream of a GPU beside the current one, one for each purpose: memory is kept for each."""
+    return torch.cuda.Stream(device)
 
 
 def check_compiler(device: torch.device) -> None:

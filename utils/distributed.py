@@ -54,8 +54,8 @@ class DistributedBatchSampler(Sampler[list[int]]):
 
 
 def readers(wanted: int, batches: int) -> int:
-    """How many processes are to read so many batches: no more than there are, and none for a single one, which nothing
-    could be done beside."""
+    """How many processes are to read so many batches: no more than there are, and none for a single one, whose images
+    are not worth their start."""
     return min(wanted, batches) if batches > 1 else 0
 
 

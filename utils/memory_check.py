@@ -7,6 +7,8 @@ from typing import Protocol
 import psutil
 import torch
 
+from utils.heap import return_freed_memory
+
 _CGROUP = Path("/sys/fs/cgroup")  # of a container or a job
 
 
@@ -16,6 +18,7 @@ def free_bytes(device: torch.device | str) -> int:
     if device.type == "cuda":
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + idle
+    return_freed_memory()
     free: int = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError, KeyError):
         limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none

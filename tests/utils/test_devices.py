@@ -3,11 +3,13 @@
 import platform
 import resource
 
+import psutil
 import pytest
 import torch
 import torch._inductor.config
 
 from utils.devices import check_compiler, default_precision, make_accelerator
+from utils.memory_check import free_bytes
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "meta", "banana", "xla", "cuda:x", ":1"])
@@ -48,3 +50,8 @@ def test_memory_of_large_tensors_is_kept():
         torch.ones(25_000_000).sum()  # 100 MB, 24,414 pages
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert min(faults[1:]) < 1000
+    process, large = psutil.Process(), torch.ones(250_000_000)
+    during = process.memory_info().rss
+    del large
+    free_bytes("cpu")
+    assert process.memory_info().rss < during - 800_000_000  # what is kept counts as free
