@@ -53,6 +53,9 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         upright: turn image and mask, each as its own EXIF orientation says; otherwise both stay as they are stored.
         raw: leave resizing to who takes the items, where that gives the same: they have a picture, (H, W, C) uint8 of
             `SquareInput.raw`, instead of an image then.
+
+    Attributes:
+        later: the specification that makes inputs of raw pictures; None where there are none.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         raw: bool = False,
     ):
         self.root, self.samples, self.input_spec = Path(root), list(samples), _spec(input_spec)
-        self.raw = raw and isinstance(self.input_spec, SquareInput)
+        self.later = self.input_spec if raw and isinstance(self.input_spec, SquareInput) else None
         self.mosaic_rate, self.seed, self.epoch = mosaic_rate, seed, 0
         self._tiles = _mosaic_tiles(self.samples, mosaic_of) if mosaic_rate > 0 else {}
         self.augmented, self.bits, self.upright = augmented, bits, upright
@@ -99,11 +102,9 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         return self._pixels(sample, image), self.input_spec.mask(mask), label, (image.height, image.width)
 
     def _pixels(self, sample: Sample, picture: Image.Image) -> dict[str, Tensor]:
-        if self.raw:
-            assert isinstance(self.input_spec, SquareInput)  # see `__init__`
-            raw = self.input_spec.raw(picture)
-            if raw is not None:
-                return {"picture": raw}
+        raw = self.later.raw(picture) if self.later else None
+        if raw is not None:
+            return {"picture": raw}
         return {"image": _input(self.input_spec, picture, self.root / sample.img_path)}
 
     def _read(self, sample: Sample) -> tuple[Image.Image, Image.Image]:

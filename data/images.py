@@ -87,7 +87,7 @@ def load_mask(path: Path, *, upright: bool = False) -> Image.Image:
         if isinstance(image, Image.Image):
             if image.mode == "LAB":
                 raise _RefusedError("a mask in LAB colours has no exact black; save it as grey")
-            if image.mode == "L" and not raw.lossy:  # of most masks, and a quarter of the time of what follows
+            if image.mode == "L" and not raw.lossy:  # as most are: less than half the time of what follows
                 return _turned(image.point([0] + [255] * 255), raw.turn)
             if image.mode not in ("1", "L", "F", "RGB") and not image.mode.startswith("I"):
                 image = image.convert("RGB")

@@ -48,7 +48,7 @@ class Batches:
     ):
         self.batch_sampler, self._part, self._device = batch_sampler, part, device
         self._stream = side_stream(device, "reading") if device.type == "cuda" else None
-        self._spec: SquareInput | None = dataset.input_spec if getattr(dataset, "raw", False) else None
+        self._spec: SquareInput | None = getattr(dataset, "later", None)
         self._parts = DataLoader(
             dataset,
             batch_sampler=_Parts(batch_sampler, part),

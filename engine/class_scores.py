@@ -70,14 +70,14 @@ def keep_maps(
     finished: Collection[str],
 ) -> None:
     """Hand out the maps of a group, but for those of classes that need no results."""
-    maps = to_host(prediction.maps.float()).numpy()
+    maps = _to_host(prediction.maps.float()).numpy()
     foreground = None if prediction.foreground is None else prediction.foreground.cpu().numpy()
     for row, (name, index) in enumerate(zip(names, indices, strict=True)):
         if name not in finished:
             keep_map(setting, index, maps[row], None if foreground is None else foreground[row])
 
 
-def to_host(tensor: Tensor) -> Tensor:
+def _to_host(tensor: Tensor) -> Tensor:
     """A tensor in main memory; from a GPU to where its copies go several times as fast."""
     if tensor.device.type != "cuda":
         return tensor.cpu()

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of malloc.h: memory beside the heap; when the heap shrinks by itself
 
@@ -22,5 +23,5 @@ def return_freed_memory() -> None:
         trim(0)
 
 
-def _glibc(name: str) -> "ctypes._NamedFuncPointer | None":
+def _glibc(name: str) -> Callable[..., int] | None:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
