@@ -52,11 +52,12 @@ from utils.memory_check import free_bytes
 
 make_accelerator("cpu", "fp32")
 faults = []
-for _ in range(4):
+for _ in range(60):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(25_000_000).sum()  # 100 MB, 24,414 pages
+    torch.ones(10_000_000).sum()  # 40 MB, 9,765 pages
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-assert min(faults[1:]) < 1000, faults
+# The first gaps can be a few bytes too short for the next aligned tensor: how many depends on what else was allocated.
+assert max(faults[-20:]) < 1000, faults
 process, large = psutil.Process(), torch.ones(250_000_000)
 during = process.memory_info().rss
 del large
