@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from data.exact_resize import resize, resize_picture
-from data.input_spec import SquareInput
+from data.input_spec import SquareInput, resize_mask
 
 SIZES = [
     ((1000, 1500), (518, 518)),
@@ -47,3 +47,24 @@ def test_an_input_made_later_is_the_same(spec, mode):
 
 def test_what_torchvision_resizes_is_not_made_later():
     assert SquareInput(56, "torchvision").raw(Image.new("RGB", (9, 9))) is None
+
+
+@pytest.mark.parametrize(("before", "after"), [((100, 150), 52), ((61, 97), 120), ((300, 20), 37), ((40, 40), 40)])
+def test_a_mask_is_that_of_a_picture_which_is_resized_whole(before, after):
+    """Only the rows and columns of the defect are."""
+    rng = np.random.default_rng(after)
+    for kind in ("none", "dots", "box", "corner", "noise"):
+        pixels = np.zeros(before, np.uint8)
+        top, left = rng.integers(0, before[0]), rng.integers(0, before[1])
+        if kind == "dots":
+            pixels[top, left] = pixels[-1, 0] = 255
+        elif kind == "box":
+            pixels[top : top + before[0] // 3, left : left + before[1] // 3] = 255
+        elif kind == "corner":
+            pixels[-9:, -9:] = 255
+        elif kind == "noise":
+            pixels[rng.random(before) < 0.4] = 255
+        mask = Image.fromarray(pixels)
+        whole = np.asarray(resize_picture(mask, after, after, "bilinear")) > 127
+        np.testing.assert_array_equal(resize_mask(mask, after), whole)
+        assert whole.any() or kind in ("none", "dots")
