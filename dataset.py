@@ -4,7 +4,7 @@ The format (meta.json) is read in data/meta.py, pixels in data/images.py.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from data.meta import Sample, read
 from data.regions import read_mask
 from data.views import View, apply_view
 
-__all__ = ["AnomalyDataset", "EpochSampler", "ReferenceViews", "Sample", "UnlabeledImages", "read", "select"]
+__all__ = ["AnomalyDataset", "EpochSampler", "OnRead", "ReferenceViews", "Sample", "UnlabeledImages", "read", "select"]
+
+OnRead = Callable[[int, Image.Image, Image.Image | None], None]
 
 
 def select(samples: Sequence[Sample], classes: Sequence[str] | None) -> list[Sample]:
@@ -53,6 +55,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         upright: turn image and mask, each as its own EXIF orientation says; otherwise both stay as they are stored.
         raw: leave resizing to who takes the items, where that gives the same: they have a picture, (H, W, C) uint8 of
             `SquareInput.raw`, instead of an image then.
+        on_read: called with the index, the picture and its mask (see `read_mask`; None where there is none) of a sample
+            that has been read, in the process that reads.
 
     Attributes:
         later: the specification that makes inputs of raw pictures; None where there are none.
@@ -71,12 +75,13 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         bits: int | None = None,
         upright: bool = False,
         raw: bool = False,
+        on_read: OnRead | None = None,
     ):
         self.root, self.samples, self.input_spec = Path(root), list(samples), _spec(input_spec)
         self.later = self.input_spec if raw and isinstance(self.input_spec, SquareInput) else None
         self.mosaic_rate, self.seed, self.epoch = mosaic_rate, seed, 0
         self._tiles = _mosaic_tiles(self.samples, mosaic_of) if mosaic_rate > 0 else {}
-        self.augmented, self.bits, self.upright = augmented, bits, upright
+        self.augmented, self.bits, self.upright, self._on_read = augmented, bits, upright, on_read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -85,18 +90,21 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         sample = self.samples[index]
         try:
             rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
-            pixels, mask, label, picture_size = self._tensors(sample, rng)
+            pixels, mask, label, picture_size = self._tensors(index, rng)
         except MemoryError:
             raise ValueError(f"{self.root / sample.img_path}: too large for the memory, make it smaller") from None
         map_size = (mask.shape[0], mask.shape[1])
         own = {"cls_name": sample.cls_name, "index": index, "picture_size": picture_size}
         return {**pixels, "mask": mask, "label": label, "map_size": map_size, **own}
 
-    def _tensors(self, sample: Sample, rng: random.Random) -> tuple[dict[str, Tensor], Tensor, int, tuple[int, int]]:
+    def _tensors(self, index: int, rng: random.Random) -> tuple[dict[str, Tensor], Tensor, int, tuple[int, int]]:
+        sample = self.samples[index]
         if rng.random() < self.mosaic_rate and self._tiles[sample.cls_name]:
             image, mask, label = self._mosaic(sample.cls_name, rng)
         else:
             (image, mask), label = self._read(sample), sample.anomaly
+            if self._on_read:
+                self._on_read(index, image, mask if sample.anomaly and sample.mask_path else None)
         if self.augmented:
             image, mask = augment(image, mask, rng)
         return self._pixels(sample, image), self.input_spec.mask(mask), label, (image.height, image.width)

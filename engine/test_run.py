@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from data.defect_kinds import DefectKind
 from data.meta import PixelSettings, Sample, Samples, read, read_defects, read_settings
 from data.references import FewShotSetting
-from dataset import AnomalyDataset, select
+from dataset import AnomalyDataset, OnRead, select
 from engine.batched import score_sets
 from engine.batches import batches
 from engine.build import Built
@@ -60,9 +60,11 @@ class MapSink(AbstractContextManager["MapSink"], Protocol):
     `report.map_files.MapFiles` is one.
 
     beside: whether pictures are drawn beside the pass, so that they lag.
+    previews: who wants to see the images when they are read, known from `__enter__` on; None: nobody.
     """
 
     beside: bool
+    previews: OnRead | None
 
     def keep(self, setting: int, index: int, one: np.ndarray, foreground: np.ndarray | None = None) -> None:
         """See `engine.class_scores.KeepMap`."""
@@ -174,24 +176,24 @@ def score_classes(
     if hasattr(built.detector, "check_classes"):
         built.detector.check_classes(data.classes)
     samples, pixels = data.samples, data.pixels
-    images = AnomalyDataset(
-        root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif,
-        raw=accelerator.device.type == "cuda" and not batched,
-    )  # fmt: skip
     first = next((index for index, sample in enumerate(samples) if sample.cls_name not in known), len(samples))
-    if batched:
-        scored = score_sets(
-            built.detector, images, samples, accelerator, files.keep, batch_size=built.batch_size,
-            num_workers=num_workers, timer=timer, folder=folder.path, finished=known, measuring=measuring,
-        )  # fmt: skip
-    else:
-        loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
-        rest = (accelerator, files.keep, timer, known, measuring)
-        scored = score(built.detector, loader, samples, shots, memories, *rest)
     results = [result for one in known.values() for result in one.scores]
     for name, one in known.items():
         files.restore(name, one.page)
     with files:
+        images = AnomalyDataset(
+            root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif,
+            raw=accelerator.device.type == "cuda" and not batched, on_read=files.previews,
+        )  # fmt: skip
+        if batched:
+            scored = score_sets(
+                built.detector, images, samples, accelerator, files.keep, batch_size=built.batch_size,
+                num_workers=num_workers, timer=timer, folder=folder.path, finished=known, measuring=measuring,
+            )  # fmt: skip
+        else:
+            loader = batches(images, built.batch_size, num_workers, accelerator, first=first)
+            rest = (accelerator, files.keep, timer, known, measuring)
+            scored = score(built.detector, loader, samples, shots, memories, *rest)
         _collect(scored, results, len(shots), files, folder, accelerator)
     if first < len(samples):
         LOG.info("%d images in %.1f s, %.1f s of that in the backbone", len(samples) - first, *timer.seconds())

@@ -15,10 +15,10 @@ Points = list[list[float]]  # of a curve: [x, y], a list of fractions each
 
 
 class ThresholdCurve(NamedTuple):
-    """What lies at or above each distinct map value, highest value first.
+    """What lies at or above each distinct value of a map or image, highest value first.
 
-    values: (T,). false_positives, true_positives: (T + 1,) pixels, starting at 0. overlap: (T + 1,) sum over regions of
-    the share of the region.
+    values: (T,). false_positives, true_positives: (T + 1,) pixels or images, starting at 0. overlap: (T + 1,) sum over
+    regions of the share of the region.
     """
 
     values: Tensor

@@ -1,21 +1,18 @@
-"""Image metrics from labels and scores.
-
-scikit-learn takes seconds to import, so it is imported where it is used: flags need only the names of the metrics.
-"""
+"""Image metrics from labels and scores: those of pixels, on the curve of images."""
 
 from typing import Any
 
 import numpy as np
 import torch
 
-from metrics.curves import Points, thinned
+from metrics.curves import Points, ThresholdCurve, auroc, average_precision, best_f1, pr_points, roc_points
 from metrics.names import IMAGE
 
 ECE_BINS = 15
 
 
 def image_metrics(labels: Any, scores: Any) -> dict[str, float | None]:
-    """AUROC, best F1 and average precision of image scores, by scikit-learn.
+    """AUROC (ties count half), best F1 and average precision (the step-wise sum) of image scores, by every threshold.
 
     Args:
         labels: (N,) any non-zero value is anomalous.
@@ -27,18 +24,10 @@ def image_metrics(labels: Any, scores: Any) -> dict[str, float | None]:
     Raises:
         ValueError: the shapes differ or are not (N,); a score is NaN or infinite.
     """
-    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
-
-    labels, scores = _checked(labels, scores)
-    if not labels.any() or labels.all():
+    curve = _curve(labels, scores)
+    if curve is None:
         return dict.fromkeys(IMAGE)
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)  # 0 / 0 counts as 0
-    return {
-        "auroc_sp": float(roc_auc_score(labels, scores)),
-        "f1_sp": float(f1.max()),
-        "ap_sp": float(average_precision_score(labels, scores)),
-    }
+    return {"auroc_sp": auroc(curve), "f1_sp": best_f1(curve)[0], "ap_sp": average_precision(curve)}
 
 
 def f1_above(labels: Any, scores: Any, threshold: float) -> float | None:
@@ -92,18 +81,19 @@ def image_curves(labels: Any, scores: Any) -> dict[str, Points]:
         the point before to its own, so that the area of the steps is the average precision. Nothing where only one
         label occurs.
     """
-    from sklearn.metrics import precision_recall_curve, roc_curve
+    curve = _curve(labels, scores)
+    return {} if curve is None else {"roc": roc_points(curve), "pr": pr_points(curve)}
 
+
+def _curve(labels: Any, scores: Any) -> ThresholdCurve | None:
+    """The curve of images; None where only one label occurs."""
     labels, scores = _checked(labels, scores)
     if not labels.any() or labels.all():
-        return {}
-    fpr, tpr, _ = roc_curve(labels, scores)
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    precision, recall = precision[::-1].copy(), recall[::-1]
-    precision[0] = precision[1]  # in place of scikit-learn's 1, which no threshold reaches
-    roc, pr = (fpr, tpr, fpr + tpr), (recall, precision, recall + np.linspace(0, 1, recall.size))
-    return {name: thinned(*map(torch.from_numpy, map(np.ascontiguousarray, curve))) for name, curve in
-            (("roc", roc), ("pr", pr))}  # fmt: skip
+        return None
+    falling, place = np.unique(-scores, return_inverse=True)
+    counts = (np.bincount(place[chosen], minlength=falling.size) for chosen in (~labels, labels))
+    false, true = (torch.from_numpy(np.append(0.0, np.cumsum(one))) for one in counts)
+    return ThresholdCurve(torch.from_numpy(-falling), false, true, torch.zeros_like(true))  # images have no regions
 
 
 def _checked(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -16,9 +16,15 @@ _GREYS = np.arange(256, dtype=np.uint8).reshape(256, 1)
 _COLOURS = np.ascontiguousarray(cv2.applyColorMap(_GREYS, cv2.COLORMAP_TURBO)[:, 0, ::-1])  # (256, 3) RGB
 
 
+def panel_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) of a picture -> those of its panel, whose longer side is given."""
+    width, height = (max(16, round(length * side / max(size))) for length in size)
+    return width, height
+
+
 def resize_longest_side(image: Image.Image, side: int) -> NDArray[np.uint8]:
     """A picture whose longer side has the given number of pixels, (H, W, 3) uint8 RGB."""
-    width, height = (max(16, round(length * side / max(image.size))) for length in image.size)
+    width, height = panel_size(image.size, side)
     # A large picture is halved first: half the time, and hardly a pixel differs by more than two levels of 255.
     # Hamming's filter is as sharp as the bicubic one where it makes smaller, and takes two thirds of its time.
     smaller = max(width, height) < max(image.size)

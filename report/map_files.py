@@ -18,7 +18,7 @@ from data.references import FewShotSetting
 from report.gallery import Gallery, SelectedImages, choose, pictures_per_list, settings_with_pictures
 from report.heatmap import HeatScale, sample_pixels
 from report.overlays import PANEL_SIDE
-from report.pictures import MIN_PICTURES, Drawn, PictureJob, draw, get_ready, shrink_map
+from report.pictures import MIN_PICTURES, Drawn, PictureJob, Previews, draw, get_ready, shrink_map
 from report.predictions import ClassScores, scored_images
 from utils.files import atomic_write, save_array
 from utils.helpers import Helpers
@@ -83,6 +83,7 @@ class MapFiles:
     Attributes:
         galleries: (setting, class) -> the pictures of report.html, of the classes that are settled.
         beside: whether pictures are drawn beside the pass.
+        previews: keeps what overlays show of an image; for whoever reads it, where many are drawn.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class MapFiles:
         self._writing: deque[Future[None]] = deque()
         self._ready = False
         thumbnails = 3 * self._per_list * len(self._counts) * len(self._in_page)
+        self.previews: Previews | None = None
         self.beside = (len(samples) * len(settings) if overlays else thumbnails) >= MIN_PICTURES
 
     def __enter__(self) -> "MapFiles":
@@ -123,6 +125,7 @@ class MapFiles:
             (self._save_path / OVERLAYS).mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self._spool = stack.enter_context(tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._save_path))
+            self.previews = Previews(Path(self._spool), self._shown) if self._overlays else None
             self._writer = stack.enter_context(ThreadPoolExecutor(1))
             if self.beside:
                 self._helpers = stack.enter_context(Helpers(worker_count()))
@@ -186,7 +189,7 @@ class MapFiles:
             self._add_maps(one, result)
         if result.setting == len(self._settings) - 1:
             for index, maps in one.maps.items():
-                one.drawing[index] = self._draw(self._samples[index], [drawn for _, drawn in maps])
+                one.drawing[index] = self._draw(index, [drawn for _, drawn in maps])
             if not self.beside:
                 self.settle(result.name)
 
@@ -255,8 +258,10 @@ class MapFiles:
         foreground = self._foreground.pop((setting, index), None)
         return Drawn(self._file(setting, index), score, ends, overlay, thumbnail, not self._maps, foreground)
 
-    def _draw(self, sample: Sample, maps: Sequence[Drawn]) -> Future[list[bytes | None]]:
-        job = PictureJob(self._root, sample, maps, self._pixels, self._shown)
+    def _draw(self, index: int, maps: Sequence[Drawn]) -> Future[list[bytes | None]]:
+        sample, preview = self._samples[index], self.previews.file(index) if self.previews else None
+        kept = preview if preview and preview.exists() else None
+        job = PictureJob(self._root, sample, maps, self._pixels, self._shown, kept)
         if not self.beside:
             return self._threads.submit(draw, job)
         future = self._helpers.submit(sample.img_path, draw, job)

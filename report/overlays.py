@@ -1,5 +1,6 @@
 """Pictures of anomaly maps; an overlay is original | anomaly map | ground truth."""
 
+import functools
 import struct
 import zlib
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ PANEL_SIDE = 384  # the longer side of a panel, in pixels
 _STRIP = 22  # the caption's height, in pixels
 _TEXT = 13  # of a caption, in pixels
 _GREEN = (60, 220, 60)
+_FULL_SCALE = [0] + [255] * 255  # of a mask's values
 
 
 def overlay(
@@ -42,7 +44,13 @@ def overlay(
         (H, W, 3) uint8 RGB
     """
     panels = draw_panels(image, heat, mask, PANEL_SIDE, foreground)[: len(captions)]
-    return np.hstack([_captioned(panel, text) for panel, text in zip(panels, captions, strict=True)])
+    height, width = panels[0].shape[:2]
+    framed = np.full((height + _STRIP, len(captions) * (width + 2), 3), 255, np.uint8)
+    for number, (panel, text) in enumerate(zip(panels, captions, strict=True)):
+        left = number * (width + 2)
+        framed[:_STRIP, left : left + width + 2] = _strip(text, width + 2)
+        framed[_STRIP:, left + 1 : left + 1 + width] = panel
+    return framed
 
 
 def draw_panels(
@@ -59,19 +67,26 @@ def draw_panels(
         seen = cv2.resize(foreground.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
         blended[~seen] = blended[~seen] // 3
     if mask is not None:
-        shape = cv2.resize((mask > 0).astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        shape = shrink_mask(Image.fromarray((mask > 0).astype(np.uint8)), picture.shape[1::-1])
         contours, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for panel in (blended, truth):
             cv2.drawContours(panel, contours, -1, _GREEN, 1, cv2.LINE_AA)
     return picture, blended, truth
 
 
-def _captioned(panel: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    height, width = panel.shape[:2]
-    framed = Image.new("RGB", (width + 2, height + _STRIP), "white")
-    framed.paste(Image.fromarray(panel), (1, _STRIP))
-    draw_text(framed, (4, 3), text, _TEXT, width=width - 6)
-    return np.asarray(framed)
+@functools.lru_cache(64)  # most are said of several images or under several settings
+def _strip(text: str, width: int) -> NDArray[np.uint8]:
+    """A caption, (H, W, 3) uint8 RGB."""
+    strip = Image.new("RGB", (width, _STRIP), "white")
+    draw_text(strip, (4, 3), text, _TEXT, width=width - 8)
+    return np.asarray(strip)
+
+
+def shrink_mask(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A grey mask at another size, (H, W) uint8, 1 where a pixel of the defect lies, so that the smallest are seen."""
+    factor = max(1, min(before // after for before, after in zip(mask.size, size, strict=True)))
+    reduced = mask.point(_FULL_SCALE).reduce(factor).point(_FULL_SCALE)
+    return (np.asarray(reduced.resize(size, Image.Resampling.BOX)) > 0).astype(np.uint8)
 
 
 def split_panels(picture: Image.Image) -> list[Image.Image]:

@@ -18,9 +18,9 @@ from data.box import WHOLE, Box
 from data.images import load_image
 from data.meta import PixelSettings, Sample, shown_kind
 from data.regions import read_mask
-from report.heatmap import crop, on_scale, resize_longest_side
-from report.overlays import PANEL_SIDE, draw_panels, overlay, save_picture
-from utils.files import load_array
+from report.heatmap import crop, on_scale, panel_size, resize_longest_side
+from report.overlays import PANEL_SIDE, draw_panels, overlay, save_picture, shrink_mask
+from utils.files import NotWrittenError, load_array, save_array
 
 MIN_PICTURES = 48  # of a run that are worth the start of processes that draw, a few tenths of a second of a core each
 THUMBNAIL_SIDE = 176  # the longer side of a thumbnail's panel, in pixels
@@ -50,6 +50,29 @@ class Drawn(NamedTuple):
     foreground: NDArray[np.bool_] | None = None
 
 
+class Previews(NamedTuple):
+    """Keeps what pictures show of an image and its mask when these are read, so that nobody reads them again to draw.
+
+    folder: where; shown: the part of the picture that the maps show.
+    """
+
+    folder: Path
+    shown: Box
+
+    def __call__(self, index: int, picture: Image.Image, mask: Image.Image | None) -> None:
+        """mask: as `read_mask` gives it, where there is one. Raises OSError."""
+        small = _shrink(picture, self.shown)
+        parts = [small] if mask is None else [small, _shrink_mask(mask, self.shown)]
+        try:
+            save_array(self.file(index), np.dstack(parts))
+        except NotWrittenError as error:  # only the text of it travels from a reader
+            raise OSError(str(error)) from None
+
+    def file(self, index: int) -> Path:
+        """(H, W, 3) uint8 RGB, or (H, W, 4) with the mask."""
+        return self.folder / f"preview-{index}.npy"
+
+
 class PictureJob(NamedTuple):
     """What is to be drawn of one image.
 
@@ -59,6 +82,7 @@ class PictureJob(NamedTuple):
         maps: its maps, one under each few-shot setting.
         pixels: how image and mask are read.
         shown: the part of the picture that the maps show.
+        preview: the file of `Previews`, removed when all is drawn; None reads image and mask.
     """
 
     root: Path
@@ -66,6 +90,7 @@ class PictureJob(NamedTuple):
     maps: Sequence[Drawn]
     pixels: PixelSettings = PixelSettings()
     shown: Box = WHOLE
+    preview: Path | None = None
 
 
 def get_ready() -> None:
@@ -75,8 +100,17 @@ def get_ready() -> None:
 def draw(job: PictureJob) -> list[bytes | None]:
     """Write the overlays, and return the thumbnails as WebP files; each where the job wants it. Image and mask are read
     once."""
-    image, mask = _load(job.root / job.sample.img_path, job.pixels, job.shown), _mask(job)
-    return [_draw_map(one, image, mask, job.sample) for one in job.maps]
+    if job.preview is None:
+        image, mask = _load(job.root / job.sample.img_path, job.pixels, job.shown), _read_mask(job)
+    else:
+        kept = load_array(job.preview)
+        image, mask = Image.fromarray(kept[..., :3].copy()), kept[..., 3] if kept.shape[2] > 3 else None
+    if not job.sample.anomaly:
+        mask = np.zeros((1, 1), np.uint8)
+    thumbnails = [_draw_map(one, image, mask, job.sample) for one in job.maps]
+    if job.preview is not None:
+        job.preview.unlink()
+    return thumbnails
 
 
 def _draw_map(one: Drawn, image: Image.Image, mask: NDArray[np.uint8] | None, sample: Sample) -> bytes | None:
@@ -120,7 +154,18 @@ def draw_unlabelled(
 def _load(path: Path, pixels: PixelSettings, shown: Box) -> Image.Image:
     """A picture as large as a panel, whatever it is drawn for, so that all pictures of an image show the same."""
     image = load_image(path, upright=pixels.exif, bits=pixels.bits, shown=_DECODED_SIDE)
-    return Image.fromarray(resize_longest_side(crop(image, shown), PANEL_SIDE))
+    return Image.fromarray(_shrink(image, shown))
+
+
+def _shrink(image: Image.Image, shown: Box) -> NDArray[np.uint8]:
+    """What is shown of a picture, as large as a panel, (H, W, 3) uint8 RGB."""
+    return resize_longest_side(crop(image, shown), PANEL_SIDE)
+
+
+def _shrink_mask(mask: Image.Image, shown: Box) -> NDArray[np.uint8]:
+    """The mask of what is shown, as large as a panel, see `shrink_mask`."""
+    mask = crop(mask, shown)
+    return shrink_mask(mask, panel_size(mask.size, PANEL_SIDE))
 
 
 def shrink_map(one: NDArray[Any], side: int) -> NDArray[Any]:
@@ -132,12 +177,12 @@ def shrink_map(one: NDArray[Any], side: int) -> NDArray[Any]:
     return cv2.resize(one, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _mask(job: PictureJob) -> NDArray[np.uint8] | None:
-    """The mask of a sample, (H, W), all zero of a normal one; None where it is not known."""
-    if not job.sample.anomaly:
-        return np.zeros((1, 1), np.uint8)
+def _read_mask(job: PictureJob) -> NDArray[np.uint8] | None:
+    """The mask of a defective image, (H, W); None where it is not known."""
     path = job.sample.mask_path
-    return np.asarray(crop(read_mask(job.root / path, upright=job.pixels.exif), job.shown)) if path else None
+    if not (job.sample.anomaly and path):
+        return None
+    return _shrink_mask(read_mask(job.root / path, upright=job.pixels.exif), job.shown)
 
 
 def _captions(sample: Sample, score: float, has_mask: bool) -> tuple[str, str, str]:

@@ -56,10 +56,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(tiny_a, mini_mvtec, small_disk, f
     assert torch.load(small_disk / "epoch_2.pth", weights_only=True)["meta"]["epoch"] == 2
 
 
-@pytest.mark.parametrize("left", [0, 40_000])
-def test_a_full_disk_leaves_no_half_results(left, tiny_a, mini_mvtec, small_disk, fails):
+@pytest.mark.parametrize(("left", "workers"), [(0, 0), (40_000, 0), (40_000, 2)])
+def test_a_full_disk_leaves_no_half_results(left, workers, tiny_a, mini_mvtec, small_disk, fails):
     fill(small_disk, left)
-    line = fails(test_script.main, *flags(tiny_a, mini_mvtec, small_disk)["test.py"])
+    line = fails(test_script.main, *flags(tiny_a, mini_mvtec, small_disk)["test.py"], "--num_workers", workers)
     assert "free some space, or write to another place" in line and str(small_disk) in line
     assert not [path for path in small_disk.rglob("*") if path.name.startswith(".") or path.name == "metrics.json"]
     for path in small_disk.rglob("*.json"):
