@@ -24,13 +24,16 @@ def panel_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def resize_longest_side(image: Image.Image, side: int) -> NDArray[np.uint8]:
     """A picture whose longer side has the given number of pixels, (H, W, 3) uint8 RGB."""
-    width, height = panel_size(image.size, side)
-    # A large picture is halved first: half the time, and hardly a pixel differs by more than two levels of 255.
-    # Hamming's filter is as sharp as the bicubic one where it makes smaller, and takes two thirds of its time.
-    smaller = max(width, height) < max(image.size)
-    resampling = Image.Resampling.HAMMING if smaller else Image.Resampling.BICUBIC
+    size = panel_size(image.size, side)
     picture = image if image.mode == "RGB" else image.convert("RGB")
-    return np.asarray(picture.resize((width, height), resampling, reducing_gap=1.5))
+    # Averages of whole pixels first, then from at most twice the size: half the time of a filter over all of them, and
+    # no pixel looks different.
+    factor = math.ceil(max(image.size) / side / 2)
+    if factor > 1:
+        picture = picture.reduce(factor)
+    smaller = max(size) < max(image.size)
+    interpolation = cv2.INTER_LINEAR if smaller else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(np.asarray(picture), size, interpolation=interpolation), np.uint8)
 
 
 def crop(image: Image.Image, box: Box) -> Image.Image:
@@ -56,10 +59,14 @@ def blend_heatmap(
         (H, W, 3) uint8 RGB
     """
     heat = np.clip(cv2.resize(heat.astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR), 0, 1)
-    colours = _COLOURS.take((heat * 255).astype(np.uint8), axis=0)  # (H, W, 3)
+    levels = (heat * 255).astype(np.uint8)  # (H, W)
+    strength = (opacity * (0.2 + 0.8 * np.sqrt(np.arange(256) / 255)))[:, None]  # (256, 1)
+    # In units of 1/256, which takes a third of the time of fractions.
+    keep, colours = (part.round().astype(np.uint16) for part in (256 * (1 - strength), 256 * strength * _COLOURS))
+    blended = ((picture * keep.take(levels, axis=0) + colours.take(levels, axis=0)) >> 8).astype(np.uint8)
     above = heat >= threshold
-    strength = (opacity * (0.2 + 0.8 * np.sqrt(heat)) * above)[..., None]  # (H, W, 1)
-    blended: NDArray[np.uint8] = ((1 - strength) * picture + strength * colours).astype(np.uint8)
+    if threshold > 0:
+        blended[~above] = picture[~above]
     if threshold > 0 and opacity > 0:
         contours, _ = cv2.findContours(above.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for colour, width in (((20, 20, 20), 3), ((255, 255, 255), 1)):  # seen on any ground
