@@ -14,7 +14,7 @@ from data.box import WHOLE, Box
 from data.exact_resize import Filter, resize, resize_picture
 
 _MOST_PIXELS = 1 << 26  # of a resized picture
-_MOST_RAW = 1 << 21  # pixels of a picture that is resized later
+MOST_RAW = 1 << 21  # pixels of a picture that is resized later
 
 Resizer = Literal["bicubic", "bilinear", "torchvision"]
 
@@ -80,7 +80,7 @@ class SquareInput:
     def raw(self, picture: Image.Image) -> Tensor | None:
         """(H, W, C) uint8, of which `from_raw` makes what `image` makes of the picture; None where it cannot, and of a
         picture so large that it costs less to resize it before it goes anywhere."""
-        if self.resizer == "torchvision" or picture.width * picture.height > _MOST_RAW:
+        if self.resizer == "torchvision" or picture.width * picture.height > MOST_RAW:
             return None
         return torch.from_numpy(np.array(picture)).view(picture.height, picture.width, -1)
 

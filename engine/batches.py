@@ -1,25 +1,28 @@
 """Batches to be scored: read in parts by the workers, and put together in the order of the images."""
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from data.input_spec import SquareInput
 from data.tiles import inputs_per_picture
+from engine.shared_pictures import Place, SharedPictures
 from metrics.pixel import label_regions
 from utils.devices import side_stream
-from utils.distributed import DistributedBatchSampler, isolate_signals, readers
+from utils.distributed import DistributedBatchSampler, begin_reading, readers
 
 Group = dict[str, Any]
 _AHEAD = 3  # parts that each worker has read or is to read; of single images 2
 _RESIZED = 8  # pictures at a time, which take 33 MB each at most
 _LARGE = ("picture", "image", "regions")  # what a GPU works on
+_OWN_WAY = ("mask", "picture", "picture_size")  # of an item, what `default_collate` does not see
 
 
 class Batches:
@@ -49,14 +52,19 @@ class Batches:
         self.batch_sampler, self._part, self._device = batch_sampler, part, device
         self._stream = side_stream(device, "reading") if device.type == "cuda" else None
         self._spec: SquareInput | None = getattr(dataset, "later", None)
+        ahead = _AHEAD if part > 1 else 2
+        # Those that are read or to be read, and those of the batch that is put together, one of each worker at most.
+        slots = (ahead + 1) * num_workers if self._spec else 0
+        self._pictures = SharedPictures(slots, part) if slots else None
         self._parts = DataLoader(
-            dataset,
-            batch_sampler=_Parts(batch_sampler, part),
+            _Reader(dataset, self._pictures),
+            batch_size=None,  # an item is a part already
+            sampler=_Parts(batch_sampler, part),
             num_workers=num_workers,
-            prefetch_factor=(_AHEAD if part > 1 else 2) if num_workers else None,
-            collate_fn=collate,
+            prefetch_factor=ahead if num_workers else None,
+            collate_fn=_as_read,
             pin_memory=self._stream is not None,
-            worker_init_fn=isolate_signals,
+            worker_init_fn=begin_reading,
         )
 
     def __len__(self) -> int:
@@ -65,33 +73,61 @@ class Batches:
     def __iter__(self) -> Iterator[list[Group]]:
         parts = iter(self._parts)
         for batch in self.batch_sampler:
-            read = [group for _ in range(0, len(batch), self._part) for group in next(parts)]
+            read = [self._fetched(group) for _ in range(0, len(batch), self._part) for group in next(parts)]
             if self._stream is None:
                 yield self._finished(read)
                 continue
             with torch.cuda.stream(self._stream):
-                groups = self._finished([_moved(group, self._device) for group in read])
+                groups = self._finished(read)
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
             for tensor in (group[key] for group in groups for key in _LARGE if key in group):
                 tensor.record_stream(current)
             yield groups
 
+    def _fetched(self, group: Group) -> Group:
+        """The group of a part, with its tensors; on a GPU they lie there. What waits in shared memory stays there until
+        the batch is finished."""
+        if self._pictures and isinstance(place := group.get("picture"), Place):
+            group = {**group, "picture": self._pictures.view(place)}
+        if self._stream is None:
+            return group
+        with torch.cuda.stream(self._stream):
+            return _moved(group, self._device)
+
     def _finished(self, read: Sequence[Group]) -> list[Group]:
         """The groups of the parts of a batch as those of the batch."""
         return _joined(read if self._spec is None else [_resized(group, self._spec) for group in read])
 
 
-class _Parts(Sampler[list[int]]):
-    """The batches of a sampler, cut into parts of at most so many images."""
+class _Parts(Sampler[tuple[int, list[int]]]):
+    """The batches of a sampler, cut into parts of at most so many images; the parts are counted."""
 
     def __init__(self, batches: DistributedBatchSampler, size: int):
         self._batches, self._size = batches, size
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        number = itertools.count()
         for batch in self._batches:
             for first in range(0, len(batch), self._size):
-                yield batch[first : first + self._size]
+                yield next(number), batch[first : first + self._size]
+
+
+class _Reader(Dataset[Any]):
+    """What the workers do: a part at a time, as `collate` makes it; raw pictures are left in shared memory."""
+
+    def __init__(self, dataset: Dataset[Any], pictures: SharedPictures | None):
+        self._dataset, self._pictures = dataset, pictures
+
+    def __getitem__(self, part: tuple[int, list[int]]) -> list[Group]:
+        number, indices = part
+        items = [self._dataset[index] for index in indices]
+        return collate(items, self._pictures.slot(number) if self._pictures else torch.stack)
+
+
+def _as_read(groups: list[Group]) -> list[Group]:
+    """collate_fn of parts that are groups already."""
+    return groups
 
 
 def batches(
@@ -115,17 +151,24 @@ def batches(
     return Batches(dataset, sampler, part, workers, accelerator.device)
 
 
-def collate(items: Sequence[Mapping[str, Any]]) -> list[Group]:
+def collate(
+    items: Sequence[Mapping[str, Any]], stack: Callable[[list[Tensor]], Tensor | Place] = torch.stack
+) -> list[Group]:
     """The items of a batch as groups, each of one image and map size: mostly one. A group is what `default_collate`
     makes of its items, with `map_size` a plain (H, W) and, where there are masks, instead of them their `regions` and
-    the `sizes` of the pictures, (H, W) each."""
+    the `sizes` of the pictures, (H, W) each.
+
+    stack: raw pictures of one shape -> what the group has of them.
+    """
     shapes: dict[tuple, list[Mapping[str, Any]]] = {}
     for item in items:
         shapes.setdefault((_pixels(item).shape, item["map_size"]), []).append(item)
     groups = []
     for (_, map_size), members in shapes.items():
-        rest = [{key: value for key, value in item.items() if key not in ("mask", "picture_size")} for item in members]
+        rest = [{key: value for key, value in item.items() if key not in _OWN_WAY} for item in members]
         group = {**default_collate(rest), "map_size": map_size}
+        if "picture" in members[0]:
+            group["picture"] = stack([item["picture"] for item in members])
         if "mask" in members[0]:
             group["regions"] = torch.from_numpy(np.stack([label_regions(item["mask"]) for item in members]))
             group["sizes"] = [item["picture_size"] for item in members]
@@ -139,8 +182,8 @@ def _pixels(item: Mapping[str, Any]) -> Tensor:
 
 
 def _moved(group: Group, device: torch.device) -> Group:
-    """The group of a part on the device, from memory that the device copies from by itself."""
-    moved = {key: group[key].to(device, non_blocking=True) for key in _LARGE if key in group}
+    """The group of a part on the device, by way of memory that the device copies from by itself."""
+    moved = {key: group[key].pin_memory().to(device, non_blocking=True) for key in _LARGE if key in group}
     sizes = {"sizes": [(height, width) for height, width in group["sizes"]]} if "sizes" in group else {}
     height, width = group["map_size"]  # lists, where an older PyTorch has brought them there
     return {**group, **moved, **sizes, "map_size": (height, width)}

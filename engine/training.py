@@ -22,7 +22,7 @@ from engine.loss_log import Step, losses_text, write_losses
 from engine.validation import Validation
 from model.interface import TrainableDetector
 from utils.devices import set_seed
-from utils.distributed import DistributedBatchSampler, isolate_signals, readers, shutdown
+from utils.distributed import DistributedBatchSampler, begin_reading, readers, shutdown
 from utils.logs import LOG
 from utils.signals import HeldSignals, Stopped
 
@@ -132,7 +132,7 @@ class Trainer:
             batch_sampler=self._rounds,
             num_workers=readers(plan.num_workers, len(self._rounds)),
             pin_memory=accelerator.device.type == "cuda",
-            worker_init_fn=isolate_signals,
+            worker_init_fn=begin_reading,
         )
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._optimizer = accelerator.prepare(optimizer)

@@ -17,7 +17,7 @@ from inference.predictor import Predictor, check_finite
 from inference.scoring import Pictures, ScoringOptions, Skipped, Table, report_end
 from report.heatmap import crop
 from report.ranking import Ranking
-from utils.distributed import isolate_signals
+from utils.distributed import begin_reading
 from utils.logs import LOG
 
 
@@ -100,5 +100,5 @@ def _load(options: ScoringOptions, path: Path) -> Image.Image:
 def _read(dataset: UnlabeledImages, num_workers: int, is_main: bool) -> list[str]:
     """Of each image "" or why it cannot be read."""
     workers = min(num_workers, len(dataset))
-    loader = DataLoader(_Reasons(dataset), batch_size=None, num_workers=workers, worker_init_fn=isolate_signals)
+    loader = DataLoader(_Reasons(dataset), batch_size=None, num_workers=workers, worker_init_fn=begin_reading)
     return list(tqdm(loader, desc="read", unit="image", disable=None if is_main else True))

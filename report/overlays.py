@@ -21,7 +21,6 @@ PANEL_SIDE = 384  # the longer side of a panel, in pixels
 _STRIP = 22  # the caption's height, in pixels
 _TEXT = 13  # of a caption, in pixels
 _GREEN = (60, 220, 60)
-_FULL_SCALE = [0] + [255] * 255  # of a mask's values
 
 
 def overlay(
@@ -67,7 +66,8 @@ def draw_panels(
         seen = cv2.resize(foreground.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
         blended[~seen] = blended[~seen] // 3
     if mask is not None:
-        shape = shrink_mask(Image.fromarray((mask > 0).astype(np.uint8)), picture.shape[1::-1])
+        shape = shrink_mask(Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)), picture.shape[1::-1])
+        shape = cv2.dilate(shape, np.ones((3, 3), np.uint8))  # so that the outline hides nothing of the defect
         contours, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for panel in (blended, truth):
             cv2.drawContours(panel, contours, -1, _GREEN, 1, cv2.LINE_AA)
@@ -83,9 +83,9 @@ def _strip(text: str, width: int) -> NDArray[np.uint8]:
 
 
 def shrink_mask(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A grey mask at another size, (H, W) uint8, 1 where a pixel of the defect lies, so that the smallest are seen."""
+    """A mask of 0 and 255 at another size, (H, W) uint8, 1 where a pixel of a defect lies: the smallest are seen."""
     factor = max(1, min(before // after for before, after in zip(mask.size, size, strict=True)))
-    reduced = mask.point(_FULL_SCALE).reduce(factor).point(_FULL_SCALE)
+    reduced = mask.reduce(factor).point([0] + [255] * 255)
     return (np.asarray(reduced.resize(size, Image.Resampling.BOX)) > 0).astype(np.uint8)
 
 

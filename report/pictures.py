@@ -61,10 +61,11 @@ class Previews(NamedTuple):
 
     def __call__(self, index: int, picture: Image.Image, mask: Image.Image | None) -> None:
         """mask: as `read_mask` gives it, where there is one. Raises OSError."""
-        small = _shrink(picture, self.shown)
-        parts = [small] if mask is None else [small, _shrink_mask(mask, self.shown)]
+        small: NDArray[Any] = _shrink(picture, self.shown)
+        if mask is not None:
+            small = cv2.merge([small, _shrink_mask(mask, self.shown)])
         try:
-            save_array(self.file(index), np.dstack(parts))
+            save_array(self.file(index), small)
         except NotWrittenError as error:  # only the text of it travels from a reader
             raise OSError(str(error)) from None
 
@@ -104,7 +105,9 @@ def draw(job: PictureJob) -> list[bytes | None]:
         image, mask = _load(job.root / job.sample.img_path, job.pixels, job.shown), _read_mask(job)
     else:
         kept = load_array(job.preview)
-        image, mask = Image.fromarray(kept[..., :3].copy()), kept[..., 3] if kept.shape[2] > 3 else None
+        has_mask = kept.shape[2] > 3
+        image = Image.fromarray(cv2.cvtColor(kept, cv2.COLOR_RGBA2RGB) if has_mask else kept)
+        mask = kept[..., 3] if has_mask else None
     if not job.sample.anomaly:
         mask = np.zeros((1, 1), np.uint8)
     thumbnails = [_draw_map(one, image, mask, job.sample) for one in job.maps]

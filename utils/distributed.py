@@ -8,6 +8,8 @@ import torch.distributed as distributed
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Sampler
 
+from utils.heap import keep_freed_memory
+
 T = TypeVar("T")
 
 
@@ -59,9 +61,11 @@ def readers(wanted: int, batches: int) -> int:
     return min(wanted, batches) if batches > 1 else 0
 
 
-def isolate_signals(_: int) -> None:
-    """worker_init_fn of a DataLoader: signals to the process group, such as Ctrl-C, are for the main process alone."""
+def begin_reading(_: int) -> None:
+    """worker_init_fn of a DataLoader: signals to the process group, such as Ctrl-C, are for the main process alone, and
+    memory is kept for the next picture."""
     os.setpgid(0, 0)
+    keep_freed_memory()
 
 
 def each_round(loader: DataLoader[Any] | Iterable[Any]) -> Iterator[tuple[int, Any]]:

@@ -1,5 +1,7 @@
 """Batches: read in parts by workers, pictures resized later, and the same whatever way they come."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def by_index(group):
 
 @pytest.mark.parametrize(("workers", "raw"), [(2, False), (0, True), (2, True)])
 def test_workers_and_later_resizing_change_nothing(tmp_path, samples, workers, raw, monkeypatch):
-    monkeypatch.setattr(input_spec, "_MOST_RAW", 90 * 200 - 1)  # one picture is resized where it is read
+    monkeypatch.setattr(input_spec, "MOST_RAW", 90 * 200 - 1)  # one picture is resized where it is read
     for batch_size in (1, 3, 5):
         plain, other = read(tmp_path, samples, batch_size, 0), read(tmp_path, samples, batch_size, workers, raw)
         assert len(plain) == len(other) == -(-len(samples) // batch_size)
@@ -58,4 +60,22 @@ def test_workers_and_later_resizing_change_nothing(tmp_path, samples, workers, r
 
 def test_all_workers_read_the_first_batch(tmp_path, samples):
     loader = batches(AnomalyDataset(tmp_path, samples, SquareInput(48)), 4, 2, Accelerator(cpu=True))
-    assert [len(part) for part in loader._parts.batch_sampler] == [2, 2, 2, 1]
+    assert [(number, len(part)) for number, part in loader._parts.sampler] == [(0, 2), (1, 2), (2, 2), (3, 1)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_raw_pictures_wait_in_memory_that_is_used_again(tmp_path, samples, batch_size):
+    """Many more than there are slots; the readers are ahead of whoever takes the batches."""
+    many = samples * 12
+    loader = batches(AnomalyDataset(tmp_path, many, SquareInput(48), raw=True), batch_size, 2, Accelerator(cpu=True))
+    plain = AnomalyDataset(tmp_path, many, SquareInput(48))
+    expected = [plain[index]["image"] for index in range(len(samples))]
+    seen = 0
+    for groups in loader:
+        for group in groups:
+            for index, image in zip(group["index"].tolist(), group["image"], strict=True):
+                assert torch.equal(image, expected[index % len(samples)])
+                seen += 1
+        if seen % 10 == 0:
+            time.sleep(0.05)
+    assert seen == len(many)

@@ -6,10 +6,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
+from dataset import AnomalyDataset
 from engine.class_scores import ClassScores
 from report import map_files, pictures
 from report.map_files import MapFiles
@@ -299,3 +301,27 @@ def test_maps_beyond_half_precision_have_colours(tmp_path, root):
         files.finish(ClassScores(0, "nut", {}, [0, 1, 2], [0.0, 1.0, 2.0], {}, {}))
     pictures_of = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "imgs").rglob("*.png"))]
     assert len(pictures_of) == 3 and all(len(np.unique(one.reshape(-1, 3), axis=0)) > 500 for one in pictures_of)
+
+
+@pytest.mark.parametrize("least", [1, 1000])
+def test_what_a_reader_has_seen_is_drawn_without_reading_it_again(tmp_path, root, monkeypatch, least):
+    """The very files, though image and mask are gone since."""
+    monkeypatch.setattr(map_files, "MIN_PICTURES", least)
+    (tmp_path / "again").mkdir(), (tmp_path / "kept").mkdir()
+    expected, galleries = drawn(tmp_path / "again", root)
+    dataset = AnomalyDataset(root, SAMPLES, 32)
+    with MapFiles(tmp_path / "kept", tmp_path / "gone", SAMPLES, SETTINGS) as files:
+        watched = AnomalyDataset(root, SAMPLES, 32, on_read=files.previews)
+        for index in range(len(SAMPLES)):
+            assert torch.equal(watched[index]["image"], dataset[index]["image"])
+        score(files)
+    found = {
+        path.relative_to(tmp_path / "kept").as_posix(): path.read_bytes() for path in (tmp_path / "kept").rglob("*.*")
+    }
+    assert found == expected and files.galleries == galleries
+    assert not list((tmp_path / "kept").glob(".*"))
+
+
+def test_nobody_keeps_pictures_of_a_test_without_overlays(tmp_path, root):
+    with MapFiles(tmp_path, root, SAMPLES, SETTINGS, overlays=False) as files:
+        assert files.previews is None
