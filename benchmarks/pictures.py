@@ -13,9 +13,12 @@ import cv2
 import numpy as np
 
 from benchmarks.common import Row, Sample, clip, in_turns, photographs, sample_data, whole_run
+from data.box import WHOLE
+from data.images import load_image
 from data.references import ZERO_SHOT
+from data.regions import read_mask
 from model import build_on
-from report.pictures import Drawn, PictureJob, draw
+from report.pictures import Drawn, PictureJob, Previews, draw
 from utils.launch import worker_count
 
 
@@ -40,17 +43,21 @@ def measure(quick: bool) -> Iterator[Row]:
 
 
 def one_core(root: Path, samples: Sequence[Sample], turns: int) -> Iterator[Row]:
-    """In this process, on one thread."""
+    """In this process, on one thread: keeping what is shown of images that are decoded for the backbone, and drawing."""
     cv2.setNumThreads(1)
     coarse = np.random.default_rng(0).random((12, 12), dtype=np.float32)
     np.save(root / "map.npy", cv2.resize(coarse, (518, 518)))
+    previews = Previews(root, WHOLE)
+    images = [load_image(root / one.img_path) for one in samples]
+    masks = [read_mask(root / one.mask_path) if one.mask_path else None for one in samples]
     for settings in (1, 12):
         best = float("inf")
         for _ in range(turns):
             start = time.process_time()
-            for sample in samples:
+            for number, sample in enumerate(samples):
+                previews(number, images[number], masks[number])
                 maps = [Drawn(root / "map.npy", 0.5, (0.0, 1.0), root / f"out-{n}.png", False) for n in range(settings)]
-                draw(PictureJob(root, sample, maps))
+                draw(PictureJob(root, sample, maps, preview=previews.file(number)))
             best = min(best, time.process_time() - start)
         rate = settings * len(samples) / best
         what = "overlays of 1500 x 1000 photographs" + (", 12 settings of each image" if settings > 1 else "")
