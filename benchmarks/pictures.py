@@ -43,7 +43,7 @@ def measure(quick: bool) -> Iterator[Row]:
 
 
 def one_core(root: Path, samples: Sequence[Sample], turns: int) -> Iterator[Row]:
-    """In this process, on one thread: keeping what is shown of images that are decoded for the backbone, and drawing."""
+    """In this process, on one thread: keeping what is shown of images that the backbone needs anyway, and drawing."""
     cv2.setNumThreads(1)
     coarse = np.random.default_rng(0).random((12, 12), dtype=np.float32)
     np.save(root / "map.npy", cv2.resize(coarse, (518, 518)))

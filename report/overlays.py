@@ -67,8 +67,8 @@ def draw_panels(
         blended[~seen] = blended[~seen] // 3
     if mask is not None:
         shape = shrink_mask(Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)), picture.shape[1::-1])
-        shape = cv2.dilate(shape, np.ones((3, 3), np.uint8))  # so that the outline hides nothing of the defect
-        contours, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        around = cv2.dilate(shape, np.ones((3, 3), np.uint8))  # so that the outline hides nothing of the defect
+        contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for panel in (blended, truth):
             cv2.drawContours(panel, contours, -1, _GREEN, 1, cv2.LINE_AA)
     return picture, blended, truth
