@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from data.input_spec import SquareInput
 from data.tiles import inputs_per_picture
-from engine.shared_pictures import Place, SharedPictures
+from engine.shared_pictures import Place, SharedPictures, readers_are_forked
 from metrics.pixel import label_regions
 from utils.devices import side_stream
 from utils.distributed import DistributedBatchSampler, begin_reading, readers
@@ -53,9 +53,9 @@ class Batches:
         self._stream = side_stream(device, "reading") if device.type == "cuda" else None
         self._spec: SquareInput | None = getattr(dataset, "later", None)
         ahead = _AHEAD if part > 1 else 2
-        # Those that are read or to be read, and those of the batch that is put together, one of each worker at most.
-        slots = (ahead + 1) * num_workers if self._spec else 0
-        self._pictures = SharedPictures(slots, part) if slots else None
+        slots = ahead * num_workers + 1  # parts that are read or to be read, and the one that is made of last
+        forked = self._spec and num_workers and readers_are_forked()
+        self._pictures = SharedPictures(slots, part) if forked else None
         self._parts = DataLoader(
             _Reader(dataset, self._pictures),
             batch_size=None,  # an item is a part already
@@ -75,10 +75,10 @@ class Batches:
         for batch in self.batch_sampler:
             read = [self._fetched(group) for _ in range(0, len(batch), self._part) for group in next(parts)]
             if self._stream is None:
-                yield self._finished(read)
+                yield _joined(read)
                 continue
             with torch.cuda.stream(self._stream):
-                groups = self._finished(read)
+                groups = _joined(read)
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
             for tensor in (group[key] for group in groups for key in _LARGE if key in group):
@@ -86,18 +86,13 @@ class Batches:
             yield groups
 
     def _fetched(self, group: Group) -> Group:
-        """The group of a part, with its tensors; on a GPU they lie there. What waits in shared memory stays there until
-        the batch is finished."""
+        """The group of a part with inputs, on a GPU lying there; nothing of it stays in shared memory."""
         if self._pictures and isinstance(place := group.get("picture"), Place):
             group = {**group, "picture": self._pictures.view(place)}
         if self._stream is None:
-            return group
+            return _resized(group, self._spec)
         with torch.cuda.stream(self._stream):
-            return _moved(group, self._device)
-
-    def _finished(self, read: Sequence[Group]) -> list[Group]:
-        """The groups of the parts of a batch as those of the batch."""
-        return _joined(read if self._spec is None else [_resized(group, self._spec) for group in read])
+            return _resized(_moved(group, self._device), self._spec)
 
 
 class _Parts(Sampler[tuple[int, list[int]]]):
@@ -189,9 +184,9 @@ def _moved(group: Group, device: torch.device) -> Group:
     return {**group, **moved, **sizes, "map_size": (height, width)}
 
 
-def _resized(group: Group, spec: SquareInput) -> Group:
-    """The group with inputs in place of raw pictures."""
-    if "picture" not in group:
+def _resized(group: Group, spec: SquareInput | None) -> Group:
+    """The group with inputs in place of raw pictures, of which there are none without a specification."""
+    if spec is None or "picture" not in group:
         return group
     rest = {key: value for key, value in group.items() if key != "picture"}
     images = [spec.from_raw(some) for some in group["picture"].split(_RESIZED)]

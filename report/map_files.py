@@ -1,5 +1,6 @@
 """The anomaly maps of a test: each is written to one file, and all pictures of a class are drawn from these files."""
 
+import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -45,6 +46,13 @@ def setting_folder(k_shot: int, seed: int | None) -> str:
     return f"k{k_shot}_seed{seed}" if k_shot else "zero_shot"
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder into which others may still write: readers that are ahead when a run is interrupted."""
+    gone = folder.with_name(f"{folder.name}.gone")
+    folder.rename(gone)  # from now on they fail, and nothing new comes while it is emptied
+    shutil.rmtree(gone)
+
+
 class _Class(NamedTuple):
     """A class whose maps have come, under some settings or all of them.
 
@@ -83,7 +91,7 @@ class MapFiles:
     Attributes:
         galleries: (setting, class) -> the pictures of report.html, of the classes that are settled.
         beside: whether pictures are drawn beside the pass.
-        previews: keeps what overlays show of an image; for whoever reads it, where many are drawn.
+        previews: from `__enter__` on, keeps what overlays show of an image when it is read; None without overlays.
     """
 
     def __init__(
@@ -124,8 +132,9 @@ class MapFiles:
         if self._overlays:
             (self._save_path / OVERLAYS).mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            self._spool = stack.enter_context(tempfile.TemporaryDirectory(prefix=SPOOL, dir=self._save_path))
-            self.previews = Previews(Path(self._spool), self._shown) if self._overlays else None
+            self._spool = Path(tempfile.mkdtemp(prefix=SPOOL, dir=self._save_path))
+            stack.callback(_remove, self._spool)
+            self.previews = Previews(self._spool, self._shown) if self._overlays else None
             self._writer = stack.enter_context(ThreadPoolExecutor(1))
             if self.beside:
                 self._helpers = stack.enter_context(Helpers(worker_count()))
@@ -226,6 +235,10 @@ class MapFiles:
             if picture
         ]
         thumbnails = self._gather(own)
+        if self.previews:
+            for index, sample in enumerate(self._samples):
+                if sample.cls_name == name:
+                    self.previews.file(index).unlink(missing_ok=True)
         for setting, page in one.pages.items():
             of_setting = {path: picture for number, path, picture in thumbnails if number == setting}
             self.galleries[setting, name] = Gallery(page, of_setting)
@@ -276,7 +289,7 @@ class MapFiles:
         """Where a map is until its class is drawn."""
         if self._maps:
             return self._result(MAPS, setting, self._samples[index], ".npy")
-        return Path(self._spool, f"{setting}-{index}.npy")
+        return self._spool / f"{setting}-{index}.npy"
 
     def _result(self, kind: str, setting: int, sample: Sample, suffix: str) -> Path:
         return self._save_path / kind / self._folders[setting] / f"{self._names[sample.img_path]}{suffix}"

@@ -66,7 +66,7 @@ def draw_panels(
         seen = cv2.resize(foreground.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
         blended[~seen] = blended[~seen] // 3
     if mask is not None:
-        shape = shrink_mask(Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)), picture.shape[1::-1])
+        shape = scale_mask((mask > 0).astype(np.uint8), (picture.shape[1], picture.shape[0]))
         around = cv2.dilate(shape, np.ones((3, 3), np.uint8))  # so that the outline hides nothing of the defect
         contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for panel in (blended, truth):
@@ -74,7 +74,7 @@ def draw_panels(
     return picture, blended, truth
 
 
-@functools.lru_cache(64)  # most are said of several images or under several settings
+@functools.lru_cache(64)  # that of the truth comes again with the next image, that of the file with the next setting
 def _strip(text: str, width: int) -> NDArray[np.uint8]:
     """A caption, (H, W, 3) uint8 RGB."""
     strip = Image.new("RGB", (width, _STRIP), "white")
@@ -82,11 +82,13 @@ def _strip(text: str, width: int) -> NDArray[np.uint8]:
     return np.asarray(strip)
 
 
-def shrink_mask(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A mask of 0 and 255 at another size, (H, W) uint8, 1 where a pixel of a defect lies: the smallest are seen."""
-    factor = max(1, min(before // after for before, after in zip(mask.size, size, strict=True)))
-    reduced = mask.reduce(factor).point([0] + [255] * 255)
-    return (np.asarray(reduced.resize(size, Image.Resampling.BOX)) > 0).astype(np.uint8)
+def scale_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A mask, (H, W), non-zero = defect, at another (width, height): the largest of the pixels that become one, so that
+    the smallest defect is seen."""
+    for axis, length in enumerate(size[::-1]):
+        starts = np.arange(length) * mask.shape[axis] // length
+        mask = np.maximum.reduceat(mask, starts, axis=axis)
+    return mask
 
 
 def split_panels(picture: Image.Image) -> list[Image.Image]:

@@ -19,7 +19,7 @@ from data.images import load_image
 from data.meta import PixelSettings, Sample, shown_kind
 from data.regions import read_mask
 from report.heatmap import crop, on_scale, panel_size, resize_longest_side
-from report.overlays import PANEL_SIDE, draw_panels, overlay, save_picture, shrink_mask
+from report.overlays import PANEL_SIDE, draw_panels, overlay, save_picture, scale_mask
 from utils.files import NotWrittenError, load_array, save_array
 
 MIN_PICTURES = 48  # of a run that are worth the start of processes that draw, a few tenths of a second of a core each
@@ -83,7 +83,7 @@ class PictureJob(NamedTuple):
         maps: its maps, one under each few-shot setting.
         pixels: how image and mask are read.
         shown: the part of the picture that the maps show.
-        preview: the file of `Previews`, removed when all is drawn; None reads image and mask.
+        preview: the file of `Previews`; None reads image and mask.
     """
 
     root: Path
@@ -99,8 +99,7 @@ def get_ready() -> None:
 
 
 def draw(job: PictureJob) -> list[bytes | None]:
-    """Write the overlays, and return the thumbnails as WebP files; each where the job wants it. Image and mask are read
-    once."""
+    """Write the overlays, and return the thumbnails as WebP files; each where the job wants it."""
     if job.preview is None:
         image, mask = _load(job.root / job.sample.img_path, job.pixels, job.shown), _read_mask(job)
     else:
@@ -110,10 +109,7 @@ def draw(job: PictureJob) -> list[bytes | None]:
         mask = kept[..., 3] if has_mask else None
     if not job.sample.anomaly:
         mask = np.zeros((1, 1), np.uint8)
-    thumbnails = [_draw_map(one, image, mask, job.sample) for one in job.maps]
-    if job.preview is not None:
-        job.preview.unlink()
-    return thumbnails
+    return [_draw_map(one, image, mask, job.sample) for one in job.maps]
 
 
 def _draw_map(one: Drawn, image: Image.Image, mask: NDArray[np.uint8] | None, sample: Sample) -> bytes | None:
@@ -155,7 +151,7 @@ def draw_unlabelled(
 
 
 def _load(path: Path, pixels: PixelSettings, shown: Box) -> Image.Image:
-    """A picture as large as a panel, whatever it is drawn for, so that all pictures of an image show the same."""
+    """A picture as large as a panel, whatever it is drawn for."""
     image = load_image(path, upright=pixels.exif, bits=pixels.bits, shown=_DECODED_SIDE)
     return Image.fromarray(_shrink(image, shown))
 
@@ -166,9 +162,9 @@ def _shrink(image: Image.Image, shown: Box) -> NDArray[np.uint8]:
 
 
 def _shrink_mask(mask: Image.Image, shown: Box) -> NDArray[np.uint8]:
-    """The mask of what is shown, as large as a panel, see `shrink_mask`."""
+    """The mask of what is shown, as large as a panel, see `scale_mask`."""
     mask = crop(mask, shown)
-    return shrink_mask(mask, panel_size(mask.size, PANEL_SIDE))
+    return scale_mask(np.asarray(mask), panel_size(mask.size, PANEL_SIDE))
 
 
 def shrink_map(one: NDArray[Any], side: int) -> NDArray[Any]:

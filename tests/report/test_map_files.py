@@ -1,6 +1,7 @@
 """The maps of a test: one file each, from which every picture is drawn; nothing stays behind."""
 
 import io
+import itertools
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.input_spec import SquareInput
 from data.meta import PixelSettings, Sample
 from data.references import FewShotSetting
 from dataset import AnomalyDataset
@@ -303,15 +305,15 @@ def test_maps_beyond_half_precision_have_colours(tmp_path, root):
     assert len(pictures_of) == 3 and all(len(np.unique(one.reshape(-1, 3), axis=0)) > 500 for one in pictures_of)
 
 
-@pytest.mark.parametrize("least", [1, 1000])
-def test_what_a_reader_has_seen_is_drawn_without_reading_it_again(tmp_path, root, monkeypatch, least):
+@pytest.mark.parametrize(("least", "spec"), [(1, SquareInput(32)), (1000, SquareInput(28, center_crop=True))])
+def test_what_a_reader_has_seen_is_drawn_without_reading_it_again(tmp_path, root, monkeypatch, least, spec):
     """The very files, though image and mask are gone since."""
     monkeypatch.setattr(map_files, "MIN_PICTURES", least)
     (tmp_path / "again").mkdir(), (tmp_path / "kept").mkdir()
-    expected, galleries = drawn(tmp_path / "again", root)
-    dataset = AnomalyDataset(root, SAMPLES, 32)
-    with MapFiles(tmp_path / "kept", tmp_path / "gone", SAMPLES, SETTINGS) as files:
-        watched = AnomalyDataset(root, SAMPLES, 32, on_read=files.previews)
+    expected, galleries = drawn(tmp_path / "again", root, shown=spec.shown)
+    dataset = AnomalyDataset(root, SAMPLES, spec)
+    with MapFiles(tmp_path / "kept", tmp_path / "gone", SAMPLES, SETTINGS, shown=spec.shown) as files:
+        watched = AnomalyDataset(root, SAMPLES, spec, on_read=files.previews)
         for index in range(len(SAMPLES)):
             assert torch.equal(watched[index]["image"], dataset[index]["image"])
         score(files)
@@ -325,3 +327,25 @@ def test_what_a_reader_has_seen_is_drawn_without_reading_it_again(tmp_path, root
 def test_nobody_keeps_pictures_of_a_test_without_overlays(tmp_path, root):
     with MapFiles(tmp_path, root, SAMPLES, SETTINGS, overlays=False) as files:
         assert files.previews is None
+
+
+def test_readers_that_are_ahead_keep_nothing_alive(tmp_path, root):
+    """They write on while the run ends by an error, which is the one that is told."""
+    ahead, ended = threading.Event(), threading.Event()
+
+    def read_on(previews) -> None:
+        picture = Image.new("RGB", (64, 64))
+        for index in itertools.count():
+            try:
+                previews(index, picture, None)
+            except OSError:  # the folder is gone
+                break
+            if index == 20:
+                ahead.set()
+        ended.set()
+
+    with pytest.raises(RuntimeError, match="of the pass"), MapFiles(tmp_path, root, SAMPLES, SETTINGS) as files:
+        threading.Thread(target=read_on, args=(files.previews,), daemon=True).start()
+        ahead.wait(10)
+        raise RuntimeError("of the pass")
+    assert ended.wait(10) and list(tmp_path.iterdir()) == [tmp_path / "imgs"]

@@ -157,11 +157,14 @@ def test_batch_size_and_precision_by_themselves(visa_flags, zero_shot, tmp_path)
         assert own[name] == pytest.approx(row, abs=1e-4)
 
 
-def test_only_some_classes(visa_flags, zero_shot, tmp_path):
-    call(test_script.main, *visa_flags, "--save_path", tmp_path, "--class", "tissue_slide", "--no_images")
+def test_only_some_classes(visa_flags, zero_shot, tmp_path, monkeypatch):
+    monkeypatch.setattr("report.pictures._load", None)  # overlays are drawn from what was read for scoring
+    call(test_script.main, *visa_flags, "--save_path", tmp_path, "--class", "tissue_slide")
     own, whole = (json.loads((folder / "metrics.json").read_text())["classes"] for folder in (tmp_path, zero_shot))
     assert list(own) == ["tissue_slide"]
     assert own["tissue_slide"] == pytest.approx(whole["tissue_slide"], abs=1e-4)
+    drawn = [path.relative_to(zero_shot) for path in zero_shot.glob("imgs/**/*.png") if "tissue_slide" in str(path)]
+    assert drawn and all((tmp_path / path).read_bytes() == (zero_shot / path).read_bytes() for path in drawn)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
