@@ -20,7 +20,7 @@ from utils.files import atomic_write
 PANEL_SIDE = 384  # the longer side of a panel, in pixels
 _STRIP = 22  # the caption's height, in pixels
 _TEXT = 13  # of a caption, in pixels
-_GREEN = (60, 220, 60)
+_GREEN, _WHITE = (60, 220, 60), (255, 255, 255)  # of outlines; the anomaly map has greens of its own
 
 
 def overlay(
@@ -69,8 +69,8 @@ def draw_panels(
         shape = scale_mask((mask > 0).astype(np.uint8), (picture.shape[1], picture.shape[0]))
         around = cv2.dilate(shape, np.ones((3, 3), np.uint8))  # so that the outline hides nothing of the defect
         contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        for panel in (blended, truth):
-            cv2.drawContours(panel, contours, -1, _GREEN, 1, cv2.LINE_AA)
+        for panel, colour in ((blended, _WHITE), (truth, _GREEN)):
+            cv2.drawContours(panel, contours, -1, colour, 1, cv2.LINE_AA)
     return picture, blended, truth
 
 
