@@ -29,7 +29,7 @@ _PANEL, _GAP, _MARGIN, _COLUMNS = 204, 6, 26, 2
 _WIDTH = 3 * _PANEL + 2 * _GAP  # of an entry: photograph, map, truth
 _FAINT, _LINE = (105, 105, 105), (215, 215, 215)
 _SCORE = 120  # the room for a score, in pixels
-_NOTE = "Each: photograph, anomaly map (blue: as usual, red: unlike it), truth. The green outline is the true defect."
+_NOTE = "Each: photograph, anomaly map (blue: as usual, red: unlike it), truth. The outline is the true defect."
 _TITLES = (
     "Clearest hits: the defects with the highest scores",
     "Worst misses: the defects with the lowest scores",
