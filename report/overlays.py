@@ -86,10 +86,8 @@ def scale_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
     """A mask, (H, W), non-zero = defect, at another (width, height): the largest of the pixels that become one, so that
     the smallest defect is seen."""
     height, width = mask.shape
-    window = np.ones(
-        (-(-height // size[1]), -(-width // size[0])), np.uint8
-    )  # reaches from one chosen pixel to the next
-    largest = cv2.dilate(mask, window, anchor=(0, 0))
+    reach = -(-height // size[1]), -(-width // size[0])  # from one chosen pixel to the next
+    largest = cv2.dilate(mask, np.ones(reach, np.uint8), anchor=(0, 0))
     rows, columns = np.arange(size[1]) * height // size[1], np.arange(size[0]) * width // size[0]
     return largest[rows[:, None], columns]
 
