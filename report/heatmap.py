@@ -14,6 +14,7 @@ _SAMPLED = 4096  # pixels of a map that are kept for the ends of the colour scal
 SCALE_IMAGES = 64  # images whose maps give these ends, where there are no normal ones
 _GREYS = np.arange(256, dtype=np.uint8).reshape(256, 1)
 _COLOURS = np.ascontiguousarray(cv2.applyColorMap(_GREYS, cv2.COLORMAP_TURBO)[:, 0, ::-1])  # (256, 3) RGB
+_STRENGTH = 0.2 + 0.8 * np.sqrt(np.arange(256) / 255)  # of the colours, from low to high
 
 
 def panel_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -56,11 +57,10 @@ def blend_heatmap(
         (H, W, 3) uint8 RGB
     """
     heat = np.clip(cv2.resize(heat.astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR), 0, 1)
-    levels = (heat * 255).astype(np.uint8)  # (H, W)
-    strength = (opacity * (0.2 + 0.8 * np.sqrt(np.arange(256) / 255)))[:, None]  # (256, 1)
-    # In units of 1/256, which takes a third of the time of fractions.
-    keep, colours = (part.round().astype(np.uint16) for part in (256 * (1 - strength), 256 * strength * _COLOURS))
-    blended = ((picture * keep.take(levels, axis=0) + colours.take(levels, axis=0)) >> 8).astype(np.uint8)
+    levels = cv2.convertScaleAbs(heat, alpha=255)  # (H, W) uint8
+    weights = cv2.LUT(levels, (opacity * _STRENGTH).astype(np.float32))
+    # OpenCV's tables and its mean take half the time of NumPy's.
+    blended: NDArray[Any] = cv2.blendLinear(picture, cv2.applyColorMap(levels, _COLOURS[:, None]), 1 - weights, weights)
     above = heat >= threshold
     if threshold > 0:
         blended[~above] = picture[~above]

@@ -65,7 +65,7 @@ def draw_panels(
     if foreground is not None:
         seen = cv2.resize(foreground.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
         blended[~seen] = blended[~seen] // 3
-    if mask is not None:
+    if mask is not None and mask.any():
         shape = scale_mask((mask > 0).astype(np.uint8), (picture.shape[1], picture.shape[0]))
         around = cv2.dilate(shape, np.ones((3, 3), np.uint8))  # so that the outline hides nothing of the defect
         contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -86,6 +86,8 @@ def scale_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
     """A mask, (H, W), non-zero = defect, at another (width, height): the largest of the pixels that become one, so that
     the smallest defect is seen."""
     height, width = mask.shape
+    if (width, height) == size:
+        return mask
     reach = -(-height // size[1]), -(-width // size[0])  # from one chosen pixel to the next
     largest = cv2.dilate(mask, np.ones(reach, np.uint8), anchor=(0, 0))
     rows, columns = np.arange(size[1]) * height // size[1], np.arange(size[0]) * width // size[0]
@@ -117,7 +119,7 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     np.subtract(picture[:, 1:], picture[:, :-1], out=rows[:, 4:].reshape(height, width - 1, 3))
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
-        (b"IDAT", isal_zlib.compress(rows.data, 1)),
+        (b"IDAT", isal_zlib.compress(rows.data, 2)),
         (b"IEND", b""),
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(
