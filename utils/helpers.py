@@ -17,6 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from utils.heap import keep_freed_memory
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -117,6 +119,7 @@ def _send(helper: subprocess.Popen, job: Any) -> None:
 
 def serve() -> None:
     """What a helper does: jobs come on standard input and results go to standard output, until None or the end."""
+    keep_freed_memory()  # the arrays of a picture serve the next one: a fifth of the time
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no result
     with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing
