@@ -3,6 +3,7 @@
 The format (meta.json) is read in data/meta.py, pixels in data/images.py.
 """
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -247,7 +248,8 @@ class ReferenceViews(Dataset[dict[str, Any]]):
         try:
             if self._last is None or self._last[0] != path:
                 self._last = path, load_image(path, upright=self.upright, bits=self.bits, side=self.input_spec.side)
-            picture = apply_view(self._last[1], view)
+            with _naming(path):
+                picture = apply_view(self._last[1], view)
             image = _input(self.input_spec, picture, path)
         except MemoryError:
             raise ValueError(f"{path}: too large for the memory, make it smaller") from None
@@ -259,8 +261,15 @@ def _spec(given: InputSpec | int) -> InputSpec:
 
 
 def _input(spec: InputSpec, picture: Image.Image, path: Path) -> Tensor:
-    try:
+    with _naming(path):
         return spec.image(picture)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What cannot be done with a picture is told with its file."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -29,7 +29,6 @@ from utils.files import NotWrittenError
 from utils.logs import LOG
 
 _SHARE = 0.5  # of the free memory that the tokens of a set may take, in all processes of a machine together
-_SMALL = torch.iinfo(torch.int16).max  # regions that a mask kept in half the space may have
 _ALIGNED = 64  # bytes, where tensors begin in a file
 
 
@@ -93,7 +92,8 @@ class SetPasses:
                     raise ValueError(error)
                 self._timer.start()
                 tokens = encode(self._detector, group["image"], self._accelerator, self._timer, group["map_size"])
-                images = ImageGroup(group["index"].tolist(), _small(group.get("regions")), group.get("sizes", []))
+                regions = group["regions"].cpu() if "regions" in group else None
+                images = ImageGroup(group["index"].tolist(), regions, group.get("sizes", []))
                 own.append((images, to_device(tokens, "cpu") if self.processes.ranks > 1 else tokens))
             for images, tokens in flatten(self.processes.gather(own)):
                 self.groups.append(images)
@@ -170,13 +170,6 @@ def in_file(bundles: Iterable[Any], folder: Path) -> list[Any]:
     return [each_tensor(bundle, read) for bundle in shapes]
 
 
-def _small(regions: Tensor | None) -> Tensor | None:
-    """The same in main memory, and in half the space where that holds the numbers."""
-    if regions is None:
-        return None
-    return (regions.to(torch.int16) if regions.max() <= _SMALL else regions).cpu()
-
-
 def check_sets(detector: ScoringDetector, method: str, counts: dict[str, int]) -> None:
     """Raises ValueError where a set is too small. counts: class -> images."""
     for name, count in counts.items():
@@ -231,7 +224,7 @@ def score_sets(
             if number % passes.processes.ranks == passes.processes.rank:
                 assert regions is not None  # of a dataset with masks
                 names = [name] * len(images)
-                classes.add(0, names, images, prediction, regions.int().to(accelerator.device), sizes)
+                classes.add(0, names, images, prediction, regions.to(accelerator.device), sizes)
                 keep_maps(keep_map, 0, names, images, prediction, ())
         ((_, pending),) = classes.complete(len(paths))
         yield from finish_class(detector, name, pending, samples, accelerator, measuring)

@@ -38,12 +38,14 @@ def label_regions(mask: Any) -> np.ndarray:
         mask: (H, W) array or tensor; any non-zero value is defect.
 
     Returns:
-        (H, W) int32, 0 normal, 1..r the 8-connected regions.
+        (H, W), 0 normal, 1..r the 8-connected regions. Up to 255 are uint8, since they travel between processes and to
+        a GPU; more are int32.
     """
     defect = (as_array(mask) != 0).astype(np.uint8)
     if not defect.any():
-        return np.zeros(defect.shape, np.int32)
-    return cv2.connectedComponents(defect, connectivity=8, ltype=cv2.CV_32S)[1]
+        return np.zeros_like(defect)
+    count, labels = cv2.connectedComponents(defect, connectivity=8, ltype=cv2.CV_32S)
+    return labels.astype(np.uint8) if count <= 256 else labels
 
 
 class PixelMetrics:

@@ -65,3 +65,10 @@ def test_a_picture_of_one_row_has_one_row_to_mirror():
 def test_a_picture_with_a_palette_is_refused():
     with pytest.raises(ValueError, match="mode P"):
         rotate_reflected(Image.new("P", (4, 4)), 90)
+
+
+def test_a_picture_whose_places_are_no_numbers_of_16_bits_is_refused():
+    """It would be turned into something else. One that just has room is turned."""
+    assert rotate_reflected(Image.new("L", (32700, 30), 7), 90).getcolors() == [(32700 * 30, 7)]
+    with pytest.raises(ValueError, match="40000 x 30 pixels are too many to be turned"):
+        rotate_reflected(Image.new("L", (40000, 30)), 90)

@@ -374,8 +374,28 @@ def test_shapes_must_agree(regions):
 def test_regions(mask):
     """The partition is that of scikit-image; the numbers of the regions may differ."""
     ours, theirs = label_regions(mask), label(mask > 0, connectivity=2)
-    assert ours.dtype == np.int32 and ours.max() == theirs.max()
+    assert ours.max() == theirs.max()
     assert len(np.unique(np.stack([ours, theirs]).reshape(2, -1), axis=1).T) == len(np.unique(theirs))
+
+
+@pytest.mark.parametrize(("count", "kind"), [(0, np.uint8), (255, np.uint8), (256, np.int32)])
+def test_many_regions_have_numbers_of_their_own(count, kind):
+    mask = np.zeros((1, 600), np.uint8)
+    mask[0, : 2 * count : 2] = 1
+    labels = label_regions(mask)
+    assert labels.dtype == kind and np.unique(labels).tolist() == list(range(count + 1))
+
+
+def test_masks_of_few_and_of_many_regions_are_counted_together():
+    """A GPU's batch joins what the readers have labelled by themselves."""
+    few, many = np.zeros((2, 1, 600), np.uint8)
+    few[0, 3:9] = many[0, ::2] = 1
+    maps = np.random.default_rng(0).random((2, 1, 600), dtype=np.float32)
+    together, apart = PixelMetrics(), PixelMetrics()
+    together.update(maps, torch.cat([torch.from_numpy(label_regions(one))[None] for one in (few, many)]))
+    for one, mask in zip(maps, (few, many), strict=True):
+        apart.update(one[None], label_regions(mask)[None])
+    assert together.compute() == apart.compute()
 
 
 def test_sizes_may_differ():
