@@ -58,7 +58,7 @@ from utils.files import check_results_of, lock_folder, read_json, result_folder
 from utils.logs import LOG
 from utils.provenance import write_config
 
-RESUME_ADVICE = "finished classes are kept, and the same command with --resume goes on"
+RESUME_ADVICE = "every finished class is kept, and the same command with --resume goes on"
 
 
 def main(argv: list[str] | None = None) -> None:

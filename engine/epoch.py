@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from engine.loss_log import Step
 from model.interface import LabeledBatch, TrainableDetector
 from utils.distributed import each_round
+from utils.progress import Progress
 
 
 def train_epoch(
@@ -46,30 +46,28 @@ def train_epoch(
     """
     detector.train()
     steps, stopping, names = [], 0.0, detector.LOSSES
-    bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=None if accelerator.is_main_process else True)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, (length, batch) in enumerate(each_round(loader), start=first):
-        before_step(number)
-        if batch is None:  # takes part in the sums all the same
-            losses = torch.stack([0 * sum(parameter.sum() for parameter in trained)] * (1 + len(names)))
-        else:
-            losses = _losses(detector, batch, accelerator) * (len(batch["cls_name"]) / length)
-        sums = accelerator.reduce(torch.cat([losses.detach(), losses.new_tensor([stop()])]), "sum").tolist()
-        loss, *parts, stopping = sums
-        steps.append(Step(epoch, number, loss, dict(zip(names, parts, strict=True))))
-        if not np.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} at epoch {epoch}, step {number}; lower --learning_rate or use --precision fp32"
-            )
-        optimizer.zero_grad()
-        accelerator.backward(losses[0])
-        _add_up_gradients(trained, accelerator)
-        optimizer.step()
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}")
-        if stopping:
-            break
-    bar.close()
+    with Progress(len(loader), f"epoch {epoch}", "batch", shown=accelerator.is_main_process) as progress:
+        for number, (length, batch) in enumerate(each_round(loader), start=first):
+            before_step(number)
+            if batch is None:  # takes part in the sums all the same
+                losses = torch.stack([0 * sum(parameter.sum() for parameter in trained)] * (1 + len(names)))
+            else:
+                losses = _losses(detector, batch, accelerator) * (len(batch["cls_name"]) / length)
+            sums = accelerator.reduce(torch.cat([losses.detach(), losses.new_tensor([stop()])]), "sum").tolist()
+            loss, *parts, stopping = sums
+            steps.append(Step(epoch, number, loss, dict(zip(names, parts, strict=True))))
+            if not np.isfinite(loss):
+                raise ValueError(
+                    f"the loss is {loss} at epoch {epoch}, step {number}; lower --learning_rate or use --precision fp32"
+                )
+            optimizer.zero_grad()
+            accelerator.backward(losses[0])
+            _add_up_gradients(trained, accelerator)
+            optimizer.step()
+            progress.update(loss=f"{loss:.3f}")
+            if stopping:
+                break
     return steps, stopping > 0
 
 

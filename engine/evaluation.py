@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from data.meta import Sample
 from data.references import FewShotSetting
@@ -17,6 +16,7 @@ from engine.ground_truth import Measuring
 from engine.one_ahead import one_ahead
 from model.interface import Memory, Prediction, ScoringDetector, SimilarityCache
 from utils.distributed import each_round, skipped_images
+from utils.progress import Progress
 
 
 class Step(NamedTuple):
@@ -93,26 +93,25 @@ def score(
     timer = timer or Timer()
     classes = Classes(samples, len(settings), finished, measuring)
     done = skipped_images(loader)
-    hidden = None if accelerator.is_main_process else True
-    bar = tqdm(total=len(samples), initial=min(done, len(samples)), desc="score", unit="image", disable=hidden)
+    shown, already = accelerator.is_main_process, min(done, len(samples))
     steps = predictions(detector, loader, settings, memories, accelerator, timer)
-    for step, reading in one_ahead(steps, accelerator.device):
-        found: list[ClassScores] = []
-        with reading:
-            if step.group is not None:
-                assert step.prediction is not None and step.regions is not None  # of a dataset with masks
-                names, indices = step.group["cls_name"], step.group["index"].tolist()
-                check_finite(step.prediction, samples, indices)
-                classes.add(step.setting, names, indices, step.prediction, step.regions, step.group["sizes"])
-                if keep_map is not None:
-                    keep_maps(keep_map, step.setting, names, indices, step.prediction, finished)
-            done += step.images
-            for name, pending in classes.complete(done) if step.images else ():
-                if pending:
-                    found += finish_class(detector, name, pending, samples, accelerator, measuring)
-        bar.update(step.images)
-        yield from found
-    bar.close()
+    with Progress(len(samples), "score", "image", done=already, shown=shown) as progress:
+        for step, reading in one_ahead(steps, accelerator.device):
+            found: list[ClassScores] = []
+            with reading:
+                if step.group is not None:
+                    assert step.prediction is not None and step.regions is not None  # of a dataset with masks
+                    names, indices = step.group["cls_name"], step.group["index"].tolist()
+                    check_finite(step.prediction, samples, indices)
+                    classes.add(step.setting, names, indices, step.prediction, step.regions, step.group["sizes"])
+                    if keep_map is not None:
+                        keep_maps(keep_map, step.setting, names, indices, step.prediction, finished)
+                done += step.images
+                for name, pending in classes.complete(done) if step.images else ():
+                    if pending:
+                        found += finish_class(detector, name, pending, samples, accelerator, measuring)
+            progress.update(step.images)
+            yield from found
     timer.stop()
 
 

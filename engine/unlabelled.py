@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from data.meta import PixelSettings, Sample, Unlabelled, UnlabelledImage
 from data.references import FewShotSetting
@@ -29,6 +28,7 @@ from model.interface import Memory
 from utils.distributed import flatten, gather
 from utils.files import read_json, write_json
 from utils.logs import LOG
+from utils.progress import tracked
 
 
 class UnlabelledSet(NamedTuple):
@@ -162,7 +162,7 @@ def score_unlabelled(
             banks[name] = memories(name)
         return banks[name]
 
-    for number, one in enumerate(tqdm(sets, desc="unlabelled", disable=None if accelerator.is_main_process else True)):
+    for number, one in enumerate(tracked(sets, "unlabelled", "set", shown=accelerator.is_main_process)):
         if number in known:
             yield known[number]
             continue

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from data.images import result_names
 from data.input_spec import InputSpec
@@ -25,6 +24,7 @@ from report.streamed_overlays import StreamedOverlays
 from utils.distributed import each_round, gather
 from utils.files import atomic_write
 from utils.logs import LOG
+from utils.progress import Progress
 from utils.text import csv_cell
 
 _NAMED = 20  # unreadable files that the log names one by one
@@ -106,8 +106,8 @@ def score_images(
     dataset = UnlabeledImages([path for path, _ in images], options.input_spec, bits=options.bits)
     loader = batches(dataset, options.batch_size, options.num_workers, accelerator)
     pictures = Pictures(options, images, calibration)
-    bar = tqdm(total=len(images), desc="predict", unit="image", disable=None if is_main else True)
     with ExitStack() as stack:
+        progress = stack.enter_context(Progress(len(images), "predict", "image", shown=is_main))
         table = (
             stack.enter_context(Table.open(options.save_path / "scores.csv", options.class_name)) if is_main else None
         )
@@ -123,8 +123,7 @@ def score_images(
                 if table:
                     table.write(their_rows)
             pictures.write(results)
-            bar.update(length)
-    bar.close()
+            progress.update(length)
     return skipped
 
 

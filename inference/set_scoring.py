@@ -7,7 +7,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm import tqdm
 
 from data.images import load_image
 from dataset import UnlabeledImages
@@ -19,6 +18,7 @@ from report.heatmap import crop
 from report.ranking import Ranking
 from utils.distributed import begin_reading
 from utils.logs import LOG
+from utils.progress import tracked
 
 
 class _Reasons(Dataset[str]):
@@ -101,4 +101,4 @@ def _read(dataset: UnlabeledImages, num_workers: int, is_main: bool) -> list[str
     """Of each image "" or why it cannot be read."""
     workers = min(num_workers, len(dataset))
     loader = DataLoader(_Reasons(dataset), batch_size=None, num_workers=workers, worker_init_fn=begin_reading)
-    return list(tqdm(loader, desc="read", unit="image", disable=None if is_main else True))
+    return list(tracked(loader, "read", "image", shown=is_main))

@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from data.input_spec import InputSpec, SquareInput
 from model import anomaly_map
@@ -25,6 +24,7 @@ from model.mutual_scoring import mutual_scores
 from model.options import ByDataset, Option, PositionRules, Preset, check_read, positive
 from utils import memory_check
 from utils.logs import LOG
+from utils.progress import Progress
 
 _NEIGHBORHOODS = (1, 3, 5)
 _LOWEST = 0.3
@@ -198,9 +198,8 @@ class MuSc(nn.Module):
         over layers and neighbourhoods (LNAMD and MSM)."""
         turns, processes = len(self.features_list), tokens.processes
         pairs = turns * sum(len(part) * (len(part) - 1) // 2 for part in parts) // processes.ranks
-        hidden = True if processes.rank else None
         total = torch.zeros(())
-        with tqdm(total=pairs, desc="compare", unit="pair", leave=False, disable=hidden) as bar:
+        with Progress(pairs, "compare", "pair", shown=not processes.rank, leave=False) as progress:
             for layer in self.features_list:
                 sizes, pooled, images = list[int](), list[Tensor](), list[Tensor]()
                 for bundle in tokens():
@@ -214,7 +213,7 @@ class MuSc(nn.Module):
                 for part in parts:
                     found = mutual_scores(
                         [images[index] for index in part], grid, self.neighborhoods, self._count(len(part)),
-                        self._place.device, bar.update, processes,
+                        self._place.device, progress.update, processes,
                     )  # fmt: skip
                     scores[part] = found.cpu().double().mean(0)
                 total = total + scores / turns

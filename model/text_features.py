@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from model.text_interface import TextTower
 from prompt_ensemble import Prompts, sentences, up_to_state
+from utils.progress import tracked
 
 _LOG = logging.getLogger("vand")
 _KEPT = 1000  # names; those of a dataset, and not all that the users of a web page ever typed
@@ -29,7 +29,7 @@ class TextFeatures:
     def encode(self, names: Sequence[str]) -> None:
         """Encode the names that are not known yet; with a progress bar where they are several."""
         new = [name for name in dict.fromkeys(names) if name not in self._known]
-        for name in tqdm(new, desc="text", unit="class", disable=None if len(new) > 1 else True):
+        for name in tracked(new, "text", "class", shown=len(new) > 1):
             self._known[name] = self._encode_name(name)
         if new:
             others = [name for name in self._known if name not in names]  # the oldest first
