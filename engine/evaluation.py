@@ -132,12 +132,25 @@ def infer(
 
 def fuse(detector: ScoringDetector, tokens: Any, names: list[str], memory: Memory | None) -> Prediction:
     """The prediction for tokens of images of one class, as `infer`."""
+    return next(fuse_each(detector, tokens, names, [memory]))
+
+
+def fuse_each(
+    detector: ScoringDetector,
+    tokens: Any,
+    names: list[str],
+    memories: Sequence[Memory | None],
+    found: SimilarityCache | None = None,
+) -> Iterator[Prediction]:
+    """The same with each of some memories; found: an empty one, with which each reference is compared once."""
     prediction = zero_shot(detector, tokens, names)
-    if memory is not None:
-        return detector.few_shot(prediction, tokens, names, {names[0]: memory})
-    if prediction is None:
-        raise ValueError("this method requires reference images")
-    return prediction
+    for memory in memories:
+        if memory is not None:
+            yield detector.few_shot(prediction, tokens, names, {names[0]: memory}, found)
+        elif prediction is None:
+            raise ValueError("this method requires reference images")
+        else:
+            yield prediction
 
 
 def zero_shot(detector: ScoringDetector, tokens: Any, names: Sequence[str]) -> Prediction | None:

@@ -84,7 +84,7 @@ class DatasetThresholds:
         validation = [sample for sample in self._data.everything["validation"] if sample.cls_name == name]
         if validation:
             try:
-                return list(self._on_validation(name, validation))
+                return [*self._on_validation(name, validation)]
             except ValueError as error:  # a file that cannot be read, or too few for the rule: the others have theirs
                 return [str(error)] * len(self._shots)
         return [self._on_references(shot, name) for shot in self._shots]
@@ -95,11 +95,8 @@ class DatasetThresholds:
         images = UnlabeledImages(
             list(files.values()), predictor.detector.input_spec, bits=pixels.bits, upright=pixels.exif
         )
-        found = []
-        for memory in self._memories(name):
-            loader = batches(images, predictor.batch_size, self._num_workers, predictor.accelerator, shared=False)
-            found.append(predictor.calibrate(readable(loader), name, memory, "validation of the dataset"))
-        return found
+        loader = batches(images, predictor.batch_size, self._num_workers, predictor.accelerator, shared=False)
+        return predictor.calibrate(readable(loader), name, self._memories(name), "validation of the dataset")
 
     def _on_references(self, shot: FewShotSetting, name: str) -> Calibration | str:
         lacks = "the dataset has no validation images of it"

@@ -15,12 +15,12 @@ from data.meta import PixelSettings
 from data.views import PLAIN, ImageViews
 from dataset import ReferenceViews
 from engine.batches import batches
-from engine.encoding import encode_each
-from engine.evaluation import fuse, infer, zero_shot
+from engine.encoding import Timer, encode, encode_each
+from engine.evaluation import fuse, fuse_each, infer, zero_shot
 from engine.references import read_references
 from inference.calibration import Calibration, limits_of
 from metrics.thresholds import NormalPixels, ThresholdRule
-from model.interface import Memory, Prediction, ScoringDetector, TokenPasses
+from model.interface import Memory, Prediction, ScoringDetector, SimilarityCache, TokenPasses
 from report.heatmap import HeatScale
 
 OWN_IMAGES = "own images"  # stands where results of datasets have its name
@@ -69,6 +69,35 @@ class EncodedReferences(NamedTuple):
     memory: Memory
     calibration: Calibration | None  # on the references themselves; None of a single one, or where none is wanted
     near_copies: list[int]  # those that are nearly a copy of another one, as indices
+
+
+class _NormalResults:
+    """What is kept of results of normal images without a scale, which may be many: of each the components of its score,
+    and of some pixels of the map.
+
+    Attributes:
+        count: of the images.
+        components: name -> a value of each.
+        heat: ends of the colour scale.
+        pixels: None where the rule has no threshold of pixels.
+    """
+
+    def __init__(self, rule: ThresholdRule, source: str):
+        self.source, self.count, self.components = source, 0, dict[str, list[float]]()
+        self.heat, self.pixels = HeatScale(_HEAT_IMAGES), NormalPixels() if rule.pixels else None
+
+    def add(self, results: Sequence[ImageResult]) -> None:
+        """Raises ValueError where a result holds NaN or infinity."""
+        numbers = range(self.count + 1, self.count + len(results) + 1)
+        check_finite(results, [f"normal image {number} of {self.source}" for number in numbers])
+        self.count += len(results)
+        for result in results:
+            for key, value in result.score_components.items():
+                self.components.setdefault(key, []).append(value)
+            if not self.heat.full:
+                self.heat.add(result.map)
+            if self.pixels:
+                self.pixels.add(result.map)
 
 
 class Predictor:
@@ -166,17 +195,15 @@ class Predictor:
         images = self._tokens(files, pixels, num_workers) if hasattr(self.detector, "summarize") else references
         distances: list[float] = []  # of each to the nearest other
 
-        def leave_one_out() -> Iterator[list[ImageResult]]:
-            for row in range(count):
-                others = [other for other in range(count) if other != row]
-                prediction, distance = self._compare(images[row], [references[other] for other in others], name)
-                distances.append(distance)
-                yield self._results(prediction, None)
-
-        calibration = self._calibration(leave_one_out(), source)
+        normal = _NormalResults(self.rule, source)
+        for row in range(count):
+            others = [other for other in range(count) if other != row]
+            prediction, distance = self._compare(images[row], [references[other] for other in others], name)
+            distances.append(distance)
+            normal.add(self._results(prediction, None))
         bound = max(_ALL_BUT_ZERO, _NEAR_COPY * self._usual_distance(images, references, name))
         near = [row for row, distance in enumerate(distances) if distance < bound]
-        return EncodedReferences(memory, calibration, near)
+        return EncodedReferences(memory, self._calibration(normal), near)
 
     def _check_class(self, name: str) -> None:
         if hasattr(self.detector, "check_classes"):
@@ -215,36 +242,28 @@ class Predictor:
 
     @torch.no_grad()
     def calibrate(
-        self, groups: Iterable[Mapping[str, Any]], name: str, memory: Memory | None, source: str
-    ) -> Calibration:
-        """Scale and threshold from groups of normal images (see `readable`) that are none of the references."""
-        results = (self.predict(group["image"], name, memory, map_size=group["map_size"]) for group in groups)
-        return self._calibration(results, source)
+        self, groups: Iterable[Mapping[str, Any]], name: str, memories: Sequence[Memory | None], source: str
+    ) -> list[Calibration]:
+        """Scale and threshold with each of some memories (None: zero-shot), from groups of normal images (see
+        `readable`) that are none of the references. The images are encoded once."""
+        found = [_NormalResults(self.rule, source) for _ in memories]
+        for group in groups:
+            tokens = encode(self.detector, group["image"], self.accelerator, Timer(), group["map_size"])
+            names = [name] * len(group["image"])
+            predictions = fuse_each(self.detector, tokens, names, memories, SimilarityCache())
+            for one, prediction in zip(found, predictions, strict=True):
+                one.add(self._results(prediction, None))
+        return [self._calibration(one) for one in found]
 
-    def _calibration(self, batches: Iterable[list[ImageResult]], source: str) -> Calibration:
-        """From results of normal images without a scale. Of each the terms are kept, and of some pixels of the map:
-        normal images may be many."""
-        components: dict[str, list[float]] = {}
-        heat, seen = HeatScale(_HEAT_IMAGES), 0
-        pixels = NormalPixels() if self.rule.pixels else None
-        for results in batches:
-            check_finite(results, [f"normal image {seen + row} of {source}" for row in range(1, len(results) + 1)])
-            seen += len(results)
-            for result in results:
-                for key, value in result.score_components.items():
-                    components.setdefault(key, []).append(value)
-                if not heat.full:
-                    heat.add(result.map)
-                if pixels:
-                    pixels.add(result.map)
-        limits = limits_of(components)
-        terms = {key: torch.tensor(values) for key, values in components.items()}
-        scores = self.detector.image_scores(terms, limits).tolist()
-        threshold, rate = self.rule.of_scores(scores)
-        own = Calibration(limits, threshold, rate, seen, source, heat.ends(_STRETCH), dict(self.description))
-        if pixels is None:
+    def _calibration(self, normal: "_NormalResults") -> Calibration:
+        limits = limits_of(normal.components)
+        terms = {key: torch.tensor(values) for key, values in normal.components.items()}
+        threshold, rate = self.rule.of_scores(self.detector.image_scores(terms, limits).tolist())
+        ends, described = normal.heat.ends(_STRETCH), dict(self.description)
+        own = Calibration(limits, threshold, rate, normal.count, normal.source, ends, described)
+        if normal.pixels is None:
             return own
-        pixel_threshold, pixel_rate = pixels.threshold(self.rule)
+        pixel_threshold, pixel_rate = normal.pixels.threshold(self.rule)
         return replace(own, rule=str(self.rule), pixel_threshold=pixel_threshold, pixel_fpr=pixel_rate)
 
     def _results(self, prediction: Prediction, calibration: Calibration | None) -> list[ImageResult]:

@@ -170,7 +170,7 @@ def encode_normal_images(
     if settings.calibrate is not None:
         images = UnlabeledImages(list(normal.calibrate.values()), predictor.detector.input_spec, bits=settings.bits)
         loader = batches(images, predictor.batch_size, settings.num_workers, predictor.accelerator, shared=False)
-        calibration = predictor.calibrate(readable(loader), one.class_name, memory, settings.calibrate)
+        (calibration,) = predictor.calibrate(readable(loader), one.class_name, [memory], settings.calibrate)
     if calibration and settings.calibration is None:
         log_too_few(calibration, settings.rule)
     return memory, calibration

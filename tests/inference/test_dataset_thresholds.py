@@ -96,6 +96,19 @@ def test_a_fault_of_one_class_leaves_the_others_their_thresholds(run, tmp_path):
     assert "cup_valid3.png" in cup.reason and jar.calibration["normal_images"] == 4
 
 
+def test_validation_images_are_encoded_once_for_all_settings(run, monkeypatch):
+    seen, encode, rule = [], Grey.encode, ThresholdRule("conformal", 0.1, pixels=True)
+    monkeypatch.setattr(Grey, "encode", lambda self, images: seen.append(len(images)) or encode(self, images))
+    one_each = [dict.fromkeys(("cup", "jar"), [f"jar_train{number}.png"]) for number in (1, 2)]
+    settings = [ZERO_SHOT, *(FewShotSetting(1, seed, chosen) for seed, chosen in enumerate(one_each))]
+    thresholds = run(rule, settings)[0]
+    seen.clear()
+    together = thresholds.of_class("cup")
+    assert sum(seen) == 12 + 2  # and the references
+    assert [run(rule, [setting])[0].of_class("cup") for setting in settings] == [[one] for one in together]
+    assert len({one.limits["map_max"] for one in together}) == 3
+
+
 def test_validation_images_come_first_then_references_and_else_it_is_stated(run, tmp_path):
     references = {"jar": [f"jar_train{n}.png" for n in range(4)], "cup": ["jar_train0.png"]}
     shots = [ZERO_SHOT, FewShotSetting(4, 1, references)]
