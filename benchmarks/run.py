@@ -1,7 +1,6 @@
 """A test run without its start (reading, scoring, metrics, overlays, report), beside the backbone alone on as many
 images that are decoded already. APRIL-GAN, random weights, photographs of 1500 x 1000 pixels. Best turns; shares are
-medians of the turns: what the run's own clock says, as its log does, and the backbone alone against the run, which also
-counts what the processes beside it take from it, and how the machine changes between the two.
+medians of the turns, whose two sides see about the same machine.
 
 On the CPU ViT-B-16 at 240, one class, zero-shot and 4-shot. On a GPU ViT-L-14-336 at 518, bf16, batch 32, and as many
 images and classes as MVTec AD has: the device would be done with one class before its pictures are begun.
@@ -53,9 +52,10 @@ def compare(
     shown = f"{detector.backbone.name} at {detector.backbone.image_size}, {precision}, batch {batch}"
     kind = f"{shots[0].k_shot}-shot" if shots[0].k_shot else "zero-shot"
     yield Row(f"the backbone alone, {encoded} images, {shown}", f"{min(alone):.2f} s")
-    share = f"{median_ratio([run.encoding for run in runs], whole):.1%} in the backbone"
+    share = f"{median_ratio(alone, whole):.1%} in the backbone"
     yield Row(f"a run with overlays and report, {kind}", f"{min(whole):.2f} s", share, f">= {wanted:.0%}")
-    yield Row("the backbone alone against the run", "", f"{median_ratio(alone, whole):.1%}")
+    own = median_ratio([run.encoding for run in runs], whole)
+    yield Row("time in the backbone within the run, which those who read and draw slow down", "", f"{own:.1%}")
 
 
 @torch.no_grad()

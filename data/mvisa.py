@@ -32,7 +32,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 if not __package__:  # run as a script: the packages of the project lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -43,6 +42,7 @@ from data.regions import read_mask
 from data.script import table
 from utils.errors import run_script
 from utils.logs import log_to
+from utils.progress import tracked
 
 LAYOUTS = {"mvtec": mvtec_layout, "visa": visa_layout}
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel whose zero is black
@@ -143,7 +143,7 @@ def make(root: Path, name: str, source: Path, copies: list[Copy]) -> None:
     partial = root / f".{name}.{os.getpid()}"
     partial.mkdir(parents=True)
     try:
-        for copy in tqdm(copies, desc=name, unit="image", disable=None):
+        for copy in tracked(copies, name, "image"):
             convert(source, copy.old, partial, copy.new)
         samples = {split: [copy.new for copy in copies if copy.split == split] for split in SPLITS}
         written = write(partial, samples, partial / f"meta_{name}.json")

@@ -1,6 +1,6 @@
 """Rotation in fixed-point arithmetic: bilinear, the border reflected, grey level by grey level what OpenCV 4's
 `warpAffine` gives (as AnomalyDINO's program turns its references). That of OpenCV 5 interpolates in another way, but
-`remap` at places of whole numbers is the same in both.
+`remap` with places in fixed point gives the same in both.
 """
 
 import math
@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-_BLOCK = 1 << 15  # pixels at a time: what they need stays in the caches
-_LARGEST = 1 << 15  # places are numbers of 16 bits
+# Pixels at a time: what they need stays in the caches, and OpenCV starts no threads for so few, as is right in a process
+# that was forked off.
+_BLOCK = 1 << 15
 
 
 def rotate_reflected(picture: Image.Image, degrees: float) -> Image.Image:
@@ -23,12 +24,13 @@ def rotate_reflected(picture: Image.Image, degrees: float) -> Image.Image:
         picture: "RGB" or "L".
 
     Raises:
-        ValueError: a picture of another mode; one of more than about 27,000 pixels a side.
+        ValueError: a picture of another mode; one too large for places of 16 bits, a square of
+            more than about 27,000 pixels a side.
     """
     if picture.mode not in ("RGB", "L"):
         raise ValueError(f"a picture of mode {picture.mode} cannot be turned; convert it to RGB or L")
     width, height = picture.size
-    if math.hypot(width, height) + max(width, height) >= 2 * _LARGEST - 4:  # twice how far out a place may lie
+    if math.hypot(width, height) + max(width, height) >= (1 << 16) - 4:  # twice how far out a place may lie
         raise ValueError(f"{width} x {height} pixels are too many to be turned; make the picture smaller")
     pixels = np.asarray(picture)
     turned = np.empty_like(pixels)

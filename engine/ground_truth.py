@@ -64,7 +64,7 @@ class GroundTruth:
         """(H, W) as `label_regions` gives them, of the part of a picture that a map shows; picture: its size."""
         sample = self.samples[index]
         if not (sample.anomaly and sample.mask_path):
-            return torch.zeros(1, 1, dtype=torch.int32).expand(self.size(picture))
+            return torch.zeros(1, 1, dtype=torch.uint8).expand(self.size(picture))
         mask = read_mask(self._root / sample.mask_path, upright=self._pixels.exif)
         return torch.from_numpy(label_regions(np.asarray(mask.crop(_pixels(self._spec.shown, picture)))))
 

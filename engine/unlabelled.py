@@ -28,7 +28,7 @@ from model.interface import Memory
 from utils.distributed import flatten, gather
 from utils.files import read_json, write_json
 from utils.logs import LOG
-from utils.progress import tracked
+from utils.progress import Progress
 
 
 class UnlabelledSet(NamedTuple):
@@ -162,7 +162,8 @@ def score_unlabelled(
             banks[name] = memories(name)
         return banks[name]
 
-    for number, one in enumerate(tracked(sets, "unlabelled", "set", shown=accelerator.is_main_process)):
+    progress = Progress(len(sets), "unlabelled", "set", done=len(known), shown=accelerator.is_main_process)
+    for number, one in enumerate(sets):
         if number in known:
             yield known[number]
             continue
@@ -177,7 +178,9 @@ def score_unlabelled(
         scores = _joined(flatten(gather(own, accelerator)), len(settings))
         if accelerator.is_main_process:
             kept.keep(number, scores)
+        progress.update()
         yield scores
+    progress.close()
     timer.stop()
     count = sum(len(one.images) for number, one in enumerate(sets) if number not in known)
     if count:

@@ -76,6 +76,7 @@ class _NormalResults:
     and of some pixels of the map.
 
     Attributes:
+        source: where the images come from.
         count: of the images.
         components: name -> a value of each.
         heat: ends of the colour scale.
@@ -245,17 +246,24 @@ class Predictor:
         self, groups: Iterable[Mapping[str, Any]], name: str, memories: Sequence[Memory | None], source: str
     ) -> list[Calibration]:
         """Scale and threshold with each of some memories (None: zero-shot), from groups of normal images (see
-        `readable`) that are none of the references. The images are encoded once."""
+        `readable`) that are none of the references. The images are encoded once.
+
+        Raises:
+            ValueError: an image that cannot be read, or whose map holds NaN or infinity; too few for the rule; no memory
+                for a method that requires references.
+        """
         found = [_NormalResults(self.rule, source) for _ in memories]
         for group in groups:
-            tokens = encode(self.detector, group["image"], self.accelerator, Timer(), group["map_size"])
-            names = [name] * len(group["image"])
-            predictions = fuse_each(self.detector, tokens, names, memories, SimilarityCache())
+            names, images = [name] * len(group["image"]), group["image"]
+            predictions = fuse_each(  # which alone holds the tokens, so that they go before the next ones come
+                self.detector, encode(self.detector, images, self.accelerator, Timer(), group["map_size"]), names,
+                memories, SimilarityCache(),
+            )  # fmt: skip
             for one, prediction in zip(found, predictions, strict=True):
                 one.add(self._results(prediction, None))
         return [self._calibration(one) for one in found]
 
-    def _calibration(self, normal: "_NormalResults") -> Calibration:
+    def _calibration(self, normal: _NormalResults) -> Calibration:
         limits = limits_of(normal.components)
         terms = {key: torch.tensor(values) for key, values in normal.components.items()}
         threshold, rate = self.rule.of_scores(self.detector.image_scores(terms, limits).tolist())

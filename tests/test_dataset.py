@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from data.images import load_image, load_mask
+from data.input_spec import SquareInput
 from data.references import draw_shots, load_shots
-from dataset import AnomalyDataset, EpochSampler, Sample, select
+from dataset import AnomalyDataset, EpochSampler, ReferenceViews, Sample, select
 
 RNG = np.random.default_rng(0)
 
@@ -39,6 +40,13 @@ def test_grey_becomes_rgb_after_the_resize(tmp_path):
     Image.fromarray(grey()).save(tmp_path / "a.png")
     resized = np.asarray(Image.open(tmp_path / "a.png").resize((16, 16), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(item(tmp_path, sample())["image"], np.stack([resized] * 3))
+
+
+def test_a_reference_that_cannot_be_turned_is_named(tmp_path):
+    Image.new("L", (40_000, 2)).save(tmp_path / "line.png")
+    views = [(tmp_path / "line.png", (("rotate_reflected", 45.0),))]
+    with pytest.raises(ValueError, match=r"line\.png: 40000 x 2 pixels are too many to be turned"):
+        ReferenceViews(views, SquareInput(16))[0]
 
 
 def test_sixteen_bit_is_brought_to_eight(tmp_path):

@@ -48,8 +48,12 @@ class Progress(AbstractContextManager["Progress"]):
             units = self._unit + ("es" if self._unit.endswith(("s", "ch")) else "s")
             LOG.info("%s: %d of %d %s, about %s left", self._what, self._done, self._total, units, _duration(left))
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """The end of the loop."""
         self._bar.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Counted(Protocol[T]):
@@ -69,7 +73,7 @@ def tracked(items: Counted[T], what: str, unit: str, *, shown: bool = True) -> I
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that leaves one or two digits, up to hours."""
+    """In the largest unit of which there are two or more."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
