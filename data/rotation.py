@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# Pixels at a time: what they need stays in the caches, and OpenCV starts no threads for so few, as is right in a process
+# Pixels at a time: what they need stays in the caches, and OpenCV starts no threads for so few, as is right in a reader
 # that was forked off.
 _BLOCK = 1 << 15
 

@@ -249,8 +249,8 @@ class Predictor:
         `readable`) that are none of the references. The images are encoded once.
 
         Raises:
-            ValueError: an image that cannot be read, or whose map holds NaN or infinity; too few for the rule; no memory
-                for a method that requires references.
+            ValueError: an image that cannot be read, or whose map holds NaN or infinity; too few for the rule; no
+                memory for a method that requires references.
         """
         found = [_NormalResults(self.rule, source) for _ in memories]
         for group in groups:
