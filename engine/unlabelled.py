@@ -162,25 +162,24 @@ def score_unlabelled(
             banks[name] = memories(name)
         return banks[name]
 
-    progress = Progress(len(sets), "unlabelled", "set", done=len(known), shown=accelerator.is_main_process)
-    for number, one in enumerate(sets):
-        if number in known:
-            yield known[number]
-            continue
-        samples = one.samples()
-        images = AnomalyDataset(root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif)
-        loader = batches(images, built.batch_size, num_workers, accelerator)
-        own: list[tuple[int, int, dict[str, float]]] = []  # setting, index, components
-        steps = predictions(built.detector, loader, settings, kept_memories, accelerator, timer)
-        for step, reading in one_ahead(steps, accelerator.device):
-            with reading:
-                own += _read(step, one, samples, keep_map)
-        scores = _joined(flatten(gather(own, accelerator)), len(settings))
-        if accelerator.is_main_process:
-            kept.keep(number, scores)
-        progress.update()
-        yield scores
-    progress.close()
+    with Progress(len(sets), "unlabelled", "set", done=len(known), shown=accelerator.is_main_process) as progress:
+        for number, one in enumerate(sets):
+            if number in known:
+                yield known[number]
+                continue
+            samples = one.samples()
+            images = AnomalyDataset(root, samples, built.detector.input_spec, bits=pixels.bits, upright=pixels.exif)
+            loader = batches(images, built.batch_size, num_workers, accelerator)
+            own: list[tuple[int, int, dict[str, float]]] = []  # setting, index, components
+            steps = predictions(built.detector, loader, settings, kept_memories, accelerator, timer)
+            for step, reading in one_ahead(steps, accelerator.device):
+                with reading:
+                    own += _read(step, one, samples, keep_map)
+            scores = _joined(flatten(gather(own, accelerator)), len(settings))
+            if accelerator.is_main_process:
+                kept.keep(number, scores)
+            progress.update()
+            yield scores
     timer.stop()
     count = sum(len(one.images) for number, one in enumerate(sets) if number not in known)
     if count:

@@ -48,12 +48,8 @@ class Progress(AbstractContextManager["Progress"]):
             units = self._unit + ("es" if self._unit.endswith(("s", "ch")) else "s")
             LOG.info("%s: %d of %d %s, about %s left", self._what, self._done, self._total, units, _duration(left))
 
-    def close(self) -> None:
-        """The end of the loop."""
-        self._bar.close()
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._bar.close()
 
 
 class Counted(Protocol[T]):
