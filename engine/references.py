@@ -27,6 +27,7 @@ from model.interface import Memory, ScoringDetector
 from model.memory_bank import Memories
 from model.tokens import join_tokens, token_bytes
 from utils.logs import LOG
+from utils.progress import tracked
 
 MemorySource = Callable[[str], list[Memory | None]]  # class name -> a Memory per setting; None for zero-shot
 
@@ -57,7 +58,8 @@ def read_references(
     loader = batches(dataset, batch_size, num_workers, accelerator, shared=False)
     tokens = encode_each(detector, loader, accelerator, timer)
     references = []
-    for _, views in images:  # one after the other: of many views of large images not all fit into memory
+    # One after the other: of many views of large images not all fit into memory.
+    for _, views in tracked(images, "references", "image", shown=accelerator.is_main_process, leave=False):
         passes = [join_tokens([next(tokens) for _ in one_pass]) for one_pass in views]
         references.append(detector.summarize(passes) if hasattr(detector, "summarize") else passes[0])
     return references

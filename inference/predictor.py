@@ -22,6 +22,7 @@ from inference.calibration import Calibration, limits_of
 from metrics.thresholds import NormalPixels, ThresholdRule
 from model.interface import Memory, Prediction, ScoringDetector, SimilarityCache, TokenPasses
 from report.heatmap import HeatScale
+from utils.progress import tracked
 
 OWN_IMAGES = "own images"  # stands where results of datasets have its name
 _STRETCH = 2.0  # of the colour scale beyond normal images
@@ -197,7 +198,8 @@ class Predictor:
         distances: list[float] = []  # of each to the nearest other
 
         normal = _NormalResults(self.rule, source)
-        for row in range(count):
+        shown = self.accelerator.is_main_process
+        for row in tracked(range(count), "compare references", "image", shown=shown, leave=False):
             others = [other for other in range(count) if other != row]
             prediction, distance = self._compare(images[row], [references[other] for other in others], name)
             distances.append(distance)

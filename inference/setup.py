@@ -23,6 +23,7 @@ from model.interface import Memory
 from utils import memory_check
 from utils.files import clear_leftovers, clear_results, file_digest
 from utils.logs import LOG, log_to
+from utils.progress import tracked
 from utils.provenance import write_config
 
 RESULTS = ("scores.csv", "skipped.csv", "calibration.json", "report.html", "imgs", "maps")
@@ -170,7 +171,9 @@ def encode_normal_images(
     if settings.calibrate is not None:
         images = UnlabeledImages(list(normal.calibrate.values()), predictor.detector.input_spec, bits=settings.bits)
         loader = batches(images, predictor.batch_size, settings.num_workers, predictor.accelerator, shared=False)
-        (calibration,) = predictor.calibrate(readable(loader), one.class_name, [memory], settings.calibrate)
+        main = predictor.accelerator.is_main_process
+        shown = tracked(loader, "normal images", "batch", shown=main, leave=False)
+        (calibration,) = predictor.calibrate(readable(shown), one.class_name, [memory], settings.calibrate)
     if calibration and settings.calibration is None:
         log_too_few(calibration, settings.rule)
     return memory, calibration

@@ -60,9 +60,9 @@ class Counted(Protocol[T]):
     def __iter__(self) -> Iterator[T]: ...
 
 
-def tracked(items: Counted[T], what: str, unit: str, *, shown: bool = True) -> Iterator[T]:
+def tracked(items: Counted[T], what: str, unit: str, *, shown: bool = True, leave: bool = True) -> Iterator[T]:
     """The items, with the progress of the loop over them."""
-    with Progress(len(items), what, unit, shown=shown) as progress:
+    with Progress(len(items), what, unit, shown=shown, leave=leave) as progress:
         for item in items:
             yield item
             progress.update()

@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -185,6 +189,23 @@ def test_an_interrupted_test(testing, monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "finished").exists() and not (tmp_path / "k_shot.json").exists()
     test_script.main(words(*flags, "--save_path", tmp_path, "--resume"))
     assert differences(whole, tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc says which signals a process handles")
+def test_an_interruption_of_the_imports_is_one_line(tmp_path):
+    """They take seconds, in which users see that a flag is wrong."""
+    command = [sys.executable, ROOT / "test.py", "--data_path", tmp_path, "--save_path", tmp_path / "out"]
+    script = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while script.poll() is None and not handles(script.pid, signal.SIGTERM):
+        time.sleep(0.01)
+    script.terminate()
+    assert script.communicate()[1].splitlines() == ["interrupted"] and script.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+def handles(process: int, number: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)
 
 
 def test_an_interrupted_test_of_sets_goes_on(tiny_a, mini_mvtec, monkeypatch, tmp_path):
