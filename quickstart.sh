@@ -75,7 +75,9 @@ fi
 printf '\nPercent. px: per pixel, sp: per image; 100 is perfect, and 50 is chance for auroc. Several seeds: mean ± standard deviation.\n'
 for dataset in $first $second; do
     for mode in $modes; do
-        printf '\n## %s: ' "$dataset"
+        method=$METHOD
+        [ "$mode" = bank ] && method=anomaly_dino
+        printf '\n## %s, %s: ' "$dataset" "$method"
         cat "$SAVE/$dataset/${mode}_shot/table.md"
     done
 done

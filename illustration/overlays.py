@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-WIDTH = 780  # pixels
+WIDTH = 774  # pixels
 
 
 def main(folder: str, *names: str) -> None:
