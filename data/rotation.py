@@ -24,8 +24,8 @@ def rotate_reflected(picture: Image.Image, degrees: float) -> Image.Image:
         picture: "RGB" or "L".
 
     Raises:
-        ValueError: a picture of another mode; one too large for places of 16 bits, a square of
-            more than about 27,000 pixels a side.
+        ValueError: a picture of another mode; one too large for places of 16 bits, as a square of more than about
+            27,000 pixels a side is.
     """
     if picture.mode not in ("RGB", "L"):
         raise ValueError(f"a picture of mode {picture.mode} cannot be turned; convert it to RGB or L")

@@ -97,9 +97,9 @@ class DatasetThresholds:
             list(files.values()), predictor.detector.input_spec, bits=pixels.bits, upright=pixels.exif
         )
         loader = batches(images, predictor.batch_size, self._num_workers, predictor.accelerator, shared=False)
-        main = predictor.accelerator.is_main_process
-        shown = tracked(loader, f"validation images of {name}", "batch", shown=main, leave=False)
-        return predictor.calibrate(readable(shown), name, self._memories(name), "validation of the dataset")
+        shown = predictor.accelerator.is_main_process
+        read = tracked(loader, f"validation images of {name}", "batch", shown=shown, leave=False)
+        return predictor.calibrate(readable(read), name, self._memories(name), "validation of the dataset")
 
     def _on_references(self, shot: FewShotSetting, name: str) -> Calibration | str:
         lacks = "the dataset has no validation images of it"

@@ -171,9 +171,9 @@ def encode_normal_images(
     if settings.calibrate is not None:
         images = UnlabeledImages(list(normal.calibrate.values()), predictor.detector.input_spec, bits=settings.bits)
         loader = batches(images, predictor.batch_size, settings.num_workers, predictor.accelerator, shared=False)
-        main = predictor.accelerator.is_main_process
-        shown = tracked(loader, "normal images", "batch", shown=main, leave=False)
-        (calibration,) = predictor.calibrate(readable(shown), one.class_name, [memory], settings.calibrate)
+        shown = predictor.accelerator.is_main_process
+        read = tracked(loader, "normal images", "batch", shown=shown, leave=False)
+        (calibration,) = predictor.calibrate(readable(read), one.class_name, [memory], settings.calibrate)
     if calibration and settings.calibration is None:
         log_too_few(calibration, settings.rule)
     return memory, calibration

@@ -27,9 +27,8 @@ class Progress(AbstractContextManager["Progress"]):
     """
 
     def __init__(self, total: int, what: str, unit: str, *, done: int = 0, shown: bool = True, leave: bool = True):
-        self._bar = tqdm(
-            total=total, initial=done, desc=what, unit=unit, leave=leave, disable=None if shown else True
-        )  # None: where standard error is no terminal
+        disable = None if shown else True  # None: where standard error is no terminal
+        self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, leave=leave, disable=disable)
         self._lines = shown and self._bar.disable
         self._total, self._what, self._unit = total, what, unit
         self._first = self._done = done
